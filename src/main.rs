@@ -1,3 +1,7 @@
-fn main() {
+//! The command line; see `refusal-patch --help`.
 
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
 }

@@ -1,0 +1,57 @@
+//! SHA-256 of files and of tensors: how `diff` proves that nothing else has changed.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::Gguf;
+use crate::progress::{check, Progress};
+use crate::{Error, Result};
+
+/// How much is hashed between two looks at whether the user wants to stop: some milliseconds' worth.
+const CHUNK: usize = 4 << 20;
+
+/// The SHA-256 of a whole file, in lower-case hex.
+pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let total = file.metadata().map_err(Error::io(path))?.len();
+    progress.start("hashing", total, "bytes");
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        check()?;
+        let n = file.read(&mut buffer).map_err(Error::io(path))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        progress.advance(n as u64);
+    }
+    progress.finish();
+    Ok(hex(&hasher.finalize()))
+}
+
+/// The SHA-256 of each tensor's bytes, in the order of [`Gguf::tensors`], computed on all cores.
+pub fn sha256_tensors(file: &Gguf, progress: &dyn Progress) -> Result<Vec<[u8; 32]>> {
+    progress.start("hashing", file.tensors().iter().map(|t| t.len).sum(), "bytes");
+    let hash = |t| {
+        let mut hasher = Sha256::new();
+        for chunk in file.bytes(t).chunks(CHUNK) {
+            check()?;
+            hasher.update(chunk);
+            progress.advance(chunk.len() as u64);
+        }
+        Ok(hasher.finalize().into())
+    };
+    let hashes = file.tensors().par_iter().map(hash).collect();
+    progress.finish();
+    hashes
+}
+
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,154 @@
+//! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no weights.
+
+mod gguf;
+mod hash;
+mod map;
+mod parse;
+mod sniff;
+mod value;
+
+use std::ops::Range;
+
+use gguf_rs_lib::format::GGUFTensorType;
+
+pub use gguf::Gguf;
+pub use hash::{hex, sha256_file, sha256_tensors};
+pub use map::Map;
+pub(crate) use value::write_string;
+pub use value::{Numbers, Value};
+
+/// One tensor of a checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tensor {
+    /// Its name, as the file spells it.
+    pub name: String,
+    /// Its shape in GGUF's order: `dims[0]` is the length of a row (input features), `dims[1]` the number of rows.
+    pub dims: Vec<u64>,
+    /// The file's own number for the encoding; it may be one that this program doesn't know.
+    pub type_id: u32,
+    /// Which of the checkpoint's files holds it (0: the only one).
+    pub file: usize,
+    /// Where its bytes begin, from the start of that file.
+    pub offset: u64,
+    /// How many bytes it has. For an unknown encoding: up to the next tensor, or to the end of the file.
+    pub len: u64,
+}
+
+impl Tensor {
+    /// Number of elements. Can't overflow: the reader refused such a shape.
+    pub fn elements(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    /// The encoding's name, `type 77` for an unknown one.
+    pub fn type_name(&self) -> String {
+        type_name(self.type_id)
+    }
+
+    /// Its bytes' place in the file.
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.len
+    }
+}
+
+/// One metadata entry.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Value,
+    /// Where the whole entry (key, type, value) lies in the file.
+    pub span: Range<u64>,
+}
+
+/// The name of an encoding, `type 77` for an unknown one.
+pub fn type_name(type_id: u32) -> String {
+    GGUFTensorType::from_u32(type_id).map_or_else(|_| format!("type {type_id}"), |t| t.name().to_string())
+}
+
+/// An encoding's block: (elements, bytes). None for an unknown encoding.
+pub fn block(type_id: u32) -> Option<(u64, u64)> {
+    let t = GGUFTensorType::from_u32(type_id).ok()?;
+    Some((t.block_size() as u64, t.block_size_bytes()? as u64))
+}
+
+/// The size in bytes of a tensor of this shape. `Ok(None)`: unknown encoding. `Err` says what is wrong with the shape.
+pub fn encoded_len(type_id: u32, dims: &[u64]) -> Result<Option<u64>, String> {
+    let elements = dims
+        .iter()
+        .try_fold(1u64, |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= i64::MAX as u64)
+        .ok_or_else(|| format!("shape {dims:?} has more elements than 64 bits can count"))?;
+    let Some((block_len, block_bytes)) = block(type_id) else { return Ok(None) };
+    let row = dims.first().copied().unwrap_or(1);
+    if row % block_len != 0 {
+        let name = type_name(type_id);
+        return Err(format!("rows of {row} elements don't divide into {name}'s blocks of {block_len}"));
+    }
+    (elements / block_len)
+        .checked_mul(block_bytes)
+        .map(Some)
+        .ok_or_else(|| format!("shape {dims:?} has more bytes than 64 bits can count"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_sizes_are_llama_cpps() {
+        // (id, elements, bytes) from ggml-common.h.
+        let table = [
+            (0, 1, 4),
+            (1, 1, 2),
+            (2, 32, 18),
+            (3, 32, 20),
+            (6, 32, 22),
+            (7, 32, 24),
+            (8, 32, 34),
+            (10, 256, 84),
+            (11, 256, 110),
+            (12, 256, 144),
+            (13, 256, 176),
+            (14, 256, 210),
+            (16, 256, 66),
+            (17, 256, 74),
+            (18, 256, 98),
+            (19, 256, 50),
+            (20, 32, 18),
+            (21, 256, 110),
+            (22, 256, 82),
+            (23, 256, 136),
+            (24, 1, 1),
+            (25, 1, 2),
+            (26, 1, 4),
+            (27, 1, 8),
+            (28, 1, 8),
+            (29, 256, 56),
+            (30, 1, 2),
+            (34, 256, 54),
+            (35, 256, 66),
+            (39, 32, 17),
+            (40, 64, 36),
+            (41, 128, 18),
+            (42, 64, 18),
+        ];
+        for (id, elements, bytes) in table {
+            assert_eq!(block(id), Some((elements, bytes)), "type {id}");
+        }
+        for removed in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
+            assert_eq!(block(removed), None, "type {removed}");
+        }
+    }
+
+    #[test]
+    fn a_shape_that_overflows_is_refused() {
+        assert!(encoded_len(0, &[u64::MAX, 2]).is_err());
+        assert!(encoded_len(28, &[1 << 62]).is_err());
+        assert!(encoded_len(12, &[255]).is_err());
+        assert_eq!(encoded_len(12, &[512, 3]), Ok(Some(864)));
+        assert_eq!(encoded_len(0, &[]), Ok(Some(4)));
+        assert_eq!(encoded_len(99, &[7]), Ok(None));
+    }
+}

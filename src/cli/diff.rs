@@ -1,0 +1,147 @@
+//! `diff`.
+
+use refusal_patch::checkpoint::{sha256_tensors, Gguf};
+use refusal_patch::edit::fold::{achieved, norm};
+use refusal_patch::encoding::Encoding;
+use refusal_patch::evaluate::energy::{off_direction, OffDirection};
+use refusal_patch::model::Matrix;
+use refusal_patch::output::Provenance;
+use refusal_patch::progress::Progress;
+use refusal_patch::{Error, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::DiffArgs;
+use super::progress::Bars;
+use super::session::Session;
+use super::table::{cells, percent, table};
+
+/// A tensor that differs.
+#[derive(Serialize)]
+struct Changed {
+    tensor: String,
+    encoding: [String; 2],
+    /// Strength recorded in AFTER.
+    asked: Option<f64>,
+    /// The share of it that the stored weights carry.
+    achieved: Option<f64>,
+    residue: Option<f64>,
+    off_direction_energy: Option<OffDirection>,
+    codes_moved: Option<u64>,
+    bytes_changed: u64,
+}
+
+pub fn run(args: DiffArgs) -> Result<u8> {
+    let (before, after) = (Gguf::open(&args.before)?, Gguf::open(&args.after)?);
+    let bars = Bars::new(args.run.quiet || args.run.json);
+    let (a, b) = (sha256_tensors(&before, &bars)?, sha256_tensors(&after, &bars)?);
+    let edits = Provenance::read(&after)?.map(|p| p.edits).unwrap_or_default();
+    let session = Session::open(&args.before, &args.run);
+    let mut changed = Vec::new();
+    let mut identical = 0usize;
+    for (t, hash) in before.tensors().iter().zip(&a) {
+        let Some(at) = after.tensors().iter().position(|o| o.name == t.name) else {
+            return Err(Error::Model(format!("{}: tensor {} is missing", args.after.display(), t.name)));
+        };
+        let other = &after.tensors()[at];
+        if *hash == b[at] && t.type_id == other.type_id {
+            identical += 1;
+            continue;
+        }
+        let (x, y) = (before.bytes(t), after.bytes(other));
+        let mut row = Changed {
+            tensor: t.name.clone(),
+            encoding: [t.type_name(), other.type_name()],
+            asked: None,
+            achieved: None,
+            residue: None,
+            off_direction_energy: None,
+            codes_moved: None,
+            bytes_changed: if x.len() == y.len() {
+                x.iter().zip(y).filter(|(a, b)| a != b).count()
+            } else {
+                y.len()
+            } as u64,
+        };
+        let edit = edits.iter().find(|e| e.tensor == t.name);
+        if let (Some(m), Some(n), Some(e)) = (matrix(&before, &t.name), matrix(&after, &t.name), edit) {
+            if (e.u.len(), e.v.len()) == (m.rows, m.cols) && (m.rows, m.cols) == (n.rows, n.cols) {
+                let stored = achieved(&m, &n, &e.u, &e.v);
+                row.asked = Some(norm(&e.u));
+                row.achieved = Some(stored.gain);
+                row.residue = Some(stored.residue);
+                row.codes_moved = Some(stored.codes_moved);
+                if let Ok(session) = &session {
+                    row.off_direction_energy = off_direction(&session.evaluator(), &t.name, &n, &e.u)?;
+                }
+            }
+        }
+        changed.push(row);
+    }
+    let keys = |f: &Gguf| f.metadata().iter().map(|e| e.key.clone()).collect::<Vec<_>>();
+    let (old, new) = (keys(&before), keys(&after));
+    let added: Vec<&String> = new.iter().filter(|k| !old.contains(k)).collect();
+    let removed: Vec<&String> = old.iter().filter(|k| !new.contains(k)).collect();
+    let differ: Vec<&String> =
+        new.iter().filter(|k| old.contains(k) && before.get(k) != after.get(k)).collect();
+    if args.run.json {
+        super::print_json(json!({
+            "identical": identical,
+            "changed": changed,
+            "metadata": { "added": added, "removed": removed, "changed": differ },
+        }));
+        return Ok(0);
+    }
+    if let Err(e) = &session {
+        bars.note(&format!("note: the off-direction change was not measured: {e}"));
+    }
+    let mut out = format!("{identical} tensors identical (sha256), {} changed\n", changed.len());
+    if !changed.is_empty() {
+        let mut rows = vec![cells![
+            "tensor",
+            "encoding",
+            "asked",
+            "achieved",
+            "residue",
+            "off direction",
+            "worst row",
+            "codes moved",
+            "bytes changed"
+        ]];
+        let number = |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
+        for c in &changed {
+            let off = c.off_direction_energy.as_ref();
+            rows.push(cells![
+                c.tensor,
+                if c.encoding[0] == c.encoding[1] { c.encoding[0].clone() } else { c.encoding.join(" -> ") },
+                number(c.asked, 4),
+                number(c.achieved, 4),
+                number(c.residue, 4),
+                off.map_or("-".to_string(), |o| percent(o.overall)),
+                off.map_or("-".to_string(), |o| percent(o.worst_row)),
+                c.codes_moved.map_or("-".to_string(), |n| n.to_string()),
+                c.bytes_changed
+            ]);
+        }
+        out += &format!("\n{}", table(&rows));
+    }
+    out += &format!(
+        "\nmetadata: {} keys added, {} removed, {} changed\n",
+        added.len(),
+        removed.len(),
+        differ.len()
+    );
+    super::print(&out);
+    Ok(0)
+}
+
+fn matrix<'a>(file: &'a Gguf, name: &str) -> Option<Matrix<'a>> {
+    let t = file.tensor(name)?;
+    let &[cols, rows] = &t.dims[..] else { return None };
+    Some(Matrix {
+        rows: rows as usize,
+        cols: cols as usize,
+        encoding: Encoding::from_ggml(t.type_id)?,
+        bytes: file.bytes(t),
+    })
+}

@@ -1,0 +1,149 @@
+//! `inspect`.
+
+use std::collections::BTreeMap;
+
+use refusal_patch::checkpoint::Gguf;
+use refusal_patch::encoding::Encoding;
+use refusal_patch::model::{Model, Spec, Writer};
+use refusal_patch::output::Provenance;
+use refusal_patch::text::{read_prompts, Prompt, Set};
+use refusal_patch::Result;
+use serde_json::{json, Value};
+
+use super::args::InspectArgs;
+use super::session::chat;
+use super::table::{bytes, cells, table};
+
+pub fn run(args: InspectArgs) -> Result<u8> {
+    let file = Gguf::open(&args.model)?;
+    if args.prompt.is_some() || args.prompts.is_some() {
+        return show_prompts(&args, &file);
+    }
+    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for t in file.tensors() {
+        let entry = types.entry(t.type_name()).or_default();
+        *entry = (entry.0 + 1, entry.1 + t.len);
+    }
+    let spec = Spec::from_gguf(&file);
+    // A patch touches writers of the first four fifths of the blocks.
+    let touched: Vec<Value> = spec.as_ref().map_or(Vec::new(), |s| {
+        (0..(s.layers * 4).div_ceil(5))
+            .flat_map(|l| Writer::ALL.map(|w| Model::name(w.role(), l)))
+            .filter_map(|name| file.tensor(&name))
+            .map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": Encoding::from_ggml(t.type_id).is_some() }))
+            .collect()
+    });
+    let provenance = Provenance::read(&file)?;
+    let architecture = file.arch().unwrap_or("unknown");
+    if args.run.json {
+        let tensors: Vec<Value> = file
+            .tensors()
+            .iter()
+            .map(|t| json!({ "name": t.name, "dims": t.dims, "type": t.type_name(), "bytes": t.len }))
+            .collect();
+        super::print_json(json!({
+            "file": args.model.display().to_string(),
+            "architecture": architecture,
+            "supported": spec.is_ok(),
+            "tensors": tensors,
+            "could_touch": touched,
+            "chat_template": file.get_str("tokenizer.chat_template").is_some(),
+            "provenance": provenance.map(|p| json!({
+                "version": p.version, "source_sha256": p.source_sha256, "method": p.method, "layers": p.layers,
+                "strength": p.strength, "tensors": p.edits.iter().map(|e| e.tensor.clone()).collect::<Vec<_>>(),
+            })),
+        }));
+        return Ok(0);
+    }
+    let mut out = format!(
+        "{}: GGUF v{}, {}, architecture {architecture}\n",
+        args.model.display(),
+        file.version(),
+        bytes(file.file_len())
+    );
+    match &spec {
+        Ok(s) => {
+            out += &format!(
+                "{} blocks, hidden {}, {} heads of {} ({} key/value), feed-forward {}, vocabulary {}\n",
+                s.layers, s.hidden, s.heads, s.head_dim, s.kv_heads, s.ffn, s.vocab
+            )
+        }
+        Err(e) => out += &format!("can't be run: {e}\n"),
+    }
+    let known = |key: &str| file.get_str(key).unwrap_or("none");
+    out += &format!(
+        "tokenizer {} ({}), chat template {}\n\n",
+        known("tokenizer.ggml.model"),
+        known("tokenizer.ggml.pre"),
+        if file.get_str("tokenizer.chat_template").is_some() {
+            "present"
+        } else {
+            "missing (use --chat-template)"
+        }
+    );
+    let mut rows = vec![cells!["type", "tensors", "size", "can be patched"]];
+    for (name, (n, size)) in &types {
+        let steppable = Encoding::ALL.iter().any(|e| e.name() == name);
+        rows.push(cells![name, n, bytes(*size), if steppable { "yes" } else { "no" }]);
+    }
+    out += &table(&rows);
+    out += &format!("\na patch may touch one or two of {} writers (attn_output, ffn_down)\n", touched.len());
+    if let Some(p) = provenance {
+        out += &format!(
+            "patched by refusal-patch {}: {} edit of block {:?}, strength {}, of a file with sha256 {}\n",
+            p.version, p.method, p.layers, p.strength, p.source_sha256
+        );
+    }
+    super::print(&out);
+    Ok(0)
+}
+
+fn show_prompts(args: &InspectArgs, file: &Gguf) -> Result<u8> {
+    let texts: Vec<String> = match (&args.prompt, &args.prompts) {
+        (Some(text), _) => vec![text.clone()],
+        (None, Some(path)) => read_prompts(path, Set::Harmless)?.into_iter().map(|p| p.prompt).collect(),
+        (None, None) => Vec::new(),
+    };
+    let (tokenizer, chat) = if args.raw {
+        (Some(refusal_patch::text::Tokenizer::from_gguf(file)?), None)
+    } else {
+        (None, Some(chat(file, &args.run)?))
+    };
+    let mut shown = Vec::new();
+    for text in &texts {
+        let prompt = match (&chat, &tokenizer) {
+            (Some(chat), _) => chat.prompt(text)?,
+            (None, Some(t)) => {
+                Prompt { text: text.clone(), tokens: t.encode(text, true), post_instruction: 0..0 }
+            }
+            (None, None) => continue,
+        };
+        shown.push((text, prompt));
+    }
+    let tokenizer = chat.as_ref().map(|c| &c.tokenizer).or(tokenizer.as_ref());
+    let spell = |id: u32| tokenizer.map(|t| t.token_text(id)).unwrap_or_default();
+    if args.run.json {
+        let prompts: Vec<Value> = shown
+            .iter()
+            .map(|(text, p)| {
+                let tokens: Vec<Value> = p.tokens.iter().map(|&id| json!({ "id": id, "token": spell(id) })).collect();
+                json!({ "text": text, "rendered": p.text, "tokens": tokens, "post_instruction": p.post_instruction.clone().collect::<Vec<_>>() })
+            })
+            .collect();
+        super::print_json(json!({ "prompts": prompts }));
+        return Ok(0);
+    }
+    for (_, p) in shown {
+        let mut rows = vec![cells!["token", "id", "position", ""]];
+        for (i, &id) in p.tokens.iter().enumerate() {
+            let role = match i {
+                i if i + 1 == p.post_instruction.end => "decides",
+                i if p.post_instruction.contains(&i) => "post-instruction",
+                _ => "",
+            };
+            rows.push(cells![format!("{:?}", spell(id)), id, i, role]);
+        }
+        super::print(&format!("{:?}\n\n{}\n", p.text, table(&rows)));
+    }
+    Ok(0)
+}

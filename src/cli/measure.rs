@@ -1,0 +1,134 @@
+//! `derive` and `eval`.
+
+use refusal_patch::direction::{derive as derive_directions, Classes};
+use refusal_patch::evaluate::Rate;
+use refusal_patch::forward::Sequence;
+use refusal_patch::output::write_direction;
+use refusal_patch::search::LayerScore;
+use refusal_patch::text::{read_prompts, PromptRecord, Set, Split};
+use refusal_patch::{Error, Result};
+use serde_json::json;
+
+use super::args::{DeriveArgs, EvalArgs};
+use super::session::{prompts, Session};
+use super::table::{cells, percent, table};
+
+pub fn derive(args: DeriveArgs) -> Result<u8> {
+    if args.output.exists() && !args.force {
+        return Err(Error::Limit(format!("{} exists; use --force to overwrite it", args.output.display())));
+    }
+    let session = Session::open(&args.model, &args.run)?;
+    let prompts = prompts(&args.run)?;
+    prompts.enough()?;
+    let evaluator = session.evaluator();
+    let classes = |split| -> Result<Classes> {
+        Ok(Classes {
+            harmful: evaluator.samples(&prompts.of(Set::Harmful, split))?,
+            harmless: evaluator.samples(&prompts.of(Set::Harmless, split))?,
+        })
+    };
+    let spec = &session.model.spec;
+    let directions = derive_directions(
+        &evaluator.runner(),
+        spec.layers,
+        spec.hidden,
+        &classes(Split::Train)?,
+        &classes(Split::Validation)?,
+    )?;
+    let scores: Vec<LayerScore> = directions.iter().map(LayerScore::from).collect();
+    let scores_json = super::json(&scores)?.to_string();
+    write_direction(
+        &args.output,
+        &session.model,
+        &directions,
+        &scores_json,
+        &prompts.sha256(),
+        &session.bars,
+    )?;
+    if args.run.json {
+        super::print_json(
+            json!({ "model": args.model.display().to_string(), "output": args.output.display().to_string(), "directions": scores }),
+        );
+        return Ok(0);
+    }
+    let mut rows = vec![cells!["block", "gap", "AUC", "Fisher", "split-half cosine"]];
+    for s in scores.iter().filter(|s| s.position == 0) {
+        rows.push(cells![
+            s.layer,
+            format!("{:.3}", s.gap),
+            format!("{:.3}", s.auc),
+            format!("{:.2}", s.fisher),
+            format!("{:.3}", s.split_half)
+        ]);
+    }
+    super::print(&format!("{}\nwritten: {}\n", table(&rows), args.output.display()));
+    Ok(0)
+}
+
+pub fn eval(args: EvalArgs) -> Result<u8> {
+    let session = Session::open(&args.model, &args.run)?;
+    let evaluator = session.evaluator();
+    let max_new = usize::from(args.run.max_new_tokens);
+    let (owned, of) = match &args.prompts {
+        Some(path) => (read_prompts(path, Set::Harmless)?, path.display().to_string()),
+        None => {
+            let set = prompts(&args.run)?;
+            (
+                set.split(Split::Test).into_iter().cloned().collect(),
+                "the test split of the prompt sets".to_string(),
+            )
+        }
+    };
+    let list: Vec<&PromptRecord> = owned.iter().collect();
+    let sequences: Vec<Sequence> = if args.raw {
+        list.iter()
+            .map(|p| evaluator.with_bos(&session.chat.tokenizer.encode(&p.prompt, true)).into())
+            .collect()
+    } else {
+        evaluator.samples(&list)?.into_iter().map(|s| s.tokens.into()).collect()
+    };
+    let opening = {
+        let first = evaluator.answers_to(&list, &sequences, max_new, &[])?;
+        evaluator.refusal_tokens(&first)?
+    };
+    let answers = evaluator.answers_to(&list, &sequences, max_new, &opening)?;
+    let perplexity = evaluator.perplexity(0)?;
+    let sets: Vec<(Set, Rate)> = [Set::Harmful, Set::Harmless, Set::Borderline]
+        .into_iter()
+        .map(|s| (s, Rate::of(&answers, s)))
+        .filter(|(_, r)| r.n > 0)
+        .collect();
+    if args.run.json {
+        let mut summary = serde_json::Map::new();
+        for (set, r) in &sets {
+            summary.insert(set.name().into(), super::json(r)?);
+        }
+        summary.insert("perplexity".into(), json!(perplexity));
+        let mut rows = Vec::new();
+        for (a, s) in answers.iter().zip(&sequences) {
+            let mut row = super::json(a)?;
+            row["tokens"] = json!(s.tokens);
+            rows.push(row);
+        }
+        super::print_json(
+            json!({ "model": args.model.display().to_string(), "evaluated": of, "summary": summary, "prompts": rows }),
+        );
+        return Ok(0);
+    }
+    let mut rows =
+        vec![cells![format!("{}", args.model.display()), "n", "refused", "95 % interval", "mean log-odds"]];
+    for (set, r) in &sets {
+        rows.push(cells![
+            set.name(),
+            r.n,
+            percent(r.refusal_rate),
+            format!("{} to {}", percent(r.interval.0), percent(r.interval.1)),
+            format!("{:+.2}", r.mean_log_odds)
+        ]);
+    }
+    super::print(&format!(
+        "{}\nperplexity of the built-in text {perplexity:.2}; measured on {of}\n",
+        table(&rows)
+    ));
+    Ok(0)
+}

@@ -1,0 +1,85 @@
+//! The binary's half: arguments, progress bars, tables, exit codes. One function a command.
+
+mod args;
+mod diff;
+mod inspect;
+mod measure;
+mod patch;
+mod progress;
+mod session;
+mod table;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use refusal_patch::{Error, Result};
+
+use args::{Cli, Command};
+
+/// The layout of `--json` output.
+const SCHEMA: u32 = 1;
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The first Ctrl-C lets the run clean up behind itself, the second one ends it at once.
+    let mut asked = false;
+    let handler = move || {
+        if std::mem::replace(&mut asked, true) {
+            std::process::exit(130);
+        }
+        refusal_patch::progress::interrupt();
+    };
+    if let Err(e) = ctrlc::set_handler(handler) {
+        eprintln!("warning: Ctrl-C can't be caught: {e}");
+    }
+    let run = match &cli.command {
+        None => &cli.patch.run,
+        Some(Command::Derive(a)) => &a.run,
+        Some(Command::Eval(a)) => &a.run,
+        Some(Command::Diff(a)) => &a.run,
+        Some(Command::Inspect(a)) => &a.run,
+    };
+    if let Some(n) = run.threads {
+        // candle asks this variable, rayon the builder; no thread runs yet.
+        std::env::set_var("RAYON_NUM_THREADS", n.to_string());
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(n.into()).build_global();
+    }
+    let result = match cli.command {
+        None => patch::run(cli.patch),
+        Some(Command::Derive(a)) => measure::derive(a),
+        Some(Command::Eval(a)) => measure::eval(a),
+        Some(Command::Diff(a)) => diff::run(a),
+        Some(Command::Inspect(a)) => inspect::run(a),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(Error::Interrupted) => {
+            eprintln!("interrupted: nothing was written");
+            ExitCode::from(130)
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(if matches!(e, Error::Gate(_)) { 3 } else { 1 })
+        }
+    }
+}
+
+/// Prints to standard output; a closed pipe is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Prints a JSON object with the schema number in front.
+fn print_json(value: serde_json::Value) {
+    let mut object = serde_json::Map::new();
+    object.insert("schema".into(), SCHEMA.into());
+    if let serde_json::Value::Object(fields) = value {
+        object.extend(fields);
+    }
+    print(&format!("{}\n", serde_json::Value::Object(object)));
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<serde_json::Value> {
+    serde_json::to_value(value).map_err(|e| Error::Model(format!("the result can't be written as JSON: {e}")))
+}

@@ -1,0 +1,205 @@
+//! The main job.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use refusal_patch::encoding::Encoding;
+use refusal_patch::evaluate::Rate;
+use refusal_patch::output::{read_direction, Provenance};
+use refusal_patch::report;
+use refusal_patch::search::{
+    self, Candidate, EncodingChoice, Method, Outcome, Patched, Scores, Settings, Source,
+};
+use refusal_patch::{Error, Result};
+use serde_json::json;
+
+use super::args::{EncodingArg, MethodArg, PatchArgs};
+use super::session::{peak_memory, prompts, Session};
+use super::table::{bytes, cells, percent, table};
+
+pub fn run(args: PatchArgs) -> Result<u8> {
+    let started = Instant::now();
+    let (Some(input), Some(output)) = (&args.input, &args.output) else {
+        return Err(Error::Model("IN and OUT are needed; see --help".into()));
+    };
+    let session = Session::open(input, &args.run)?;
+    if Provenance::read(&session.model.file)?.is_some() {
+        eprintln!("note: {} was patched before; the new edit comes on top of it", input.display());
+    }
+    let settings = settings(&args, &session)?;
+    let prompts = prompts(&args.run)?;
+    let evaluator = session.evaluator();
+    let out = (!args.dry_run).then_some(output.as_path());
+    let outcome = search::patch(&evaluator, &prompts, &settings, out, args.force)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut value = super::json(&outcome)?;
+    value["model"] = json!(input.display().to_string());
+    value["prompts"] = json!({ "sha256": prompts.sha256(), "sources": prompts.sources });
+    value["seconds"] = json!(seconds);
+    value["peak_memory"] = json!(peak_memory());
+    value["device"] = json!(evaluator.compute.describe());
+    if let (Outcome::Patched(p), Some(out)) = (&outcome, out) {
+        let (html, json_path) = report_paths(out, args.report.as_deref());
+        let text = serde_json::to_string_pretty(&value).map_err(|e| Error::Model(e.to_string()))?;
+        std::fs::write(&json_path, text + "\n").map_err(Error::io(&json_path))?;
+        std::fs::write(&html, report::html(p, &input.display().to_string(), seconds))
+            .map_err(Error::io(&html))?;
+        value["report"] = json!([html.display().to_string(), json_path.display().to_string()]);
+    }
+    if args.run.json {
+        super::print_json(value);
+    }
+    let say = |text: &str| {
+        if !args.run.json {
+            super::print(text);
+        }
+    };
+    let code = match &outcome {
+        Outcome::Patched(p) => {
+            say(&summary(p, seconds));
+            if let (Some(out), false) = (&p.out, args.run.json) {
+                let (html, _) = report_paths(out, args.report.as_deref());
+                say(&format!("\nwritten: {}\nreport:  {}\n", out.display(), html.display()));
+            }
+            0
+        }
+        Outcome::NotNeeded { why, validation, .. } => {
+            say(&format!("no patch needed: {why}\n\n{}", before(validation)));
+            0
+        }
+        Outcome::OutOfLimits { why, validation, candidates } => {
+            say(&format!(
+                "refusal can't be restored inside the limits: {why}; nothing was written\n\n{}\nbest candidates (first token):\n{}",
+                before(validation),
+                candidate_table(candidates)
+            ));
+            3
+        }
+    };
+    Ok(code)
+}
+
+fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
+    let layers = args.layers.given();
+    let source = match &args.direction {
+        None => Source::Own,
+        Some(path) => {
+            let (saved, warning) = read_direction(path, &session.model)?;
+            if let Some(w) = warning {
+                eprintln!("warning: {w}");
+            }
+            Source::Given(saved)
+        }
+    };
+    Ok(Settings {
+        method: match args.method {
+            MethodArg::Auto | MethodArg::Gated => Method::Gated,
+            MethodArg::Amplify => Method::Amplify,
+        },
+        strength: args.strength.given(),
+        layers: layers.map(|(a, b)| (a..=b).collect()),
+        encoding: match args.encoding {
+            EncodingArg::Auto => EncodingChoice::Auto,
+            EncodingArg::Keep => EncodingChoice::Keep,
+            EncodingArg::Q8_0 => EncodingChoice::Fixed(Encoding::Q8_0),
+            EncodingArg::F16 => EncodingChoice::Fixed(Encoding::F16),
+        },
+        max_kl: args.max_kl,
+        max_over_refusal: args.max_over_refusal,
+        max_new_tokens: args.run.max_new_tokens.into(),
+        source,
+    })
+}
+
+fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
+    match wanted {
+        Some(p) => (p.with_extension("html"), p.with_extension("json")),
+        None => (out.with_extension("report.html"), out.with_extension("report.json")),
+    }
+}
+
+fn rate(r: &Rate) -> String {
+    format!(
+        "{} ({}/{}, {:.0}-{:.0} %)",
+        percent(r.refusal_rate),
+        r.refused,
+        r.n,
+        100.0 * r.interval.0,
+        100.0 * r.interval.1
+    )
+}
+
+fn before(s: &Scores) -> String {
+    table(&[
+        cells!["validation prompts", "IN"],
+        cells!["refusal, harmful", rate(&s.harmful)],
+        cells!["refusal, harmless", rate(&s.harmless)],
+        cells!["refusal, borderline", rate(&s.borderline)],
+    ])
+}
+
+fn summary(p: &Patched, seconds: f64) -> String {
+    let (split, (a, b)) = match &p.test {
+        Some(t) => ("test prompts", t),
+        None => ("validation prompts (dry run)", &p.validation),
+    };
+    let mut out = table(&[
+        cells![split, "before", "after"],
+        cells!["refusal, harmful", rate(&a.harmful), rate(&b.harmful)],
+        cells!["refusal, harmless", rate(&a.harmless), rate(&b.harmless)],
+        cells!["refusal, borderline", rate(&a.borderline), rate(&b.borderline)],
+        cells!["KL on harmless answers", "", format!("{:.4}", b.kl)],
+        cells![
+            "perplexity, own answers",
+            format!("{:.4}", a.answer_perplexity),
+            format!("{:.4}", b.answer_perplexity)
+        ],
+        cells!["perplexity, text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)],
+        cells!["harmless answers unchanged", "", percent(b.same_answers)],
+    ]);
+    let c = &p.chosen;
+    out += &format!(
+        "\nedit: block {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",
+        c.layer,
+        c.writers.join(" + "),
+        c.strength,
+        percent(c.size),
+        p.p_value
+    );
+    let mut rows = vec![cells!["tensor", "encoding", "edit stored", "codes moved", "bytes changed"]];
+    for t in &p.tensors {
+        let encoding = if t.encoding.0 == t.encoding.1 {
+            t.encoding.0.to_string()
+        } else {
+            format!("{} -> {}", t.encoding.0, t.encoding.1)
+        };
+        let moved = t.achieved.codes_moved as f64 / t.achieved.elements.max(1) as f64;
+        rows.push(cells![
+            t.tensor,
+            encoding,
+            percent(t.achieved.achieved),
+            percent(moved),
+            bytes(t.achieved.bytes_changed)
+        ]);
+    }
+    out += &table(&rows);
+    let memory = peak_memory().map_or(String::new(), |m| format!(", peak memory {}", bytes(m)));
+    out += &format!("\nsize {} -> {}, {seconds:.0} s{memory}\n", bytes(p.bytes.0), bytes(p.bytes.1));
+    out
+}
+
+fn candidate_table(candidates: &[Candidate]) -> String {
+    let mut rows = vec![cells!["block", "writers", "strength", "size", "harmful", "harmless", "borderline"]];
+    rows.extend(candidates.iter().take(8).map(|c| {
+        cells![
+            c.layer,
+            c.writers.join(" + "),
+            format!("{:.2}", c.strength),
+            percent(c.size),
+            percent(c.harmful),
+            percent(c.harmless),
+            percent(c.borderline)
+        ]
+    }));
+    table(&rows)
+}

@@ -1,0 +1,90 @@
+//! What every command that runs a model sets up.
+
+use std::path::Path;
+
+use refusal_patch::checkpoint::Gguf;
+use refusal_patch::evaluate::Evaluator;
+use refusal_patch::forward::Compute;
+use refusal_patch::model::Model;
+use refusal_patch::text::{Chat, ChatTemplate, PromptSet, Tokenizer};
+use refusal_patch::{Error, Result};
+
+use super::args::RunArgs;
+use super::progress::Bars;
+
+/// A model with everything around it.
+pub struct Session {
+    pub model: Model,
+    pub chat: Chat,
+    compute: Compute,
+    memory: usize,
+    pub bars: Bars,
+}
+
+impl Session {
+    pub fn open(path: &Path, run: &RunArgs) -> Result<Session> {
+        let model = Model::open(path)?;
+        let chat = chat(&model.file, run)?;
+        let bars = Bars::new(run.quiet || run.json);
+        let compute = Compute::new(&run.device)?;
+        let session = Session { model, chat, compute, memory: run.memory.unwrap_or_else(free_memory), bars };
+        if session.chat.template.thinking_off {
+            eprintln!("note: the chat template can think; it is rendered with thinking off");
+        }
+        Ok(session)
+    }
+
+    pub fn evaluator(&self) -> Evaluator<'_> {
+        Evaluator {
+            model: &self.model,
+            chat: &self.chat,
+            compute: &self.compute,
+            edits: &[],
+            memory: self.memory,
+            progress: &self.bars,
+        }
+    }
+}
+
+/// The file's tokenizer and template, or the user's.
+pub fn chat(file: &Gguf, run: &RunArgs) -> Result<Chat> {
+    let tokenizer = match &run.tokenizer {
+        Some(path) => Tokenizer::from_json(path, file)?,
+        None => Tokenizer::from_gguf(file)?,
+    };
+    let source = match &run.chat_template {
+        Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
+        None => file
+            .get_str("tokenizer.chat_template")
+            .ok_or_else(|| {
+                Error::unsupported(
+                    format!("{}: the file has no chat template", file.path().display()),
+                    "give one with --chat-template FILE (Jinja, as in the model's tokenizer_config.json)",
+                )
+            })?
+            .to_string(),
+    };
+    let text = |id: Option<u32>| id.map(|t| tokenizer.token_text(t)).unwrap_or_default();
+    let template = ChatTemplate::new(&source, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
+    Ok(Chat { tokenizer, template, system: run.system.clone() })
+}
+
+pub fn prompts(run: &RunArgs) -> Result<PromptSet> {
+    PromptSet::with_files(run.harmful.as_deref(), run.harmless.as_deref(), run.borderline.as_deref())
+}
+
+/// Half of the memory that is available, or 2 GiB where the system does not say.
+fn free_memory() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib: Option<usize> = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
+    kib.map_or(2 << 30, |k| k * 512)
+}
+
+/// The most memory that this process has had, where the system says.
+pub fn peak_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 =
+        text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,287 @@
+//! Folding a rank-one edit into stored weights by stepping codes; scales, minimums and zero points stay.
+//!
+//! De-quantizing, editing and re-quantizing loses the edit: per weight it is far below half a quantization step. Here the
+//! target T = W + u vᵀ is rounded on the grid that the file has, and then each column's projection on û is brought to the
+//! asked value by moving single codes one step. Which codes move is drawn at random with odds |û_i| / step, the odds of
+//! stochastic rounding: the change is then u vᵀ in expectation in *every* direction, and what is off û is noise that
+//! no input adds up coherently.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::encoding::{Encoding, Params};
+use crate::error::Result;
+use crate::model::Matrix;
+use crate::progress;
+
+/// Columns that are worked on together: the longest block.
+const PANEL: usize = 256;
+
+/// What the stored weights carry of an edit.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Achieved {
+    /// (ûᵀΔ · asked) / ‖asked‖², where asked = ‖u‖ v: 1 when all of the edit is there.
+    pub gain: f64,
+    /// ‖ûᵀΔ − asked‖ / ‖asked‖.
+    pub residue: f64,
+    /// ‖u vᵀ‖ / ‖W‖.
+    pub size: f64,
+    /// Codes (elements) that differ.
+    pub codes_moved: u64,
+    /// All elements.
+    pub elements: u64,
+    /// Bytes that differ.
+    pub bytes_changed: u64,
+}
+
+/// The tensor's bytes with `u vᵀ` folded in. `u`: `[rows]`, strength included; `v`: `[cols]`.
+///
+/// # Errors
+/// `Interrupted`.
+pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
+    let mut out = w.bytes.to_vec();
+    let norm = norm(u);
+    if norm == 0.0 {
+        return Ok(out);
+    }
+    let unit: Vec<f64> = u.iter().map(|&x| f64::from(x) / norm).collect();
+    let rms = norm * (v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / v.len().max(1) as f64).sqrt();
+    let panels: Vec<Range<usize>> = (0..w.cols).step_by(PANEL).map(|c| c..(c + PANEL).min(w.cols)).collect();
+    let row_bytes = w.row_bytes();
+    for group in panels.chunks(4 * rayon::current_num_threads()) {
+        progress::check()?;
+        let done: Vec<Vec<u8>> =
+            group.par_iter().map(|cols| fold_panel(w, cols.clone(), u, v, &unit, norm, rms)).collect();
+        for (cols, bytes) in group.iter().zip(done) {
+            let (at, n) = (w.encoding.bytes_for(cols.start), w.encoding.bytes_for(cols.len()));
+            for (row, bytes) in bytes.chunks_exact(n).enumerate() {
+                out[row * row_bytes + at..][..n].copy_from_slice(bytes);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// One panel of columns, all rows: returns its bytes, row after row.
+fn fold_panel(
+    w: &Matrix,
+    cols: Range<usize>,
+    u: &[f32],
+    v: &[f32],
+    unit: &[f64],
+    norm: f64,
+    rms: f64,
+) -> Vec<u8> {
+    let (width, e) = (cols.len(), w.encoding);
+    let (at, n, row_bytes) = (e.bytes_for(cols.start), e.bytes_for(width), w.row_bytes());
+    let mut bytes = Vec::with_capacity(w.rows * n);
+    // Column-major, so that a column's elements lie together.
+    let mut codes = vec![0i32; w.rows * width];
+    let mut params = vec![Params::default(); w.rows * width];
+    let (mut row_codes, mut row_params) = (vec![0i32; width], vec![Params::default(); width]);
+    for row in 0..w.rows {
+        let block = &w.bytes[row * row_bytes + at..][..n];
+        e.unpack(block, &mut row_codes, &mut row_params);
+        bytes.extend_from_slice(block);
+        for j in 0..width {
+            codes[j * w.rows + row] = row_codes[j];
+            params[j * w.rows + row] = row_params[j];
+        }
+    }
+    let mut scratch = Vec::new();
+    for (j, col) in cols.enumerate() {
+        let column = Column {
+            encoding: e,
+            params: &params[j * w.rows..][..w.rows],
+            u,
+            v: v[col],
+            unit,
+            index: col as u64,
+        };
+        column.fold(&mut codes[j * w.rows..][..w.rows], norm, rms, &mut scratch);
+    }
+    for (row, block) in bytes.chunks_exact_mut(n).enumerate() {
+        for j in 0..width {
+            row_codes[j] = codes[j * w.rows + row];
+        }
+        e.pack(block, &row_codes);
+    }
+    bytes
+}
+
+/// A code that could move one step.
+struct Move {
+    key: f32,
+    row: u32,
+    up: bool,
+}
+
+struct Column<'a> {
+    encoding: Encoding,
+    params: &'a [Params],
+    u: &'a [f32],
+    v: f32,
+    unit: &'a [f64],
+    index: u64,
+}
+
+impl Column<'_> {
+    fn fold(&self, codes: &mut [i32], norm: f64, rms: f64, moves: &mut Vec<Move>) {
+        if self.v == 0.0 {
+            return;
+        }
+        let e = self.encoding;
+        // 1. Nearest codes of the target; the residue of the projection that this leaves.
+        let mut residue = 0.0f64;
+        let mut target = vec![0.0f64; codes.len()];
+        for (i, code) in codes.iter_mut().enumerate() {
+            let p = self.params[i];
+            let w = e.value(p, *code);
+            let edit = f64::from(self.u[i]) * f64::from(self.v);
+            target[i] = f64::from(w) + edit;
+            let near = e.nearest(p, target[i] as f32);
+            // An equal value (scale 0, a rounded float) keeps its code.
+            if e.value(p, near) != w {
+                *code = near;
+            }
+            residue += self.unit[i] * (target[i] - f64::from(e.value(p, *code)));
+        }
+        // 2. Single steps until the projection is right: a two-hundredth of the typical column, or of this one.
+        let enough = 0.005 * rms.min(norm * f64::from(self.v.abs())).max(0.1 * rms);
+        for round in 0..8u64 {
+            if residue.abs() <= enough {
+                return;
+            }
+            self.moves(codes, &target, residue, round, moves);
+            let before = residue;
+            for m in moves.iter() {
+                let (i, p) = (m.row as usize, self.params[m.row as usize]);
+                let next = codes[i] + if m.up { 1 } else { -1 };
+                let gain = self.unit[i] * (f64::from(e.value(p, next)) - f64::from(e.value(p, codes[i])));
+                // Never past zero by more than what is left.
+                if gain.abs() < 2.0 * residue.abs() && gain.signum() == residue.signum() {
+                    codes[i] = next;
+                    residue -= gain;
+                    if residue.abs() <= enough {
+                        return;
+                    }
+                }
+            }
+            if residue == before {
+                return;
+            }
+        }
+    }
+
+    /// Every move that shrinks the residue, the likeliest first: an exponential race with rates gain / cost.
+    fn moves(&self, codes: &[i32], target: &[f64], residue: f64, round: u64, moves: &mut Vec<Move>) {
+        let e = self.encoding;
+        let (low, high) = e.code_range();
+        moves.clear();
+        for (i, &code) in codes.iter().enumerate() {
+            let p = self.params[i];
+            let now = f64::from(e.value(p, code));
+            for up in [true, false] {
+                let next = if up { code + 1 } else { code - 1 };
+                if next < low || next > high {
+                    continue;
+                }
+                let step = f64::from(e.value(p, next)) - now;
+                let gain = self.unit[i] * step;
+                if step == 0.0 || gain * residue <= 0.0 || gain.abs() >= 2.0 * residue.abs() {
+                    continue;
+                }
+                let off = target[i] - now;
+                // How much the squared error grows; a step towards the target costs (next to) nothing.
+                let cost = ((off - step).powi(2) - off.powi(2)).max(1e-3 * step * step);
+                let draw = -(uniform(self.index, i as u64, round)).ln();
+                moves.push(Move { key: (cost / gain.abs() * draw) as f32, row: i as u32, up });
+            }
+        }
+        moves.sort_unstable_by(|a, b| a.key.total_cmp(&b.key).then(a.row.cmp(&b.row)));
+    }
+}
+
+/// SplitMix64 of a column, a row and a round as a number in (0, 1): the same on every machine and any thread count.
+fn uniform(column: u64, row: u64, round: u64) -> f64 {
+    let mut z = (column << 32 ^ row)
+        .wrapping_add(round.wrapping_mul(0xD1B5_4A32_D192_ED03))
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) as f64 + 0.5) / (u64::MAX as f64 + 1.0)
+}
+
+/// A matrix in another encoding, with an edit u vᵀ added before it is quantized.
+pub fn recode(w: &Matrix, encoding: Encoding, edit: Option<(&[f32], &[f32])>) -> Vec<u8> {
+    let n = encoding.bytes_for(w.cols);
+    let mut out = vec![0u8; w.rows * n];
+    let mut row = vec![0.0f32; w.cols];
+    for (i, bytes) in out.chunks_exact_mut(n).enumerate() {
+        w.decode_row(i, &mut row);
+        if let Some((u, v)) = edit {
+            row.iter_mut().zip(v).for_each(|(x, v)| *x += u[i] * v);
+        }
+        encoding.encode(&row, bytes);
+    }
+    out
+}
+
+/// Euclidean norm in f64.
+pub fn norm(x: &[f32]) -> f64 {
+    x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Compares stored weights before and after with the edit asked; the encodings may differ.
+pub fn achieved(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Achieved {
+    let norm_u = norm(u).max(f64::MIN_POSITIVE);
+    struct Part {
+        projection: Vec<f64>,
+        energy: f64,
+        moved: u64,
+    }
+    let part = |rows: Range<usize>| {
+        let (mut a, mut b) = (vec![0.0f32; before.cols], vec![0.0f32; before.cols]);
+        let mut part = Part { projection: vec![0.0; before.cols], energy: 0.0, moved: 0 };
+        for i in rows {
+            before.decode_row(i, &mut a);
+            after.decode_row(i, &mut b);
+            let unit = f64::from(u[i]) / norm_u;
+            for j in 0..before.cols {
+                let delta = f64::from(b[j]) - f64::from(a[j]);
+                part.projection[j] += unit * delta;
+                part.energy += f64::from(a[j]).powi(2);
+                part.moved += u64::from(delta != 0.0);
+            }
+        }
+        part
+    };
+    // Fixed chunks, added in order: the same sum at any thread count.
+    let chunks: Vec<Range<usize>> =
+        (0..before.rows).step_by(256).map(|r| r..(r + 256).min(before.rows)).collect();
+    let parts: Vec<Part> = chunks.into_par_iter().map(part).collect();
+    let mut projection = vec![0.0f64; before.cols];
+    let (mut energy, mut moved) = (0.0, 0);
+    for p in &parts {
+        projection.iter_mut().zip(&p.projection).for_each(|(a, b)| *a += b);
+        energy += p.energy;
+        moved += p.moved;
+    }
+    let asked: Vec<f64> = v.iter().map(|&v| norm_u * f64::from(v)).collect();
+    let total: f64 = asked.iter().map(|a| a * a).sum::<f64>().max(f64::MIN_POSITIVE);
+    let along: f64 = projection.iter().zip(&asked).map(|(p, a)| p * a).sum();
+    let miss: f64 = projection.iter().zip(&asked).map(|(p, a)| (p - a).powi(2)).sum();
+    Achieved {
+        gain: along / total,
+        residue: (miss / total).sqrt(),
+        size: (total / energy.max(f64::MIN_POSITIVE)).sqrt(),
+        codes_moved: moved,
+        elements: (before.rows * before.cols) as u64,
+        bytes_changed: if before.bytes.len() == after.bytes.len() {
+            before.bytes.iter().zip(after.bytes).filter(|(a, b)| a != b).count() as u64
+        } else {
+            after.bytes.len() as u64
+        },
+    }
+}

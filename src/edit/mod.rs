@@ -1,0 +1,4 @@
+//! Gates and strengths, and folding an edit into an encoding.
+
+pub mod fold;
+pub mod gate;

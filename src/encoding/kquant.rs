@@ -1,0 +1,103 @@
+//! The k-quants: 256 elements, one or two half-precision scales, and small integer scales per group.
+//!
+//! A half has 11 significant bits, a group scale 7, a code 5: every product is exact in an `f32`, in any order, and only
+//! the subtraction of a minimum rounds, so the values are the same on machines with and without fused instructions.
+
+use super::block::{groups, half_at, scale_only, Block, Plane};
+use super::Params;
+
+/// 16 bytes: scale in the low nibble, minimum in the high one; 64 bytes of 2-bit codes; d, dmin.
+pub(super) struct Q2K;
+/// 32 bytes of third bits; 64 bytes of 2-bit codes; 12 bytes of 6-bit scales; d.
+pub(super) struct Q3K;
+/// d, dmin; 12 bytes of 6-bit scales and minimums; 128 bytes of nibbles.
+pub(super) struct Q4K;
+/// d, dmin; 12 bytes of 6-bit scales and minimums; 32 bytes of fifth bits; 128 bytes of nibbles.
+pub(super) struct Q5K;
+/// 128 bytes of nibbles; 64 bytes of the two bits above; 16 signed scales; d.
+pub(super) struct Q6K;
+
+impl Block<84, 16> for Q2K {
+    const LOW: Plane = Plane { at: 16, bits: 2, run: 32 };
+    const OFFSET: bool = true;
+    #[inline(always)]
+    fn params(block: &[u8; 84]) -> [Params; 16] {
+        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+        groups(
+            #[inline(always)]
+            |g| Params { scale: d * (block[g] & 15) as f32, offset: -(dmin * (block[g] >> 4) as f32) },
+        )
+    }
+}
+
+impl Block<110, 16> for Q3K {
+    const LOW: Plane = Plane { at: 32, bits: 2, run: 32 };
+    const HIGH: Option<Plane> = Some(Plane { at: 0, bits: 1, run: 32 });
+    const BIAS: u8 = 4;
+    #[inline(always)]
+    fn params(block: &[u8; 110]) -> [Params; 16] {
+        let (d, packed) = (half_at(block, 108), &block[96..108]);
+        groups(
+            #[inline(always)]
+            |g| {
+                // Low four bits: the nibbles of bytes 0..8, like a plane of run 8. High two: bytes 8..12, run 4.
+                let low = (packed[g % 8] >> (4 * (g / 8))) & 15;
+                let high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
+                scale_only(d * ((low | (high << 4)) as i8 - 32) as f32)
+            },
+        )
+    }
+}
+
+/// Q4_K and Q5_K begin alike: d, dmin and eight pairs of a 6-bit scale and a 6-bit minimum in 12 bytes.
+/// Groups 0..4 have theirs whole in the low six bits of bytes 0..4 and 4..8; groups 4..8 have the low four bits
+/// in the nibbles of bytes 8..12, and the two above in the spare top bits of bytes 0..8.
+#[inline(always)]
+fn scales_and_minimums(block: &[u8]) -> [Params; 8] {
+    let (d, dmin, packed) = (half_at(block, 0), half_at(block, 2), &block[4..16]);
+    groups(
+        #[inline(always)]
+        |g| {
+            let (scale, minimum) = if g < 4 {
+                (packed[g] & 63, packed[g + 4] & 63)
+            } else {
+                let low = packed[g + 4];
+                ((low & 15) + (packed[g - 4] >> 6 << 4), (low >> 4) + (packed[g] >> 6 << 4))
+            };
+            Params { scale: d * scale as f32, offset: -(dmin * minimum as f32) }
+        },
+    )
+}
+
+impl Block<144, 8> for Q4K {
+    const LOW: Plane = Plane { at: 16, bits: 4, run: 32 };
+    const OFFSET: bool = true;
+    #[inline(always)]
+    fn params(block: &[u8; 144]) -> [Params; 8] {
+        scales_and_minimums(block)
+    }
+}
+
+impl Block<176, 8> for Q5K {
+    const LOW: Plane = Plane { at: 48, bits: 4, run: 32 };
+    const HIGH: Option<Plane> = Some(Plane { at: 16, bits: 1, run: 32 });
+    const OFFSET: bool = true;
+    #[inline(always)]
+    fn params(block: &[u8; 176]) -> [Params; 8] {
+        scales_and_minimums(block)
+    }
+}
+
+impl Block<210, 16> for Q6K {
+    const LOW: Plane = Plane { at: 0, bits: 4, run: 64 };
+    const HIGH: Option<Plane> = Some(Plane { at: 128, bits: 2, run: 32 });
+    const BIAS: u8 = 32;
+    #[inline(always)]
+    fn params(block: &[u8; 210]) -> [Params; 16] {
+        let d = half_at(block, 208);
+        groups(
+            #[inline(always)]
+            |g| scale_only(d * (block[192 + g] as i8) as f32),
+        )
+    }
+}

@@ -1,0 +1,69 @@
+//! The 32-element encodings: one half-precision scale, with or without a minimum.
+
+use super::block::{half_at, scale_only, Block, Plane};
+use super::Params;
+
+/// scale d; 16 bytes of nibbles.
+pub(super) struct Q4_0;
+/// scale d, minimum m; 16 bytes of nibbles.
+pub(super) struct Q4_1;
+/// scale d; 32 fifth bits in element order; 16 bytes of nibbles.
+pub(super) struct Q5_0;
+/// scale d, minimum m; 32 fifth bits in element order; 16 bytes of nibbles.
+pub(super) struct Q5_1;
+/// scale d; 32 signed bytes.
+pub(super) struct Q8_0;
+
+const fn nibbles(at: usize) -> Plane {
+    Plane { at, bits: 4, run: 16 }
+}
+
+const fn fifth_bits(at: usize) -> Option<Plane> {
+    Some(Plane { at, bits: 1, run: 1 })
+}
+
+impl Block<18, 1> for Q4_0 {
+    const LOW: Plane = nibbles(2);
+    const BIAS: u8 = 8;
+    #[inline(always)]
+    fn params(block: &[u8; 18]) -> [Params; 1] {
+        [scale_only(half_at(block, 0))]
+    }
+}
+
+impl Block<20, 1> for Q4_1 {
+    const LOW: Plane = nibbles(4);
+    const OFFSET: bool = true;
+    #[inline(always)]
+    fn params(block: &[u8; 20]) -> [Params; 1] {
+        [Params { scale: half_at(block, 0), offset: half_at(block, 2) }]
+    }
+}
+
+impl Block<22, 1> for Q5_0 {
+    const LOW: Plane = nibbles(6);
+    const HIGH: Option<Plane> = fifth_bits(2);
+    const BIAS: u8 = 16;
+    #[inline(always)]
+    fn params(block: &[u8; 22]) -> [Params; 1] {
+        [scale_only(half_at(block, 0))]
+    }
+}
+
+impl Block<24, 1> for Q5_1 {
+    const LOW: Plane = nibbles(8);
+    const HIGH: Option<Plane> = fifth_bits(4);
+    const OFFSET: bool = true;
+    #[inline(always)]
+    fn params(block: &[u8; 24]) -> [Params; 1] {
+        [Params { scale: half_at(block, 0), offset: half_at(block, 2) }]
+    }
+}
+
+impl Block<34, 1> for Q8_0 {
+    const LOW: Plane = Plane { at: 2, bits: 8, run: 32 };
+    #[inline(always)]
+    fn params(block: &[u8; 34]) -> [Params; 1] {
+        [scale_only(half_at(block, 0))]
+    }
+}

@@ -1,0 +1,230 @@
+//! How weights are stored: bytes to `f32` and back, and steps of single quantization codes.
+//!
+//! [`Encoding::decode`] is the hot path of the forward pass. [`Encoding::unpack`] and [`Encoding::pack`] open a
+//! block for editing: every element has an integer code, `value = scale · level(code) + offset`, and changing a
+//! code changes that element only, because scales and minimums stay as they are.
+
+mod block;
+mod encode;
+mod iquant;
+mod kquant;
+mod legacy;
+mod plain;
+
+use block::{Blocks, Codec};
+
+/// How one tensor's elements are stored. Blocks run along a row (input features).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Encoding {
+    /// 32-bit float.
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of an `f32`.
+    BF16,
+    /// 4 bits, `d·q`, 32 elements.
+    Q4_0,
+    /// 4 bits, `d·q + m`, 32 elements.
+    Q4_1,
+    /// 5 bits, `d·q`, 32 elements.
+    Q5_0,
+    /// 5 bits, `d·q + m`, 32 elements.
+    Q5_1,
+    /// 8 bits, `d·q`, 32 elements.
+    Q8_0,
+    /// 2 bits, a scale and a minimum (4 bits each) per 16 of 256 elements.
+    Q2K,
+    /// 3 bits, a 6-bit scale per 16 of 256 elements.
+    Q3K,
+    /// 4 bits, a scale and a minimum (6 bits each) per 32 of 256 elements.
+    Q4K,
+    /// 5 bits, a scale and a minimum (6 bits each) per 32 of 256 elements.
+    Q5K,
+    /// 6 bits, an 8-bit scale per 16 of 256 elements.
+    Q6K,
+    /// 4 bits into a table of 16 uneven levels, 32 elements.
+    IQ4NL,
+    /// The same table, a 6-bit scale per 32 of 256 elements.
+    IQ4XS,
+}
+
+/// What an element's code means: `value = scale · level(code) + offset`. Floats need none.
+///
+/// Encodings without a minimum carry the offset −0.0, the one number that leaves every float as it is, −0.0 too.
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub struct Params {
+    /// Value per level; negative and zero both occur in real files. Zero: no code changes this element.
+    pub scale: f32,
+    /// Added after scaling.
+    pub offset: f32,
+}
+
+impl Encoding {
+    /// Every encoding.
+    pub const ALL: [Encoding; 15] = {
+        use Encoding::*;
+        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS]
+    };
+
+    /// The encoding that a GGUF file means by this type id.
+    pub fn from_ggml(id: u32) -> Option<Encoding> {
+        Self::ALL.into_iter().find(|e| e.ggml_id() == id)
+    }
+
+    /// The type id in a GGUF file (`enum ggml_type`).
+    pub fn ggml_id(self) -> u32 {
+        self.identity().0
+    }
+
+    /// The name as llama.cpp's tools print it, such as `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.identity().1
+    }
+
+    /// Elements that share a block (floats: 1).
+    pub fn block_len(self) -> usize {
+        self.codec().geometry().0
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        self.codec().geometry().1
+    }
+
+    /// Bytes of a row of `elements`, a last incomplete block counted whole.
+    pub fn bytes_for(self, elements: usize) -> usize {
+        let (len, bytes) = self.codec().geometry();
+        elements.div_ceil(len) * bytes
+    }
+
+    /// Decodes whole blocks, bit for bit as llama.cpp's `dequantize_row_*`.
+    ///
+    /// # Panics
+    /// When `bytes` and `out` are not the same number of whole blocks.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        self.check(bytes.len(), out.len());
+        self.codec().decode(bytes, out);
+    }
+
+    /// Reads the codes and parameters of whole blocks, one of each per element.
+    ///
+    /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0 and −0.0 code −1.
+    ///
+    /// # Panics
+    /// When the three slices are not the same number of whole blocks.
+    pub fn unpack(self, bytes: &[u8], codes: &mut [i32], params: &mut [Params]) {
+        self.check(bytes.len(), codes.len());
+        assert_eq!(codes.len(), params.len(), "one Params per code");
+        self.codec().unpack(bytes, codes, params);
+    }
+
+    /// Overwrites the codes of whole blocks, nothing else: `pack` of what `unpack` gave changes no bit.
+    /// Codes must lie in [`code_range`](Self::code_range), or come from `unpack` (a float's NaN and infinities).
+    ///
+    /// # Panics
+    /// When `bytes` and `codes` are not the same number of whole blocks.
+    pub fn pack(self, bytes: &mut [u8], codes: &[i32]) {
+        self.check(bytes.len(), codes.len());
+        self.codec().pack(bytes, codes);
+    }
+
+    /// What `decode` gives for this code, bit for bit.
+    pub fn value(self, p: Params, code: i32) -> f32 {
+        match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::value(self, code),
+            Encoding::IQ4NL | Encoding::IQ4XS => p.scale * iquant::level(code) + p.offset,
+            _ => p.scale * code as f32 + p.offset,
+        }
+    }
+
+    /// The code in range whose value is nearest to `x`. Any code will do for a NaN or where the scale is zero.
+    pub fn nearest(self, p: Params, x: f32) -> i32 {
+        let level = ((x as f64 - p.offset as f64) / p.scale as f64) as f32;
+        let guess = match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => return plain::nearest(self, x),
+            Encoding::IQ4NL | Encoding::IQ4XS => iquant::nearest(level),
+            _ => level.round() as i32,
+        };
+        let (low, high) = self.code_range();
+        let guess = guess.clamp(low, high);
+        // The division rounds, and so does the decoded value: near a tie a neighbour can be closer.
+        let error = |&code: &i32| (self.value(p, code) as f64 - x as f64).abs();
+        let around = [guess, (guess - 1).max(low), (guess + 1).min(high)];
+        around.into_iter().min_by(|a, b| error(a).total_cmp(&error(b))).unwrap_or(guess)
+    }
+
+    /// The lowest and the highest code; for floats those of the finite values.
+    pub fn code_range(self) -> (i32, i32) {
+        match self {
+            Encoding::IQ4NL | Encoding::IQ4XS | Encoding::Q4_1 | Encoding::Q4K => (0, 15),
+            Encoding::Q4_0 => (-8, 7),
+            Encoding::Q5_0 => (-16, 15),
+            Encoding::Q5_1 | Encoding::Q5K => (0, 31),
+            Encoding::Q8_0 => (-128, 127),
+            Encoding::Q2K => (0, 3),
+            Encoding::Q3K => (-4, 3),
+            Encoding::Q6K => (-32, 31),
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::code_range(self),
+        }
+    }
+
+    /// Quantizes whole blocks from scratch: floats and Q8_0 exactly as llama.cpp's reference does, the others by a
+    /// search of the same quality, not the same bits.
+    ///
+    /// # Panics
+    /// When `values` and `out` are not the same number of whole blocks.
+    pub fn encode(self, values: &[f32], out: &mut [u8]) {
+        self.check(out.len(), values.len());
+        encode::encode(self, values, out);
+    }
+
+    fn check(self, bytes: usize, elements: usize) {
+        let whole = elements.is_multiple_of(self.block_len());
+        assert!(
+            whole && bytes == self.bytes_for(elements),
+            "{}: {bytes} bytes for {elements} elements",
+            self.name()
+        );
+    }
+
+    fn identity(self) -> (u32, &'static str) {
+        match self {
+            Encoding::F32 => (0, "F32"),
+            Encoding::F16 => (1, "F16"),
+            Encoding::BF16 => (30, "BF16"),
+            Encoding::Q4_0 => (2, "Q4_0"),
+            Encoding::Q4_1 => (3, "Q4_1"),
+            Encoding::Q5_0 => (6, "Q5_0"),
+            Encoding::Q5_1 => (7, "Q5_1"),
+            Encoding::Q8_0 => (8, "Q8_0"),
+            Encoding::Q2K => (10, "Q2_K"),
+            Encoding::Q3K => (11, "Q3_K"),
+            Encoding::Q4K => (12, "Q4_K"),
+            Encoding::Q5K => (13, "Q5_K"),
+            Encoding::Q6K => (14, "Q6_K"),
+            Encoding::IQ4NL => (20, "IQ4_NL"),
+            Encoding::IQ4XS => (23, "IQ4_XS"),
+        }
+    }
+
+    /// The geometry is in the types: elements, bytes and groups of a block.
+    fn codec(self) -> &'static dyn Codec {
+        match self {
+            Encoding::F32 => &plain::F32,
+            Encoding::F16 => &plain::F16,
+            Encoding::BF16 => &plain::BF16,
+            Encoding::Q4_0 => &Blocks::<legacy::Q4_0, 32, 18, 1>::NEW,
+            Encoding::Q4_1 => &Blocks::<legacy::Q4_1, 32, 20, 1>::NEW,
+            Encoding::Q5_0 => &Blocks::<legacy::Q5_0, 32, 22, 1>::NEW,
+            Encoding::Q5_1 => &Blocks::<legacy::Q5_1, 32, 24, 1>::NEW,
+            Encoding::Q8_0 => &Blocks::<legacy::Q8_0, 32, 34, 1>::NEW,
+            Encoding::Q2K => &Blocks::<kquant::Q2K, 256, 84, 16>::NEW,
+            Encoding::Q3K => &Blocks::<kquant::Q3K, 256, 110, 16>::NEW,
+            Encoding::Q4K => &Blocks::<kquant::Q4K, 256, 144, 8>::NEW,
+            Encoding::Q5K => &Blocks::<kquant::Q5K, 256, 176, 8>::NEW,
+            Encoding::Q6K => &Blocks::<kquant::Q6K, 256, 210, 16>::NEW,
+            Encoding::IQ4NL => &Blocks::<iquant::IQ4NL, 32, 18, 1>::NEW,
+            Encoding::IQ4XS => &Blocks::<iquant::IQ4XS, 256, 136, 8>::NEW,
+        }
+    }
+}

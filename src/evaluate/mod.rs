@@ -1,0 +1,283 @@
+//! Refusal, over-refusal, divergence and perplexity of a checkpoint.
+
+pub mod energy;
+pub mod judge;
+pub mod stats;
+
+use serde::Serialize;
+
+use crate::direction::Sample;
+use crate::error::Result;
+use crate::forward::{Compute, Generated, Head, Runner, Sequence};
+use crate::model::{Edit, Model};
+use crate::progress::Progress;
+use crate::text::{Chat, PromptRecord, Set};
+
+/// New tokens per answer, greedy.
+pub const MAX_NEW_TOKENS: usize = 32;
+/// Positions of an answer that the divergence is averaged over.
+pub const KL_POSITIONS: usize = 32;
+/// The built-in text that perplexity is measured on.
+pub const PERPLEXITY_TEXT: &str = include_str!("perplexity.txt");
+/// Tokens per window of that text.
+const WINDOW: usize = 256;
+
+/// A model ready to be measured.
+#[derive(Clone, Copy)]
+pub struct Evaluator<'a> {
+    /// The checkpoint.
+    pub model: &'a Model,
+    /// Its tokenizer and template.
+    pub chat: &'a Chat,
+    /// Where products run.
+    pub compute: &'a Compute,
+    /// Edits that sequences may name.
+    pub edits: &'a [Edit],
+    /// Bytes for activations.
+    pub memory: usize,
+    /// Told about progress.
+    pub progress: &'a dyn Progress,
+}
+
+/// One prompt's outcome.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answer {
+    /// The prompt's id.
+    pub id: String,
+    /// `harmful`, `harmless` or `borderline`.
+    pub set: Set,
+    /// Its category, where the prompt set has them.
+    pub category: String,
+    /// The request.
+    pub prompt: String,
+    /// How many tokens the model read.
+    pub tokens: usize,
+    /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position.
+    pub refusal_log_odds: f64,
+    /// The ten likeliest first tokens.
+    pub top: Vec<TopToken>,
+    /// The greedy answer.
+    pub continuation: String,
+    /// Whether it refuses, by [`judge::refuses`].
+    pub refused: bool,
+    /// The answer's tokens.
+    #[serde(skip)]
+    pub answer: Vec<u32>,
+}
+
+/// A token and its log-probability.
+#[derive(Clone, Debug, Serialize)]
+pub struct TopToken {
+    /// Token id.
+    pub id: u32,
+    /// Its text.
+    pub token: String,
+    /// ln p.
+    pub logprob: f32,
+}
+
+/// Rates of one set of prompts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Rate {
+    /// Prompts.
+    pub n: usize,
+    /// Refused ones.
+    pub refused: usize,
+    /// Their share.
+    pub refusal_rate: f64,
+    /// Its Wilson interval at 95 %.
+    pub interval: (f64, f64),
+    /// Mean log-odds of refusal at the first answer position.
+    pub mean_log_odds: f64,
+}
+
+impl Rate {
+    /// The rate over the answers of one set.
+    pub fn of(answers: &[Answer], set: Set) -> Rate {
+        let of: Vec<&Answer> = answers.iter().filter(|a| a.set == set).collect();
+        let (n, refused) = (of.len(), of.iter().filter(|a| a.refused).count());
+        Rate {
+            n,
+            refused,
+            refusal_rate: refused as f64 / n.max(1) as f64,
+            interval: stats::wilson(refused, n),
+            mean_log_odds: of.iter().map(|a| a.refusal_log_odds).sum::<f64>() / n.max(1) as f64,
+        }
+    }
+}
+
+impl<'a> Evaluator<'a> {
+    /// A forward pass over this evaluator's model.
+    pub fn runner(&self) -> Runner<'a> {
+        Runner::new(self.model, self.compute, self.edits, self.memory, self.progress)
+    }
+
+    /// Renders and tokenizes prompts.
+    pub fn samples(&self, prompts: &[&PromptRecord]) -> Result<Vec<Sample>> {
+        prompts.iter().map(|p| self.sample(&p.prompt)).collect()
+    }
+
+    /// Renders and tokenizes one request.
+    pub fn sample(&self, request: &str) -> Result<Sample> {
+        let p = self.chat.prompt(request)?;
+        Ok(Sample { tokens: p.tokens, post_instruction: p.post_instruction })
+    }
+
+    /// First tokens of refusals under this tokenizer, after this template: those of the listed openings and of the
+    /// refusals in `answers`, without tokens that carry over 5 % of the mass on average where harmless prompts are answered
+    /// and not refused (a token that opens everything says nothing).
+    pub fn refusal_tokens(&self, answers: &[Answer]) -> Result<Vec<u32>> {
+        let mut found: Vec<u32> = Vec::new();
+        for opening in judge::OPENINGS {
+            for text in [opening.to_string(), format!(" {opening}")] {
+                let tokens = self.chat.tokenizer.encode(&text, false);
+                found.extend(tokens.first());
+            }
+        }
+        found.extend(answers.iter().filter(|a| a.refused).filter_map(|a| a.answer.first()));
+        found.sort_unstable();
+        found.dedup();
+        let harmless: Vec<&Answer> =
+            answers.iter().filter(|a| a.set == Set::Harmless && !a.refused).collect();
+        if harmless.is_empty() {
+            return Ok(found);
+        }
+        let sequences: Vec<Sequence> =
+            harmless.iter().map(|a| Ok(self.sample(&a.prompt)?.tokens.into())).collect::<Result<_>>()?;
+        let reads = self.first_tokens(&sequences, 0, &found)?;
+        let mass =
+            |k: usize| reads.iter().map(|r| f64::from(r.asked[k]).exp()).sum::<f64>() / reads.len() as f64;
+        Ok(found.iter().enumerate().filter(|(k, _)| mass(*k) <= 0.05).map(|(_, &t)| t).collect())
+    }
+
+    /// Reads the first answer position of each sequence.
+    pub fn first_tokens(
+        &self,
+        sequences: &[Sequence],
+        top: usize,
+        asked: &[u32],
+    ) -> Result<Vec<crate::forward::Readout>> {
+        let wanted: Vec<(usize, usize)> =
+            sequences.iter().enumerate().map(|(i, s)| (i, s.tokens.len() - 1)).collect();
+        let hidden = self.runner().run(sequences, &[], &wanted, &mut ())?;
+        Head::new(self.model, self.compute)?.read(&hidden, top, |_| asked)
+    }
+
+    /// Greedy continuations of sequences.
+    pub fn generate(&self, sequences: &[Sequence], max_new: usize) -> Result<Vec<Generated>> {
+        let tokenizer = &self.chat.tokenizer;
+        self.runner().generate(sequences, max_new, &|t| tokenizer.is_end(t))
+    }
+
+    /// Answers every prompt under `edit` (0: the model as it is). `opening`: the refusal tokens of the log-odds.
+    pub fn answers(
+        &self,
+        prompts: &[&PromptRecord],
+        edit: usize,
+        max_new: usize,
+        opening: &[u32],
+    ) -> Result<Vec<Answer>> {
+        let samples = self.samples(prompts)?;
+        let sequences: Vec<Sequence> =
+            samples.into_iter().map(|s| Sequence { tokens: s.tokens, edit }).collect();
+        self.answers_to(prompts, &sequences, max_new, opening)
+    }
+
+    /// As [`Evaluator::answers`], for sequences that are rendered already.
+    pub fn answers_to(
+        &self,
+        prompts: &[&PromptRecord],
+        sequences: &[Sequence],
+        max_new: usize,
+        opening: &[u32],
+    ) -> Result<Vec<Answer>> {
+        let reads = self.first_tokens(sequences, 10, opening)?;
+        let generated = self.generate(sequences, max_new)?;
+        let tokenizer = &self.chat.tokenizer;
+        Ok(prompts
+            .iter()
+            .zip(sequences)
+            .zip(reads.iter().zip(generated))
+            .map(|((p, s), (read, g))| {
+                let continuation = tokenizer.decode(&g.tokens);
+                Answer {
+                    id: p.id.clone(),
+                    set: p.set,
+                    category: p.category.clone(),
+                    prompt: p.prompt.clone(),
+                    tokens: s.tokens.len(),
+                    refusal_log_odds: log_odds(&read.asked),
+                    top: read
+                        .top
+                        .iter()
+                        .map(|&(id, logprob)| TopToken { id, token: tokenizer.token_text(id), logprob })
+                        .collect(),
+                    refused: judge::refuses(&continuation),
+                    continuation,
+                    answer: g.tokens,
+                }
+            })
+            .collect())
+    }
+
+    /// Final hidden states over the model's own answers: the positions that predict them, at most [`KL_POSITIONS`] each.
+    /// `forced`: (prompt tokens, answer tokens).
+    pub fn answer_states(
+        &self,
+        forced: &[(Vec<u32>, Vec<u32>)],
+        edit: usize,
+    ) -> Result<(Vec<f32>, Vec<u32>)> {
+        let sequences: Vec<Sequence> =
+            forced.iter().map(|(p, a)| Sequence { tokens: [p.as_slice(), a].concat(), edit }).collect();
+        let mut wanted = Vec::new();
+        let mut next = Vec::new();
+        for (i, (p, a)) in forced.iter().enumerate() {
+            for (k, &token) in a.iter().take(KL_POSITIONS).enumerate() {
+                wanted.push((i, p.len() + k - 1));
+                next.push(token);
+            }
+        }
+        Ok((self.runner().run(&sequences, &[], &wanted, &mut ())?, next))
+    }
+
+    /// Perplexity of given next tokens under given hidden states.
+    pub fn perplexity_of(&self, states: &[f32], next: &[u32]) -> Result<f64> {
+        let reads = Head::new(self.model, self.compute)?.read(states, 0, |i| &next[i..i + 1])?;
+        let nll = reads.iter().map(|r| -f64::from(r.asked[0])).sum::<f64>() / next.len().max(1) as f64;
+        Ok(nll.exp())
+    }
+
+    /// Perplexity of the built-in text, in windows of 256 tokens, without a template.
+    pub fn perplexity(&self, edit: usize) -> Result<f64> {
+        let tokens = self.chat.tokenizer.encode(PERPLEXITY_TEXT, false);
+        let sequences: Vec<Sequence> = tokens
+            .chunks(WINDOW)
+            .filter(|w| w.len() > 1)
+            .map(|w| Sequence { tokens: self.with_bos(w), edit })
+            .collect();
+        let mut wanted = Vec::new();
+        let mut next = Vec::new();
+        for (i, s) in sequences.iter().enumerate() {
+            for p in 1..s.tokens.len() {
+                wanted.push((i, p - 1));
+                next.push(s.tokens[p]);
+            }
+        }
+        let states = self.runner().run(&sequences, &[], &wanted, &mut ())?;
+        self.perplexity_of(&states, &next)
+    }
+
+    /// A stretch of plain text as the model reads it.
+    pub fn with_bos(&self, tokens: &[u32]) -> Vec<u32> {
+        let tokenizer = &self.chat.tokenizer;
+        let bos = if tokenizer.add_bos() { tokenizer.bos() } else { None };
+        bos.into_iter().chain(tokens.iter().copied()).collect()
+    }
+}
+
+/// ln(p / (1 − p)) of the summed mass of tokens with these log-probabilities.
+pub fn log_odds(logprobs: &[f32]) -> f64 {
+    let p: f64 = logprobs.iter().map(|&x| f64::from(x).exp()).sum();
+    let p = p.clamp(1e-12, 1.0 - 1e-12);
+    (p / (1.0 - p)).ln()
+}

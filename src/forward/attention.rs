@@ -1,0 +1,96 @@
+//! Causal attention of packed rows over keys and values that are kept per sequence.
+
+use rayon::prelude::*;
+
+use crate::model::{RopeStyle, Spec};
+
+/// Keys and values of one layer: `[rows, kv_heads * head_dim]` each, sequences at their own offsets.
+#[derive(Default)]
+pub struct Kv {
+    /// Keys, rotated.
+    pub k: Vec<f32>,
+    /// Values.
+    pub v: Vec<f32>,
+}
+
+/// Where a row's keys lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// First row of the sequence in [`Kv`].
+    pub start: usize,
+    /// How many rows it sees there.
+    pub seen: usize,
+}
+
+/// Rotates `heads` heads of `x` in place. `cos` and `sin`: `[rope.dims / 2]` of the row's position.
+pub fn rotate(x: &mut [f32], spec: &Spec, cos: &[f32], sin: &[f32]) {
+    let half = spec.rope.dims / 2;
+    for head in x.chunks_exact_mut(spec.head_dim) {
+        for i in 0..half {
+            let (a, b) = match spec.rope.style {
+                RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+                RopeStyle::Neox => (i, i + half),
+            };
+            let (p, q) = (head[a], head[b]);
+            head[a] = p * cos[i] - q * sin[i];
+            head[b] = p * sin[i] + q * cos[i];
+        }
+    }
+}
+
+/// softmax(q kᵀ / √d) v for each row. `q`: `[n, heads * head_dim]`; `spans`: what each row sees in `kv`; `own`: rows that
+/// see themselves besides (forks, whose keys and values are not in `kv`): `[n, kv_heads * head_dim]` keys and values.
+pub fn attend(q: &[f32], kv: &Kv, spans: &[Span], own: Option<(&[f32], &[f32])>, spec: &Spec) -> Vec<f32> {
+    let (hd, kvw) = (spec.head_dim, spec.kv_heads * spec.head_dim);
+    let width = spec.heads * hd;
+    let group = spec.heads / spec.kv_heads;
+    let scale = 1.0 / (hd as f32).sqrt();
+    let mut out = vec![0.0f32; q.len()];
+    out.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |scores: &mut Vec<f32>, (row, out)| {
+        let span = spans[row];
+        for h in 0..spec.heads {
+            let query = &q[row * width + h * hd..][..hd];
+            let at = (h / group) * hd;
+            let key = |j: usize| &kv.k[(span.start + j) * kvw + at..][..hd];
+            let value = |j: usize| &kv.v[(span.start + j) * kvw + at..][..hd];
+            scores.clear();
+            scores.extend((0..span.seen).map(|j| dot(query, key(j)) * scale));
+            if let Some((k, _)) = own {
+                scores.push(dot(query, &k[row * kvw + at..][..hd]) * scale);
+            }
+            softmax(scores);
+            let out = &mut out[h * hd..][..hd];
+            for (j, &p) in scores.iter().enumerate() {
+                let v = match own {
+                    Some((_, v)) if j == span.seen => &v[row * kvw + at..][..hd],
+                    _ => value(j),
+                };
+                out.iter_mut().zip(v).for_each(|(o, v)| *o += p * v);
+            }
+        }
+    });
+    out
+}
+
+fn softmax(scores: &mut [f32]) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for s in scores.iter_mut() {
+        *s = (*s - max).exp();
+        sum += *s;
+    }
+    scores.iter_mut().for_each(|s| *s /= sum);
+}
+
+/// Σ a·b with eight running sums, which the compiler turns into vector code.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: f32 = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in ca.zip(cb) {
+        for i in 0..8 {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}

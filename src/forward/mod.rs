@@ -1,0 +1,12 @@
+//! The layer-streamed decoder: all prompts at once as packed rows without padding, one layer's tiles in memory at a
+//! time, activations tapped on the way, candidate edits as rank-one terms.
+
+pub mod attention;
+mod head;
+mod matmul;
+mod runner;
+
+pub use attention::dot;
+pub use head::{Head, Readout};
+pub use matmul::Compute;
+pub use runner::{Fork, Generated, Row, Runner, Sequence, Tap};

@@ -1,0 +1,410 @@
+//! The forward pass.
+
+use rayon::prelude::*;
+
+use super::attention::{attend, dot, rotate, Kv, Span};
+use super::head::Head;
+use super::matmul::Compute;
+use crate::error::{Error, Result};
+use crate::model::{Edit, Model, Role, Writer};
+use crate::progress::{self, Progress};
+
+/// A token sequence, run under one of the runner's edits.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// 0: the model as it is; k: the runner's edit k - 1, on every token.
+    pub edit: usize,
+}
+
+impl From<Vec<u32>> for Sequence {
+    fn from(tokens: Vec<u32>) -> Sequence {
+        Sequence { tokens, edit: 0 }
+    }
+}
+
+/// One more row at `pos` of a sequence, run under an edit from the edit's first layer on. It shares the keys and values
+/// of the earlier tokens, which an edit that fires only at `pos` leaves as they are: a candidate for the price of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Fork {
+    /// Index of the sequence.
+    pub seq: usize,
+    /// Position in it.
+    pub pos: usize,
+    /// The runner's edit `edit - 1`.
+    pub edit: usize,
+}
+
+/// A row of the packed activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Index of the sequence in the caller's list.
+    pub seq: usize,
+    /// Position in it.
+    pub pos: usize,
+    /// The fork's index in the caller's list, where the row is one.
+    pub fork: Option<usize>,
+    edit: usize,
+    /// First row of the sequence's keys and values.
+    base: usize,
+}
+
+/// Sees activations as they pass. `x` is `[rows, width]`.
+pub trait Tap {
+    /// The residual stream after block `layer`.
+    fn residual(&mut self, _layer: usize, _rows: &[Row], _x: &[f32], _width: usize) {}
+    /// What a writer reads.
+    fn writer_input(&mut self, _layer: usize, _writer: Writer, _rows: &[Row], _x: &[f32], _width: usize) {}
+}
+
+impl Tap for () {}
+
+/// What greedy generation gave for one sequence.
+#[derive(Clone, Debug, Default)]
+pub struct Generated {
+    /// New tokens, without the one that ended the answer.
+    pub tokens: Vec<u32>,
+    /// The end token, where the answer ended.
+    pub end: Option<u32>,
+}
+
+/// Runs a model over sequences.
+pub struct Runner<'m> {
+    model: &'m Model,
+    compute: &'m Compute,
+    edits: &'m [Edit],
+    progress: &'m dyn Progress,
+    /// Bytes that activations and caches may take.
+    memory: usize,
+}
+
+impl<'m> Runner<'m> {
+    /// A runner over `model`, with `edits` for sequences and forks to name, that keeps its activations and caches within
+    /// `memory` bytes.
+    pub fn new(
+        model: &'m Model,
+        compute: &'m Compute,
+        edits: &'m [Edit],
+        memory: usize,
+        progress: &'m dyn Progress,
+    ) -> Runner<'m> {
+        Runner { model, compute, edits, progress, memory }
+    }
+
+    /// Runs all sequences and returns the final normed hidden states of the `wanted` (sequence, position) pairs and,
+    /// after them, of the forks: `[wanted + forks, hidden]`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary; what the device says; `Interrupted`.
+    pub fn run(
+        &self,
+        sequences: &[Sequence],
+        forks: &[Fork],
+        wanted: &[(usize, usize)],
+        tap: &mut dyn Tap,
+    ) -> Result<Vec<f32>> {
+        let d = self.model.spec.hidden;
+        let mut out = vec![0.0f32; (wanted.len() + forks.len()) * d];
+        let mut extra = vec![0usize; sequences.len()];
+        forks.iter().for_each(|f| extra[f.seq] += 1);
+        let limit = (self.memory / self.bytes_per_row()).max(1);
+        for batch in batches(sequences.len(), |s| sequences[s].tokens.len() + extra[s], limit) {
+            let mut cache = Cache::new(self.model, sequences, &batch, 0, false);
+            let rows: Vec<Row> = batch
+                .clone()
+                .flat_map(|s| (0..sequences[s].tokens.len()).map(move |p| (s, p)))
+                .map(|(s, p)| cache.row(sequences, s, p))
+                .collect();
+            let inside: Vec<(usize, &Fork)> =
+                forks.iter().enumerate().filter(|(_, f)| batch.contains(&f.seq)).collect();
+            let (rows, hidden) =
+                self.pass(rows, |r| sequences[r.seq].tokens[r.pos], &inside, &mut cache, tap)?;
+            let first: Vec<usize> = batch
+                .clone()
+                .scan(0, |at, s| {
+                    let v = *at;
+                    *at += sequences[s].tokens.len();
+                    Some(v)
+                })
+                .collect();
+            for (i, &(s, p)) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0)) {
+                let at = first[s - batch.start] + p;
+                out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
+            }
+            for (at, row) in rows.iter().enumerate() {
+                if let Some(f) = row.fork {
+                    let i = wanted.len() + f;
+                    out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Continues every sequence greedily by at most `max_new` tokens, until `is_end`.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn generate(
+        &self,
+        sequences: &[Sequence],
+        max_new: usize,
+        is_end: &dyn Fn(u32) -> bool,
+    ) -> Result<Vec<Generated>> {
+        let spec = &self.model.spec;
+        let head = Head::new(self.model, self.compute)?;
+        let mut out = vec![Generated::default(); sequences.len()];
+        // A row of a generating sequence keeps its keys and values in every layer.
+        let cached = spec.kv_heads * spec.head_dim * 2 * 4 * spec.layers;
+        let limit = (self.memory / (self.bytes_per_row() + cached)).max(1);
+        let silent = Runner { progress: &progress::Silent, ..*self };
+        for batch in batches(sequences.len(), |s| sequences[s].tokens.len() + max_new, limit) {
+            let mut cache = Cache::new(self.model, sequences, &batch, max_new, true);
+            let mut rows: Vec<Row> = batch
+                .clone()
+                .flat_map(|s| (0..sequences[s].tokens.len()).map(move |p| (s, p)))
+                .map(|(s, p)| cache.row(sequences, s, p))
+                .collect();
+            self.progress.start("generate", max_new as u64, "tokens");
+            for step in 0..max_new {
+                let token = |r: &Row| {
+                    let prompt = &sequences[r.seq].tokens;
+                    prompt.get(r.pos).copied().unwrap_or_else(|| out[r.seq].tokens[r.pos - prompt.len()])
+                };
+                let (run, hidden) = silent.pass(rows, token, &[], &mut cache, &mut ())?;
+                // The last row of each sequence tells its next token.
+                let last: Vec<usize> = (0..run.len())
+                    .filter(|&i| run.get(i + 1).is_none_or(|next| next.seq != run[i].seq))
+                    .collect();
+                let d = spec.hidden;
+                let ends: Vec<f32> =
+                    last.iter().flat_map(|&i| hidden[i * d..(i + 1) * d].iter().copied()).collect();
+                let next = head.read(&ends, 1, |_| &[])?;
+                rows = Vec::with_capacity(last.len());
+                for (&i, read) in last.iter().zip(&next) {
+                    let Some(&(token, _)) = read.top.first() else { continue };
+                    let answer = &mut out[run[i].seq];
+                    if is_end(token) {
+                        answer.end = Some(token);
+                    } else {
+                        answer.tokens.push(token);
+                        rows.push(Row { pos: run[i].pos + 1, ..run[i] });
+                    }
+                }
+                self.progress.advance(1);
+                if rows.is_empty() || step + 1 == max_new {
+                    break;
+                }
+            }
+            self.progress.finish();
+        }
+        Ok(out)
+    }
+
+    fn bytes_per_row(&self) -> usize {
+        let s = &self.model.spec;
+        4 * (3 * s.hidden + 2 * s.heads * s.head_dim + 4 * s.kv_heads * s.head_dim + 3 * s.ffn)
+    }
+
+    /// Runs `rows` through every block. Forks join as rows at the first layer of their edit. Returns all rows and their
+    /// normed final states.
+    fn pass(
+        &self,
+        mut rows: Vec<Row>,
+        token: impl Fn(&Row) -> u32,
+        forks: &[(usize, &Fork)],
+        cache: &mut Cache,
+        tap: &mut dyn Tap,
+    ) -> Result<(Vec<Row>, Vec<f32>)> {
+        let spec = &self.model.spec;
+        let (d, eps) = (spec.hidden, spec.norm_eps);
+        let plain = rows.len();
+        let mut hidden = self.embed(&rows, token)?;
+        let longest = rows.iter().map(|r| r.pos + 1).max().unwrap_or(0);
+        let (cos, sin) = spec.rope_table(longest);
+        let half = spec.rope.dims / 2;
+        let index: std::collections::HashMap<(usize, usize), usize> = if forks.is_empty() {
+            Default::default()
+        } else {
+            rows.iter().enumerate().map(|(i, r)| ((r.seq, r.pos), i)).collect()
+        };
+        self.progress.start("forward pass", spec.layers as u64, "layers");
+        for layer in 0..spec.layers {
+            progress::check()?;
+            for &(at, f) in forks {
+                let edit = &self.edits[f.edit - 1];
+                if edit.iter().map(|t| t.layer).min() == Some(layer) {
+                    let parent = index[&(f.seq, f.pos)];
+                    rows.push(Row { fork: Some(at), edit: f.edit, ..rows[parent] });
+                    hidden.extend_from_within(parent * d..(parent + 1) * d);
+                }
+            }
+            let normed = rms_norm(&hidden, &self.model.vector(Role::AttnNorm, layer)?, eps);
+            let mut q = self.project(Role::AttnQ, layer, &normed, rows.len())?;
+            let mut k = self.project(Role::AttnK, layer, &normed, rows.len())?;
+            let v = self.project(Role::AttnV, layer, &normed, rows.len())?;
+            drop(normed);
+            if spec.qk_norm {
+                q = rms_norm(&q, &self.model.vector(Role::AttnQNorm, layer)?, eps);
+                k = rms_norm(&k, &self.model.vector(Role::AttnKNorm, layer)?, eps);
+            }
+            let (qw, kvw) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+            let table = |i: usize| {
+                let at = rows[i].pos * half;
+                (&cos[at..at + half], &sin[at..at + half])
+            };
+            q.par_chunks_mut(qw).enumerate().for_each(|(i, x)| rotate(x, spec, table(i).0, table(i).1));
+            k.par_chunks_mut(kvw).enumerate().for_each(|(i, x)| rotate(x, spec, table(i).0, table(i).1));
+            let kv = cache.layer(layer);
+            for (i, row) in rows[..plain].iter().enumerate() {
+                let to = (row.base + row.pos) * kvw;
+                kv.k[to..to + kvw].copy_from_slice(&k[i * kvw..(i + 1) * kvw]);
+                kv.v[to..to + kvw].copy_from_slice(&v[i * kvw..(i + 1) * kvw]);
+            }
+            // A fork sees its parent's earlier tokens, and itself.
+            let spans: Vec<Span> = rows
+                .iter()
+                .map(|r| Span { start: r.base, seen: r.pos + usize::from(r.fork.is_none()) })
+                .collect();
+            let mut mixed = attend(&q[..plain * qw], kv, &spans[..plain], None, spec);
+            if rows.len() > plain {
+                let own = (&k[plain * kvw..], &v[plain * kvw..]);
+                mixed.extend(attend(&q[plain * qw..], kv, &spans[plain..], Some(own), spec));
+            }
+            drop((q, k, v));
+            self.write(layer, Writer::Attention, &rows, &mixed, &mut hidden, tap)?;
+            drop(mixed);
+
+            let normed = rms_norm(&hidden, &self.model.vector(Role::FfnNorm, layer)?, eps);
+            let mut gate = self.project(Role::FfnGate, layer, &normed, rows.len())?;
+            let up = self.project(Role::FfnUp, layer, &normed, rows.len())?;
+            gate.par_iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+            drop((normed, up));
+            self.write(layer, Writer::Ffn, &rows, &gate, &mut hidden, tap)?;
+            tap.residual(layer, &rows, &hidden, d);
+            self.progress.advance(1);
+        }
+        self.progress.finish();
+        let normed = rms_norm(&hidden, &self.model.output_norm()?, eps);
+        Ok((rows, normed))
+    }
+
+    fn embed(&self, rows: &[Row], token: impl Fn(&Row) -> u32) -> Result<Vec<f32>> {
+        let embedding = self.model.embedding()?;
+        let mut out = vec![0.0f32; rows.len() * embedding.cols];
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(embedding.cols)) {
+            let token = token(row) as usize;
+            if token >= embedding.rows {
+                return Err(Error::Model(format!(
+                    "token {token} is outside of the model's vocabulary of {}; the tokenizer belongs to another model",
+                    embedding.rows
+                )));
+            }
+            embedding.decode_row(token, out);
+        }
+        Ok(out)
+    }
+
+    fn project(&self, role: Role, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
+        let mut y = self.compute.matmul(x, n, &self.model.matrix(role, layer)?)?;
+        if let Some(bias) = self.model.bias(role, layer)? {
+            y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+        }
+        Ok(y)
+    }
+
+    /// A writer's part of a block: projects, adds the rows' edits, adds the result to the residual stream.
+    fn write(
+        &self,
+        layer: usize,
+        writer: Writer,
+        rows: &[Row],
+        x: &[f32],
+        hidden: &mut [f32],
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
+        let width = x.len() / rows.len().max(1);
+        tap.writer_input(layer, writer, rows, x, width);
+        let y = self.project(writer.role(), layer, x, rows.len())?;
+        let d = self.model.spec.hidden;
+        hidden.par_chunks_mut(d).enumerate().for_each(|(i, h)| {
+            h.iter_mut().zip(&y[i * d..(i + 1) * d]).for_each(|(h, y)| *h += y);
+            if rows[i].edit > 0 {
+                for term in
+                    self.edits[rows[i].edit - 1].iter().filter(|t| t.layer == layer && t.writer == writer)
+                {
+                    let gate = dot(&term.v, &x[i * width..(i + 1) * width]);
+                    h.iter_mut().zip(&term.u).for_each(|(h, u)| *h += gate * u);
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// x / rms(x) · w over chunks of `w.len()`.
+fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let mut out = vec![0.0f32; x.len()];
+    out.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).for_each(|(out, x)| {
+        let mean = dot(x, x) / w.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for i in 0..w.len() {
+            out[i] = x[i] * scale * w[i];
+        }
+    });
+    out
+}
+
+/// Consecutive ranges of sequences whose sizes add up to at most `limit` (a longer one runs alone).
+fn batches(n: usize, size: impl Fn(usize) -> usize, limit: usize) -> Vec<std::ops::Range<usize>> {
+    let mut out: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut filled = 0;
+    for s in 0..n {
+        match out.last_mut() {
+            Some(last) if filled + size(s) <= limit => last.end = s + 1,
+            _ => {
+                out.push(s..s + 1);
+                filled = 0;
+            }
+        }
+        filled += size(s);
+    }
+    out
+}
+
+/// Keys and values of a batch: of every layer while generating, else of the current one only.
+struct Cache {
+    layers: Vec<Kv>,
+    base: std::collections::HashMap<usize, usize>,
+}
+
+impl Cache {
+    fn new(
+        model: &Model,
+        sequences: &[Sequence],
+        batch: &std::ops::Range<usize>,
+        more: usize,
+        keep: bool,
+    ) -> Cache {
+        let width = model.spec.kv_heads * model.spec.head_dim;
+        let mut at = 0;
+        let mut base = std::collections::HashMap::new();
+        for s in batch.clone() {
+            base.insert(s, at);
+            at += sequences[s].tokens.len() + more;
+        }
+        let layers = if keep { model.spec.layers } else { 1 };
+        let kv = || Kv { k: vec![0.0; at * width], v: vec![0.0; at * width] };
+        Cache { layers: (0..layers).map(|_| kv()).collect(), base }
+    }
+
+    fn row(&self, sequences: &[Sequence], seq: usize, pos: usize) -> Row {
+        Row { seq, pos, fork: None, edit: sequences[seq].edit, base: self.base[&seq] }
+    }
+
+    fn layer(&mut self, layer: usize) -> &mut Kv {
+        let n = self.layers.len();
+        &mut self.layers[layer.min(n - 1)]
+    }
+}

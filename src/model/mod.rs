@@ -1,0 +1,311 @@
+//! What the decoder is, as data: a [`Spec`] from the checkpoint's metadata, and tensor roles resolved to names.
+
+mod spec;
+
+use std::path::Path;
+
+use crate::checkpoint::{type_name, Gguf};
+use crate::encoding::Encoding;
+use crate::error::{Error, Result};
+
+pub use spec::{Rope, RopeStyle, Spec};
+
+/// The two matrices of a block that write into the residual stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Writer {
+    /// `attn_output` in GGUF, `o_proj` in Hugging Face.
+    Attention,
+    /// `ffn_down` in GGUF, `down_proj` in Hugging Face.
+    Ffn,
+}
+
+impl Writer {
+    /// Both writers, in the order in which a block runs them.
+    pub const ALL: [Writer; 2] = [Writer::Attention, Writer::Ffn];
+
+    /// The role of this writer's matrix.
+    pub fn role(self) -> Role {
+        match self {
+            Writer::Attention => Role::AttnOutput,
+            Writer::Ffn => Role::FfnDown,
+        }
+    }
+}
+
+/// A rank-one term of one writer: y' = y + u (v·x).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankOne {
+    /// The block, from 0.
+    pub layer: usize,
+    /// Which of its writers.
+    pub writer: Writer,
+    /// What is written, strength included: α·û, `[hidden]`.
+    pub u: Vec<f32>,
+    /// The gate over the writer's input, `[columns of the writer]`.
+    pub v: Vec<f32>,
+}
+
+/// An edit: rank-one terms that belong together.
+pub type Edit = Vec<RankOne>;
+
+/// A block's tensors by what they do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Role {
+    AttnNorm,
+    AttnQ,
+    AttnK,
+    AttnV,
+    AttnQNorm,
+    AttnKNorm,
+    AttnOutput,
+    FfnNorm,
+    FfnGate,
+    FfnUp,
+    FfnDown,
+}
+
+impl Role {
+    fn gguf(self) -> &'static str {
+        match self {
+            Role::AttnNorm => "attn_norm",
+            Role::AttnQ => "attn_q",
+            Role::AttnK => "attn_k",
+            Role::AttnV => "attn_v",
+            Role::AttnQNorm => "attn_q_norm",
+            Role::AttnKNorm => "attn_k_norm",
+            Role::AttnOutput => "attn_output",
+            Role::FfnNorm => "ffn_norm",
+            Role::FfnGate => "ffn_gate",
+            Role::FfnUp => "ffn_up",
+            Role::FfnDown => "ffn_down",
+        }
+    }
+}
+
+/// A matrix as it is stored: `rows` outputs by `cols` inputs, row after row.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// Output features.
+    pub rows: usize,
+    /// Input features; a row's blocks lie one after the other.
+    pub cols: usize,
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+}
+
+impl Matrix<'_> {
+    /// The bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.encoding.bytes_for(self.cols)
+    }
+
+    /// Decodes row `row` into `out`, `[cols]`.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let n = self.row_bytes();
+        self.encoding.decode(&self.bytes[row * n..(row + 1) * n], out);
+    }
+}
+
+/// A tensor's new bytes, which stand in for the file's.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    /// Tensor name.
+    pub tensor: String,
+    /// Its encoding, which may be wider than the file's.
+    pub encoding: Encoding,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A checkpoint with its description.
+pub struct Model {
+    /// The mapped file.
+    pub file: Gguf,
+    /// What the decoder is.
+    pub spec: Spec,
+    /// Tensors that are read from memory in place of the file: a patch that is checked before it is written.
+    pub replaced: Vec<Replacement>,
+}
+
+impl Model {
+    /// Opens a checkpoint and checks that every tensor which the forward pass needs is there, in the shape that the
+    /// metadata says and in an encoding that can be read.
+    ///
+    /// # Errors
+    /// What [`Gguf::open`] says; an unsupported architecture or encoding; a tensor that is missing or misshapen.
+    pub fn open(path: &Path) -> Result<Model> {
+        let file = Gguf::open(path)?;
+        let spec = Spec::from_gguf(&file)?;
+        let model = Model { file, spec, replaced: Vec::new() };
+        model.check()?;
+        Ok(model)
+    }
+
+    /// The name of a block's tensor.
+    pub fn name(role: Role, layer: usize) -> String {
+        format!("blk.{layer}.{}.weight", role.gguf())
+    }
+
+    /// A block's matrix.
+    pub fn matrix(&self, role: Role, layer: usize) -> Result<Matrix<'_>> {
+        self.matrix_named(&Self::name(role, layer))
+    }
+
+    /// A block's norm weight, or another vector that must be there.
+    pub fn vector(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
+        let name = Self::name(role, layer);
+        self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
+    }
+
+    /// A block's bias, where it has one.
+    pub fn bias(&self, role: Role, layer: usize) -> Result<Option<Vec<f32>>> {
+        self.vector_named(&format!("blk.{layer}.{}.bias", role.gguf()))
+    }
+
+    /// The token embedding, `[vocab, hidden]`.
+    pub fn embedding(&self) -> Result<Matrix<'_>> {
+        self.matrix_named("token_embd.weight")
+    }
+
+    /// The output matrix, `[vocab, hidden]`; tied models use the embedding.
+    pub fn output(&self) -> Result<Matrix<'_>> {
+        match self.file.tensor("output.weight") {
+            Some(_) => self.matrix_named("output.weight"),
+            None => self.embedding(),
+        }
+    }
+
+    /// The final norm's weight, `[hidden]`.
+    pub fn output_norm(&self) -> Result<Vec<f32>> {
+        self.vector_named("output_norm.weight")?.ok_or_else(|| self.missing("output_norm.weight"))
+    }
+
+    /// A writer's matrix and its tensor's name.
+    pub fn writer(&self, layer: usize, writer: Writer) -> Result<(String, Matrix<'_>)> {
+        let name = Self::name(writer.role(), layer);
+        let matrix = self.matrix_named(&name)?;
+        Ok((name, matrix))
+    }
+
+    /// Any matrix by its tensor's name.
+    pub fn matrix_named(&self, name: &str) -> Result<Matrix<'_>> {
+        let t = self.file.tensor(name).ok_or_else(|| self.missing(name))?;
+        let encoding = Encoding::from_ggml(t.type_id).ok_or_else(|| {
+            Error::unsupported(
+                format!(
+                    "{}: tensor {name} has type {}, which can't be read",
+                    self.path(),
+                    type_name(t.type_id)
+                ),
+                "quantize the model to a type from Q2_K to Q8_0, IQ4_NL or IQ4_XS, or to F16",
+            )
+        })?;
+        if t.dims.len() != 2 {
+            return Err(Error::Model(format!(
+                "{}: tensor {name} has {} dimensions, expected 2",
+                self.path(),
+                t.dims.len()
+            )));
+        }
+        let (cols, rows) = (t.dims[0] as usize, t.dims[1] as usize);
+        if !cols.is_multiple_of(encoding.block_len()) {
+            return Err(Error::Model(format!(
+                "{}: tensor {name} has rows of {cols}, {} needs multiples of {}",
+                self.path(),
+                encoding.name(),
+                encoding.block_len()
+            )));
+        }
+        match self.replaced.iter().find(|r| r.tensor == name) {
+            Some(r) => Ok(Matrix { rows, cols, encoding: r.encoding, bytes: &r.bytes }),
+            None => Ok(Matrix { rows, cols, encoding, bytes: self.file.bytes(t) }),
+        }
+    }
+
+    fn vector_named(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(t) = self.file.tensor(name) else { return Ok(None) };
+        let encoding = Encoding::from_ggml(t.type_id).filter(|e| e.block_len() == 1).ok_or_else(|| {
+            Error::unsupported(
+                format!("{}: vector {name} has type {}", self.path(), type_name(t.type_id)),
+                "norms and biases must be F32, F16 or BF16",
+            )
+        })?;
+        let n: u64 = t.dims.iter().product();
+        let mut out = vec![0.0; n as usize];
+        encoding.decode(self.file.bytes(t), &mut out);
+        Ok(Some(out))
+    }
+
+    fn path(&self) -> String {
+        self.file.path().display().to_string()
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::Model(format!(
+            "{}: tensor {name} is missing; {} with {} blocks needs it",
+            self.path(),
+            self.spec.arch,
+            self.spec.layers
+        ))
+    }
+
+    fn check(&self) -> Result<()> {
+        let s = &self.spec;
+        let (d, q, kv) = (s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        for layer in 0..s.layers {
+            for (role, rows, cols) in [
+                (Role::AttnQ, q, d),
+                (Role::AttnK, kv, d),
+                (Role::AttnV, kv, d),
+                (Role::AttnOutput, d, q),
+                (Role::FfnGate, s.ffn, d),
+                (Role::FfnUp, s.ffn, d),
+                (Role::FfnDown, d, s.ffn),
+            ] {
+                self.expect(&Self::name(role, layer), rows, cols)?;
+                if let Some(bias) = self.bias(role, layer)? {
+                    self.expect_len(&format!("blk.{layer}.{}.bias", role.gguf()), bias.len(), rows)?;
+                }
+            }
+            for role in [Role::AttnNorm, Role::FfnNorm] {
+                self.expect_len(&Self::name(role, layer), self.vector(role, layer)?.len(), d)?;
+            }
+            if s.qk_norm {
+                for role in [Role::AttnQNorm, Role::AttnKNorm] {
+                    self.expect_len(&Self::name(role, layer), self.vector(role, layer)?.len(), s.head_dim)?;
+                }
+            }
+        }
+        self.expect("token_embd.weight", s.vocab, d)?;
+        if self.file.tensor("output.weight").is_some() {
+            self.expect("output.weight", s.vocab, d)?;
+        }
+        self.expect_len("output_norm.weight", self.output_norm()?.len(), d)
+    }
+
+    fn expect(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        let m = self.matrix_named(name)?;
+        if (m.rows, m.cols) != (rows, cols) {
+            return Err(Error::Model(format!(
+                "{}: tensor {name} is {} x {}, but the metadata asks for {rows} x {cols}",
+                self.path(),
+                m.rows,
+                m.cols
+            )));
+        }
+        Ok(())
+    }
+
+    fn expect_len(&self, name: &str, found: usize, expected: usize) -> Result<()> {
+        if found != expected {
+            return Err(Error::Model(format!(
+                "{}: tensor {name} has {found} elements, but the metadata asks for {expected}",
+                self.path()
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! The decoder's description. One forward pass reads it; architectures differ by its values only.
+
+use crate::checkpoint::Gguf;
+use crate::error::{Error, Result};
+
+/// Which dimensions of a head rotate together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RopeStyle {
+    /// (2i, 2i + 1): GGUF's llama.
+    Interleaved,
+    /// (i, i + dims / 2): qwen2, qwen3 and every Hugging Face checkpoint.
+    Neox,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f32,
+    /// How many dimensions of a head rotate.
+    pub dims: usize,
+    /// Pairing.
+    pub style: RopeStyle,
+    /// Positions are multiplied by this (1 / factor of linear scaling).
+    pub scale: f32,
+    /// Divides each frequency, `[dims / 2]`: Llama 3.x scaling, stored as `rope_freqs.weight`.
+    pub factors: Option<Vec<f32>>,
+}
+
+/// What the decoder is.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// `general.architecture`.
+    pub arch: String,
+    /// Blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn: usize,
+    /// Tokens.
+    pub vocab: usize,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Queries and keys are normalised per head (qwen3).
+    pub qk_norm: bool,
+    /// Longest context the model was trained for; 0 when the file does not say.
+    pub context: usize,
+}
+
+/// Architectures that the decoder runs.
+pub const SUPPORTED: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+impl Spec {
+    /// Reads the description from GGUF metadata (names: llama.cpp `gguf-py/gguf/constants.py`).
+    ///
+    /// # Errors
+    /// An architecture or a rope scaling that the decoder does not run; a key that is missing or makes no sense.
+    pub fn from_gguf(file: &Gguf) -> Result<Spec> {
+        let arch = file.arch()?.to_string();
+        let path = file.path().display().to_string();
+        if !SUPPORTED.contains(&arch.as_str()) {
+            return Err(Error::unsupported(
+                format!("{path}: architecture {arch} can't be run"),
+                format!("supported: {}", SUPPORTED.join(", ")),
+            ));
+        }
+        let key = |k: &str| format!("{arch}.{k}");
+        let optional = |k: &str| file.get_u32(&key(k)).map(|v| v as usize);
+        let need = |k: &str| {
+            optional(k).filter(|&v| v > 0).ok_or_else(|| {
+                Error::Model(format!("{path}: metadata key {} is missing or not a positive number", key(k)))
+            })
+        };
+        if optional("expert_count").unwrap_or(0) > 0 {
+            return Err(Error::unsupported(
+                format!("{path}: {arch} with experts can't be run"),
+                "only dense models are supported so far",
+            ));
+        }
+        let hidden = need("embedding_length")?;
+        let heads = need("attention.head_count")?;
+        let kv_heads = optional("attention.head_count_kv").unwrap_or(heads);
+        let head_dim = optional("attention.key_length").unwrap_or(hidden / heads);
+        if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 {
+            return Err(Error::Model(format!(
+                "{path}: {heads} heads of {head_dim} with {kv_heads} key/value heads make no sense"
+            )));
+        }
+        if optional("attention.value_length").is_some_and(|v| v != head_dim) {
+            return Err(Error::unsupported(
+                format!("{path}: values wider or narrower than keys"),
+                "such models can't be run",
+            ));
+        }
+        let embedding = file
+            .tensor("token_embd.weight")
+            .ok_or_else(|| Error::Model(format!("{path}: tensor token_embd.weight is missing")))?;
+        let norm_eps = file.get_f32(&key("attention.layer_norm_rms_epsilon")).ok_or_else(|| {
+            Error::Model(format!(
+                "{path}: metadata key {} is missing",
+                key("attention.layer_norm_rms_epsilon")
+            ))
+        })?;
+        let dims = optional("rope.dimension_count").unwrap_or(head_dim);
+        if dims > head_dim || dims % 2 != 0 {
+            return Err(Error::Model(format!(
+                "{path}: rope over {dims} of {head_dim} dimensions makes no sense"
+            )));
+        }
+        let qk_norm = arch == "qwen3";
+        let style = if arch == "llama" { RopeStyle::Interleaved } else { RopeStyle::Neox };
+        let rope = Rope {
+            theta: file.get_f32(&key("rope.freq_base")).unwrap_or(10000.0),
+            dims,
+            style,
+            scale: rope_scale(file, &arch)?,
+            factors: rope_factors(file, dims)?,
+        };
+        Ok(Spec {
+            layers: need("block_count")?,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn: need("feed_forward_length")?,
+            vocab: embedding.dims.get(1).copied().unwrap_or(0) as usize,
+            norm_eps,
+            rope,
+            qk_norm,
+            context: optional("context_length").unwrap_or(0),
+            arch,
+        })
+    }
+
+    /// cos and sin of every position below `positions`, each `[positions, rope.dims / 2]`.
+    pub fn rope_table(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
+        let half = self.rope.dims / 2;
+        let freqs: Vec<f64> = (0..half)
+            .map(|i| {
+                let f = f64::from(self.rope.theta).powf(-2.0 * i as f64 / self.rope.dims as f64);
+                f * f64::from(self.rope.scale) / self.rope.factors.as_ref().map_or(1.0, |v| f64::from(v[i]))
+            })
+            .collect();
+        let angles = (0..positions).flat_map(|p| freqs.iter().map(move |f| p as f64 * f));
+        angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip()
+    }
+}
+
+fn rope_scale(file: &Gguf, arch: &str) -> Result<f32> {
+    let factor = file.get_f32(&format!("{arch}.rope.scaling.factor")).unwrap_or(1.0);
+    match file.get_str(&format!("{arch}.rope.scaling.type")).unwrap_or("none") {
+        "none" => Ok(1.0),
+        "linear" if factor > 0.0 => Ok(1.0 / factor),
+        other => Err(Error::unsupported(
+            format!("{}: rope scaling {other:?} (factor {factor}) can't be run", file.path().display()),
+            "supported: none, linear, and the Llama 3.x factors in rope_freqs.weight",
+        )),
+    }
+}
+
+fn rope_factors(file: &Gguf, dims: usize) -> Result<Option<Vec<f32>>> {
+    let Some(t) = file.tensor("rope_freqs.weight") else { return Ok(None) };
+    let values: Vec<f32> =
+        file.bytes(t).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    if t.type_id != 0 || values.len() != dims / 2 || values.iter().any(|f| !f.is_finite() || *f <= 0.0) {
+        return Err(Error::Model(format!(
+            "{}: rope_freqs.weight must hold {} positive F32 factors",
+            file.path().display(),
+            dims / 2
+        )));
+    }
+    Ok(Some(values))
+}

@@ -1,0 +1,221 @@
+//! What the new file consists of, from its first byte to its last.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use super::{Patch, Plan, BLOCK};
+use crate::checkpoint::{encoded_len, type_name, write_string, Tensor, Value};
+use crate::{Error, Result};
+
+/// The key whose value only fills the header up, so that the tensors keep their place within a block.
+pub(super) const PADDING_KEY: &str = "refusal_patch.padding";
+/// The size of an empty padding entry: length and bytes of the key, type, length of the value.
+const PADDING_LEAST: u64 = 8 + PADDING_KEY.len() as u64 + 4 + 8;
+
+/// A run of bytes of the new file.
+#[derive(Debug)]
+pub(super) enum Piece<'a> {
+    /// These bytes.
+    Bytes(Cow<'a, [u8]>),
+    /// A range of the source.
+    Source(Range<u64>),
+    /// So many zeros.
+    Zeros(u64),
+}
+
+impl Piece<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Piece::Bytes(b) => b.len() as u64,
+            Piece::Source(r) => r.end - r.start,
+            Piece::Zeros(n) => *n,
+        }
+    }
+}
+
+/// The new file, piece by piece.
+#[derive(Debug)]
+pub(super) struct Layout<'a> {
+    pub pieces: Vec<Piece<'a>>,
+}
+
+impl<'a> Layout<'a> {
+    /// Checks the plan and lays the file out.
+    pub fn new(plan: &'a Plan<'a>) -> Result<Layout<'a>> {
+        let patches = check_patches(plan)?;
+        let keeps_places = plan.source.tensors().iter().all(|t| new_type(&patches, t) == t.type_id);
+        let entries = entries(plan)?;
+        let pieces = match keeps_places {
+            true => in_place(plan, &patches, entries),
+            false => moved(plan, &patches, entries),
+        };
+        Ok(Layout { pieces: pieces.into_iter().filter(|p| p.len() > 0).collect() })
+    }
+
+    /// The new file's size.
+    pub fn len(&self) -> u64 {
+        self.pieces.iter().map(Piece::len).sum()
+    }
+}
+
+type Patches<'a> = HashMap<&'a str, &'a Patch>;
+
+fn new_type(patches: &Patches, t: &Tensor) -> u32 {
+    patches.get(t.name.as_str()).map_or(t.type_id, |p| p.type_id)
+}
+
+fn check_patches<'a>(plan: &'a Plan) -> Result<Patches<'a>> {
+    let mut patches = Patches::new();
+    for p in &plan.patches {
+        let tensor =
+            plan.source.tensor(&p.tensor).ok_or_else(|| wrong(plan, &p.tensor, "is not in the file"))?;
+        let expected = match p.type_id == tensor.type_id {
+            true => tensor.len,
+            false => match encoded_len(p.type_id, &tensor.dims) {
+                Ok(Some(len)) => len,
+                Ok(None) => {
+                    return Err(wrong(plan, &p.tensor, "can't be re-encoded: the new type is unknown"))
+                }
+                Err(e) => return Err(wrong(plan, &p.tensor, &e)),
+            },
+        };
+        if p.bytes.len() as u64 != expected {
+            let (n, name) = (p.bytes.len(), type_name(p.type_id));
+            return Err(wrong(
+                plan,
+                &p.tensor,
+                &format!("needs {expected} bytes as {name} and is given {n}"),
+            ));
+        }
+        if patches.insert(p.tensor.as_str(), p).is_some() {
+            return Err(wrong(plan, &p.tensor, "is patched twice"));
+        }
+    }
+    Ok(patches)
+}
+
+fn wrong(plan: &Plan, tensor: &str, what: &str) -> Error {
+    Error::Model(format!("{}: tensor `{tensor}` {what}", plan.source.path().display()))
+}
+
+/// The new file's metadata entries as bytes: the source's verbatim, unless set or removed, then the new ones.
+fn entries<'a>(plan: &'a Plan) -> Result<Vec<Cow<'a, [u8]>>> {
+    let mut set: HashMap<&str, &Value> = HashMap::new();
+    for (key, value) in &plan.metadata {
+        if set.insert(key, value).is_some() {
+            return Err(Error::Model(format!("metadata key `{key}` is set twice")));
+        }
+    }
+    let removed: HashSet<&str> = plan.remove.iter().map(String::as_str).collect();
+    if set.contains_key("general.alignment") || removed.contains("general.alignment") {
+        return Err(Error::Model("general.alignment can't be changed: all tensors lie by it".to_string()));
+    }
+    let mut entries = Vec::new();
+    for e in plan.source.metadata() {
+        if let Some(value) = set.remove(e.key.as_str()) {
+            entries.push(Cow::Owned(entry(&e.key, value)));
+        } else if !removed.contains(e.key.as_str()) && e.key != PADDING_KEY {
+            entries.push(Cow::Borrowed(plan.source.raw(e.span.clone())));
+        }
+    }
+    let new = plan.metadata.iter().filter(|(key, _)| set.contains_key(key.as_str()));
+    entries.extend(new.map(|(key, value)| Cow::Owned(entry(key, value))));
+    Ok(entries)
+}
+
+fn entry(key: &str, value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_string(key.as_bytes(), &mut out);
+    value.write(&mut out);
+    out
+}
+
+fn header(plan: &Plan, entries: &[Cow<[u8]>], infos: &[u8]) -> Vec<u8> {
+    let mut out = b"GGUF".to_vec();
+    out.extend(plan.source.version().to_le_bytes());
+    out.extend((plan.source.tensors().len() as u64).to_le_bytes());
+    out.extend((entries.len() as u64).to_le_bytes());
+    entries.iter().for_each(|e| out.extend_from_slice(e));
+    out.extend(infos);
+    out.resize(out.len().next_multiple_of(plan.source.alignment() as usize), 0);
+    out
+}
+
+/// No tensor changes its size: a new header, then the source's data with the patched ranges replaced.
+fn in_place<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
+    let source = plan.source;
+    let infos = source.raw(source.tensor_infos_span());
+    let mut head = header(plan, &entries, infos);
+    if head.len() as u64 % BLOCK != source.data_start() % BLOCK {
+        let unpadded = 24 + entries.iter().map(|e| e.len()).sum::<usize>() + infos.len();
+        entries.push(Cow::Owned(padding(unpadded as u64, source.data_start())));
+        head = header(plan, &entries, infos);
+    }
+    let mut pieces = vec![Piece::Bytes(Cow::Owned(head))];
+    let mut at = source.data_start();
+    let mut tensors: Vec<&Tensor> = source.tensors().iter().collect();
+    tensors.sort_by_key(|t| t.offset);
+    for t in tensors {
+        if let Some(patch) = patches.get(t.name.as_str()) {
+            pieces.push(Piece::Source(at..t.offset));
+            pieces.push(Piece::Bytes(Cow::Borrowed(&patch.bytes)));
+            at = t.range().end;
+        }
+    }
+    // A file without tensors may end before its data would begin.
+    pieces.push(Piece::Source(at..source.file_len().max(at)));
+    pieces
+}
+
+/// An entry of spaces that moves the end of a header of `unpadded` bytes to the same place within a block as
+/// `data_start`. That is a multiple of the alignment, so that no other padding follows.
+fn padding(unpadded: u64, data_start: u64) -> Vec<u8> {
+    let least = unpadded + PADDING_LEAST;
+    let spaces = (data_start + BLOCK - least % BLOCK) % BLOCK;
+    entry(PADDING_KEY, &Value::String(vec![b' '; spaces as usize]))
+}
+
+/// Some tensor changes its size: offsets are computed anew, without gaps, in the order of the list, as llama.cpp
+/// demands.
+fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
+    let source = plan.source;
+    let mut infos = Vec::new();
+    let mut data = Vec::new();
+    let mut offset = 0u64;
+    for t in source.tensors() {
+        let patch = patches.get(t.name.as_str());
+        let len = patch.map_or(t.len, |p| p.bytes.len() as u64);
+        write_string(t.name.as_bytes(), &mut infos);
+        infos.extend((t.dims.len() as u32).to_le_bytes());
+        t.dims.iter().for_each(|d| infos.extend(d.to_le_bytes()));
+        infos.extend(new_type(patches, t).to_le_bytes());
+        infos.extend(offset.to_le_bytes());
+        data.push(match patch {
+            Some(p) => Piece::Bytes(Cow::Borrowed(&p.bytes)),
+            None => Piece::Source(t.range()),
+        });
+        let padded = len.next_multiple_of(source.alignment());
+        data.push(Piece::Zeros(padded - len));
+        offset += padded;
+    }
+    let mut pieces = vec![Piece::Bytes(Cow::Owned(header(plan, &entries, &infos)))];
+    pieces.extend(data);
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_moves_the_data_to_the_same_place_within_a_block() {
+        for unpadded in [24, 4000, 4054, 4095, 4096, 123_457] {
+            for data_start in [32, 4064, 4096, 5_947_840] {
+                let end = unpadded + padding(unpadded, data_start).len() as u64;
+                assert_eq!(end % BLOCK, data_start % BLOCK, "{unpadded} {data_start}");
+                assert!(end - unpadded < BLOCK + PADDING_LEAST);
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Writes a patched checkpoint: the input with a few byte ranges replaced, and new metadata.
+//!
+//! [`stage`] writes everything under a temporary name, so that the caller can open the file and measure it before
+//! [`Staged::commit`] gives it its name. Until then OUT doesn't exist, and on any error or interrupt nothing is left.
+
+mod direction;
+mod layout;
+mod place;
+mod provenance;
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::checkpoint::{sha256_file, Gguf, Value};
+use crate::progress::{check, Progress};
+use crate::{Error, Result};
+use layout::{Layout, Piece};
+
+pub use direction::{read_direction, write_direction, Saved};
+pub use place::preflight;
+pub use provenance::{Provenance, TensorEdit};
+
+/// How much is copied between two looks at whether the user wants to stop.
+const CHUNK: u64 = 64 << 20;
+/// The block of the file systems that can share blocks between files instead of copying them.
+const BLOCK: u64 = 4096;
+
+/// New content for one tensor.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Its new bytes.
+    pub bytes: Vec<u8>,
+    /// Their encoding: the source's, or a wider one.
+    pub type_id: u32,
+}
+
+/// What a new checkpoint is: its source, and what differs from it.
+pub struct Plan<'a> {
+    /// The input. Never opened for writing.
+    pub source: &'a Gguf,
+    /// Tensors with new content.
+    pub patches: Vec<Patch>,
+    /// Metadata to set: a key that the source has keeps its place, another goes to the end.
+    pub metadata: Vec<(String, Value)>,
+    /// Metadata keys to leave out.
+    pub remove: Vec<String>,
+}
+
+impl<'a> Plan<'a> {
+    /// A plan that changes nothing yet.
+    pub fn new(source: &'a Gguf) -> Plan<'a> {
+        Plan { source, patches: Vec::new(), metadata: Vec::new(), remove: Vec::new() }
+    }
+}
+
+/// A file that was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// Where.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in lower-case hex.
+    pub sha256: String,
+}
+
+/// A complete new checkpoint that doesn't have its name yet. Dropping it deletes it.
+#[derive(Debug)]
+pub struct Staged {
+    temp: NamedTempFile,
+    force: bool,
+    written: Written,
+}
+
+impl Staged {
+    /// Where it lies for now. Close it (drop the `Gguf`) before [`Staged::commit`]: Windows doesn't rename open files.
+    pub fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// Gives the file its name, at once and whole.
+    pub fn commit(self) -> Result<Written> {
+        place::rename(self.temp, &self.written.path, self.force)?;
+        Ok(self.written)
+    }
+}
+
+/// Writes a plan's checkpoint to OUT: [`stage`] and [`Staged::commit`]. `force` allows to replace an existing file.
+pub fn write(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> Result<Written> {
+    stage(plan, out, force, progress)?.commit()
+}
+
+/// Writes a plan's checkpoint next to OUT, under a temporary name, safely on disk and hashed.
+pub fn stage(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> Result<Staged> {
+    let layout = Layout::new(plan)?;
+    let total = layout.len();
+    place::check_target(plan.source.path(), out, force)?;
+    place::check_space(out, total)?;
+    let source = plan.source.reopen()?;
+    let temp = place::temporary(out)?;
+
+    progress.start("writing", total, "bytes");
+    let mut done = 0;
+    for piece in &layout.pieces {
+        copy_piece(piece, &source, temp.as_file(), &mut done, progress).map_err(|e| match e {
+            Copy::Interrupted => Error::Interrupted,
+            Copy::Read(e) => Error::io(plan.source.path())(e),
+            Copy::Write(e) => place::write_error(out, done, total, e),
+        })?;
+    }
+    // Some systems find only now that there is no space.
+    temp.as_file().sync_all().map_err(|e| place::write_error(out, done, total, e))?;
+    progress.finish();
+    // The source may have been replaced while it was read; a mixture of two files must not get a name.
+    plan.source.reopen()?;
+    let sha256 = sha256_file(temp.path(), progress)?;
+    Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
+}
+
+/// Why a copy stopped.
+enum Copy {
+    Interrupted,
+    Read(io::Error),
+    Write(io::Error),
+}
+
+fn copy_piece(
+    piece: &Piece,
+    mut source: &File,
+    mut target: &File,
+    done: &mut u64,
+    progress: &dyn Progress,
+) -> Result<(), Copy> {
+    let mut advance = |n: u64| {
+        *done += n;
+        progress.advance(n);
+    };
+    match piece {
+        Piece::Bytes(bytes) => {
+            for chunk in bytes.chunks(CHUNK as usize) {
+                check().map_err(|_| Copy::Interrupted)?;
+                target.write_all(chunk).map_err(Copy::Write)?;
+                advance(chunk.len() as u64);
+            }
+        }
+        Piece::Zeros(n) => {
+            io::copy(&mut io::repeat(0).take(*n), &mut target).map_err(Copy::Write)?;
+            advance(*n);
+        }
+        Piece::Source(range) => {
+            source.seek(SeekFrom::Start(range.start)).map_err(Copy::Read)?;
+            let mut at = range.start;
+            while at < range.end {
+                check().map_err(|_| Copy::Interrupted)?;
+                // First up to a block's edge, then whole blocks: the system can share those between the files.
+                let step = if at % BLOCK == 0 { CHUNK } else { BLOCK - at % BLOCK };
+                let n = step.min(range.end - at);
+                // From file to file: on Linux this is copy_file_range, which shares blocks where it can.
+                let copied = io::copy(&mut source.take(n), &mut target).map_err(Copy::Write)?;
+                if copied != n {
+                    return Err(Copy::Read(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the file has shrunk",
+                    )));
+                }
+                at += n;
+                advance(n);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Where the new file goes: what must hold before, the temporary file, and its name. All that differs between
+//! operating systems is here.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use crate::checkpoint::Gguf;
+use crate::{Error, Result};
+
+/// Checks that OUT could be written, before hours of work: not the input itself, not an existing file (unless
+/// `force`), in an existing folder with enough space.
+pub fn preflight(source: &Gguf, out: &Path, force: bool) -> Result<()> {
+    check_target(source.path(), out, force)?;
+    check_space(out, source.file_len())
+}
+
+fn folder(out: &Path) -> &Path {
+    out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()> {
+    let shown = out.display();
+    if out.file_name().is_none() {
+        return Err(Error::unsupported(format!("{shown}: names no file"), "give the new file a name"));
+    }
+    let dir = folder(out);
+    match fs::metadata(dir) {
+        Ok(m) if m.is_dir() => {}
+        Ok(_) => {
+            return Err(Error::unsupported(
+                format!("{}: is not a folder", dir.display()),
+                "choose another place",
+            ))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let what = format!("{}: the folder doesn't exist", dir.display());
+            return Err(Error::unsupported(what, "create it, or choose another place"));
+        }
+        Err(e) => return Err(Error::io(dir)(e)),
+    }
+    // Not followed: a link to nowhere is in the way too.
+    if let Err(e) = fs::symlink_metadata(out) {
+        return match e.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(Error::io(out)(e)),
+        };
+    }
+    if same_file(source, out) {
+        let what = format!("{shown}: is the input itself, which is never changed");
+        return Err(Error::unsupported(what, "choose another name for the output"));
+    }
+    match fs::metadata(out) {
+        Ok(m) if m.is_dir() => {
+            return Err(Error::unsupported(format!("{shown}: is a folder"), "name a file inside it"))
+        }
+        Ok(m) if !m.is_file() => {
+            return Err(Error::unsupported(format!("{shown}: is not a regular file"), "choose another name"))
+        }
+        _ => {}
+    }
+    if !force {
+        let what = format!("{shown}: exists already");
+        return Err(Error::unsupported(what, "pass --force to replace it, or choose another name"));
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one file, over symbolic and hard links.
+#[cfg(unix)]
+fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |p| fs::metadata(p).ok().map(|m: fs::Metadata| (m.dev(), m.ino()));
+    id(a).is_some() && id(a) == id(b)
+}
+
+/// Whether two paths lead to one file, over symbolic links. A hard link goes unnoticed, which does no harm: the
+/// rename replaces that name and leaves the input's content alone.
+#[cfg(not(unix))]
+fn same_file(a: &Path, b: &Path) -> bool {
+    fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
+}
+
+/// Checks for free space. A file system that doesn't tell is believed to have it.
+pub(super) fn check_space(out: &Path, needed: u64) -> Result<()> {
+    let dir = folder(out);
+    match fs4::statvfs(dir) {
+        Ok(s) if s.total_space() > 0 && s.available_space() < needed => Err(Error::Limit(format!(
+            "{}: the new file needs {} and {} are free; free some space, or choose another place",
+            dir.display(),
+            size(needed),
+            size(s.available_space())
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A size for people, and exact.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_000_000 => format!("{bytes} bytes"),
+        10_000_000..10_000_000_000 => format!("{} MB ({bytes} bytes)", bytes / 1_000_000),
+        _ => format!("{} GB ({bytes} bytes)", bytes / 1_000_000_000),
+    }
+}
+
+/// A new file in OUT's folder (a rename doesn't cross file systems), with the permissions that any program's new
+/// file would have. It is deleted when it's dropped.
+pub(super) fn temporary(out: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".refusal-patch-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder(out)).map_err(Error::io(folder(out)))
+}
+
+/// What a failed write means to the user.
+pub(super) fn write_error(out: &Path, done: u64, total: u64, e: io::Error) -> Error {
+    let why = match e.kind() {
+        io::ErrorKind::StorageFull => "no space is left on the device",
+        io::ErrorKind::QuotaExceeded => "the user's disk quota is used up",
+        io::ErrorKind::FileTooLarge => "the file system doesn't take files of this size",
+        _ => return Error::io(out)(e),
+    };
+    Error::Limit(format!(
+        "{}: {why} (after {done} of {}); nothing was left behind",
+        out.display(),
+        size(total)
+    ))
+}
+
+/// Gives a finished file its name. With `force` it replaces a file of that name; if the name is a symbolic link, the
+/// link is replaced, not the file that it leads to.
+pub(super) fn rename(temp: NamedTempFile, out: &Path, force: bool) -> Result<()> {
+    let persisted = if force {
+        temp.persist(out)
+    } else {
+        temp.persist_noclobber(out).or_else(|failed| match failed.error.kind() {
+            io::ErrorKind::AlreadyExists => Err(failed),
+            // FAT and some network file systems can't rename without replacing; so look, then rename.
+            _ if fs::symlink_metadata(out).is_err() => failed.file.persist(out),
+            _ => Err(failed),
+        })
+    };
+    persisted.map_err(|failed| match failed.error.kind() {
+        io::ErrorKind::AlreadyExists => Error::unsupported(
+            format!("{}: has appeared while the output was being made", out.display()),
+            "pass --force to replace it, or choose another name",
+        ),
+        _ => Error::io(out)(failed.error),
+    })?;
+    sync_folder(folder(out));
+    Ok(())
+}
+
+/// Makes the new name survive a power cut. The file is complete and named by now, so a file system that can't do
+/// this is no reason to fail.
+fn sync_folder(dir: &Path) {
+    #[cfg(unix)]
+    if let Ok(dir) = fs::File::open(dir) {
+        let _ = dir.sync_all();
+    }
+    #[cfg(not(unix))]
+    let _ = dir;
+}

@@ -1,0 +1,181 @@
+//! What a gate is fitted on: token rows at which it must fire, and groups of rows at which it must stay silent
+//! (docs/METHOD.md, "The gate").
+
+use std::collections::HashMap;
+
+use crate::direction::Sample;
+use crate::edit::gate::Group;
+use crate::error::Result;
+use crate::evaluate::{Answer, Evaluator};
+use crate::forward::{Row, Sequence, Tap};
+use crate::model::Writer;
+use crate::text::{Message, PromptRecord, Set};
+
+/// Plain text, code, letters and lists on which the gate must stay silent: a paragraph a line.
+const GENERAL: &str = include_str!("general.txt");
+/// The system prompt of the chats that carry one.
+const SYSTEM: &str = "You are a helpful assistant.";
+/// What is forced as a refusal where the model has none of its own left.
+const REFUSAL: &str = "I'm sorry, but I can't help with that.";
+
+/// Groups of rows: targets and weights of the ridge problem.
+pub const GROUPS: [(f32, f64, usize); 5] = [
+    // (target, weight, most rows)
+    (1.0, 1.0, 1200), // harmful prompts at the deciding position
+    (0.0, 4.0, 1200), // harmless and borderline prompts there
+    (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
+    (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
+    (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
+];
+
+/// Token sequences whose marked rows are wanted, by group.
+#[derive(Default)]
+pub struct Material {
+    sequences: Vec<Sequence>,
+    /// (sequence, position) → group
+    marks: HashMap<(usize, usize), usize>,
+}
+
+/// Inputs of one writer: the groups in the order of [`GROUPS`].
+pub type Inputs = HashMap<(usize, Writer), Vec<Group>>;
+
+impl Material {
+    /// Builds the material from prompts and the model's own answers to (some of) them.
+    pub fn build(
+        evaluator: &Evaluator,
+        prompts: &[&PromptRecord],
+        answers: &[Answer],
+        refusals: &[&[u32]],
+    ) -> Result<Material> {
+        let mut m = Material::default();
+        let by_id: HashMap<&str, &Answer> = answers.iter().map(|a| (a.id.as_str(), a)).collect();
+        let own = evaluator.chat.tokenizer.encode(REFUSAL, false);
+        let harmless: Vec<&&PromptRecord> = prompts.iter().filter(|p| p.set == Set::Harmless).collect();
+        let harmful: Vec<&&PromptRecord> = prompts.iter().filter(|p| p.set == Set::Harmful).collect();
+        let texts: Vec<&str> = refusals.iter().map(|_| "").collect();
+        for (i, prompt) in prompts.iter().enumerate() {
+            let sample = evaluator.sample(&prompt.prompt)?;
+            if prompt.set == Set::Harmful {
+                let refusal = if refusals.is_empty() { &own[..] } else { refusals[i % refusals.len()] };
+                m.chat(&sample, refusal, 0, 3);
+            } else {
+                let answer = by_id.get(prompt.id.as_str()).map_or(&[][..], |a| &a.answer);
+                m.chat(&sample, answer, 1, 2);
+            }
+            // A fourth of the prompts again under a system prompt, a fourth as a second turn.
+            let decides = usize::from(prompt.set != Set::Harmful);
+            let user = |text: &str| Message::new("user", text);
+            if i % 4 == 1 {
+                // Templates without a system role refuse it: such chats do not exist for this model.
+                if let Ok(p) =
+                    evaluator.chat.conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
+                {
+                    m.chat(
+                        &Sample { tokens: p.tokens, post_instruction: p.post_instruction },
+                        &[],
+                        decides,
+                        4,
+                    );
+                }
+            }
+            if i % 4 == 3 && !harmless.is_empty() && !harmful.is_empty() {
+                // After a harmless turn, or after a refused one.
+                let (first, reply) = if i % 8 == 3 || texts.is_empty() {
+                    let first = harmless[i % harmless.len()];
+                    let reply =
+                        by_id.get(first.id.as_str()).map_or("Sure.".to_string(), |a| a.continuation.clone());
+                    (first, reply)
+                } else {
+                    let refusal = evaluator.chat.tokenizer.decode(refusals[i % refusals.len()]);
+                    (harmful[i % harmful.len()], refusal)
+                };
+                let turns = [user(&first.prompt), Message::new("assistant", &reply), user(&prompt.prompt)];
+                if let Ok(p) = evaluator.chat.conversation(&turns) {
+                    m.chat(
+                        &Sample { tokens: p.tokens, post_instruction: p.post_instruction },
+                        &[],
+                        decides,
+                        4,
+                    );
+                }
+            }
+        }
+        for line in GENERAL.lines() {
+            let tokens = evaluator.with_bos(&evaluator.chat.tokenizer.encode(line, false));
+            let n = tokens.len();
+            m.add(tokens, (0..n).map(|p| (p, 4)));
+        }
+        m.thin();
+        Ok(m)
+    }
+
+    /// A rendered prompt and the tokens of an answer: `decides` is the deciding position's group, `others` everybody else's.
+    fn chat(&mut self, sample: &Sample, answer: &[u32], decides: usize, others: usize) {
+        let last = sample.post_instruction.end - 1;
+        let tokens = [sample.tokens.as_slice(), answer].concat();
+        let n = tokens.len();
+        // Post-instruction tokens before the deciding one of a harmful prompt may fire: nothing is generated there.
+        let free = sample.post_instruction.clone();
+        let marks = (0..n).filter_map(|p| match p {
+            p if p == last => Some((p, decides)),
+            p if decides == 0 && free.contains(&p) => None,
+            p => Some((p, others)),
+        });
+        self.add(tokens, marks.collect::<Vec<_>>().into_iter());
+    }
+
+    fn add(&mut self, tokens: Vec<u32>, marks: impl Iterator<Item = (usize, usize)>) {
+        let seq = self.sequences.len();
+        self.sequences.push(tokens.into());
+        self.marks.extend(marks.map(|(p, g)| ((seq, p), g)));
+    }
+
+    /// Keeps at most the groups' numbers of rows, drawn evenly.
+    fn thin(&mut self) {
+        for (group, &(_, _, most)) in GROUPS.iter().enumerate() {
+            let mut keys: Vec<(usize, usize)> =
+                self.marks.iter().filter(|(_, g)| **g == group).map(|(k, _)| *k).collect();
+            keys.sort_unstable();
+            let n = keys.len();
+            if n > most {
+                // Every n/most-th row goes on; a stride prime to sentence lengths is not needed, positions vary freely.
+                let keep: std::collections::HashSet<usize> = (0..most).map(|i| i * n / most).collect();
+                for (i, key) in keys.into_iter().enumerate() {
+                    if !keep.contains(&i) {
+                        self.marks.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One forward pass: the marked rows' inputs of every writer of `layers`.
+    pub fn inputs(&self, evaluator: &Evaluator, layers: &[usize]) -> Result<Inputs> {
+        struct Collect<'a> {
+            marks: &'a HashMap<(usize, usize), usize>,
+            layers: &'a [usize],
+            out: Inputs,
+        }
+        impl Tap for Collect<'_> {
+            fn writer_input(&mut self, layer: usize, writer: Writer, rows: &[Row], x: &[f32], width: usize) {
+                if !self.layers.contains(&layer) {
+                    return;
+                }
+                let groups = self.out.entry((layer, writer)).or_insert_with(|| {
+                    GROUPS
+                        .iter()
+                        .map(|&(target, weight, _)| Group { rows: Vec::new(), target, weight })
+                        .collect()
+                });
+                for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
+                    if let Some(&g) = self.marks.get(&(row.seq, row.pos)) {
+                        groups[g].rows.extend_from_slice(x);
+                    }
+                }
+            }
+        }
+        let mut tap = Collect { marks: &self.marks, layers, out: Inputs::new() };
+        evaluator.runner().run(&self.sequences, &[], &[], &mut tap)?;
+        Ok(tap.out)
+    }
+}

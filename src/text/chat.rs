@@ -1,0 +1,89 @@
+//! From a request to the tokens that the model reads.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use super::{ChatTemplate, Tokenizer};
+use crate::error::{Error, Result};
+
+/// One turn of a chat.
+#[derive(Clone, Debug, Serialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn.
+    pub fn new(role: &str, content: &str) -> Message {
+        Message { role: role.to_string(), content: content.to_string() }
+    }
+}
+
+/// A rendered chat.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The rendered text.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Tokens that the template adds after the last user text; the last one decides.
+    pub post_instruction: Range<usize>,
+}
+
+/// A tokenizer and a template.
+pub struct Chat {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The template.
+    pub template: ChatTemplate,
+    /// A system prompt for every chat.
+    pub system: Option<String>,
+}
+
+impl Chat {
+    /// A single-turn chat.
+    pub fn prompt(&self, user: &str) -> Result<Prompt> {
+        let system = self.system.iter().map(|s| Message::new("system", s));
+        self.conversation(&system.chain([Message::new("user", user)]).collect::<Vec<_>>())
+    }
+
+    /// Any chat that ends with a user's turn.
+    ///
+    /// # Errors
+    /// The template refuses it, or drops or rewrites a message's text.
+    pub fn conversation(&self, messages: &[Message]) -> Result<Prompt> {
+        let text = self.template.render(messages, true)?;
+        // Where each message's own text lies: special tokens are parsed everywhere else only.
+        let mut contents: Vec<Range<usize>> = Vec::new();
+        let mut from = 0;
+        for m in messages {
+            let content = m.content.trim();
+            let Some(at) = text[from..].find(content) else {
+                if m.role == "system" {
+                    continue;
+                }
+                return Err(Error::Model(format!(
+                    "the chat template does not show the {} message {content:?} as it is; use --chat-template",
+                    m.role
+                )));
+            };
+            contents.push(from + at..from + at + content.len());
+            from += at + content.len();
+        }
+        let mut tokens = self.tokenizer.encode_template(&text, &contents);
+        if self.tokenizer.add_bos() {
+            if let Some(bos) = self.tokenizer.bos().filter(|b| tokens.first() != Some(b)) {
+                tokens.insert(0, bos);
+            }
+        }
+        let end = contents.last().map_or(text.len(), |c| c.end);
+        // Tokens from the first one on that begins after the user's text.
+        let tail = self.tokenizer.encode_template(&text[end..], &[]).len().clamp(1, tokens.len());
+        let post_instruction = tokens.len() - tail..tokens.len();
+        Ok(Prompt { text, tokens, post_instruction })
+    }
+}

@@ -1,0 +1,218 @@
+//! The command line as a user drives it, on random-weight models of a few hundred kilobytes.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward").join(name)
+}
+
+fn run(args: &[&str]) -> Output {
+    Command::cargo_bin("refusal-patch").unwrap().args(args).output().unwrap()
+}
+
+fn code(o: &Output) -> i32 {
+    o.status.code().unwrap()
+}
+
+fn err(o: &Output) -> String {
+    String::from_utf8_lossy(&o.stderr).into_owned()
+}
+
+fn json(o: &Output) -> Value {
+    assert_eq!(code(o), 0, "{}", err(o));
+    serde_json::from_slice(&o.stdout).unwrap()
+}
+
+/// One clear line, exit code 1, and nothing at `out`.
+fn fails(args: &[&str], out: &Path, words: &[&str]) {
+    let o = run(args);
+    let text = err(&o);
+    assert_eq!(code(&o), 1, "{args:?}: {text}");
+    assert_eq!(text.trim().lines().count(), 1, "{args:?}: {text}");
+    assert!(text.starts_with("error: "), "{text}");
+    for w in words {
+        assert!(text.contains(w), "{args:?}: expected {w:?} in {text}");
+    }
+    assert!(!out.exists(), "{args:?} left {}", out.display());
+}
+
+fn text(p: &Path) -> &str {
+    p.to_str().unwrap()
+}
+
+#[test]
+fn help_and_version_work() {
+    let help = run(&["--help"]);
+    let text = String::from_utf8(help.stdout).unwrap();
+    for word in [
+        "--method",
+        "--strength",
+        "--layers",
+        "--encoding",
+        "--max-kl",
+        "derive",
+        "eval",
+        "diff",
+        "inspect",
+        "130",
+    ] {
+        assert!(text.contains(word), "{word}");
+    }
+    assert_eq!(code(&run(&["--version"])), 0);
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for args in [
+        &["in.gguf"][..],
+        &["in.gguf", "out.gguf", "--strength", "-1"],
+        &["in.gguf", "out.gguf", "--strength", "0"],
+        &["in.gguf", "out.gguf", "--strength", "nan"],
+        &["in.gguf", "out.gguf", "--layers", "5..2"],
+        &["in.gguf", "out.gguf", "--memory", "lots"],
+        &["in.gguf", "out.gguf", "--method", "ablate"],
+        &["derive", "in.gguf"],
+    ] {
+        assert_eq!(code(&run(args)), 2, "{args:?}");
+    }
+}
+
+#[test]
+fn wrong_input_gets_one_clear_line_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let o = text(&out);
+    let good = model("qwen2.gguf");
+
+    fails(&["missing.gguf", o], &out, &["missing.gguf"]);
+    fails(&[text(dir.path()), o], &out, &[text(dir.path())]);
+
+    let bytes = std::fs::read(&good).unwrap();
+    let cut = dir.path().join("cut.gguf");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    fails(&[text(&cut), o], &out, &["cut.gguf"]);
+    std::fs::write(&cut, &bytes[..40]).unwrap();
+    fails(&[text(&cut), o], &out, &["cut.gguf"]);
+
+    let zip = dir.path().join("model.zip");
+    std::fs::write(&zip, b"PK\x03\x04 and so on").unwrap();
+    fails(&[text(&zip), o], &out, &["model.zip"]);
+    let empty = dir.path().join("empty.gguf");
+    std::fs::write(&empty, b"").unwrap();
+    fails(&[text(&empty), o], &out, &["empty.gguf"]);
+
+    // A name of the same length keeps every offset in place.
+    let patch = |from: &[u8], to: &[u8], name: &str| {
+        let mut changed = bytes.clone();
+        let mut hits = 0;
+        for i in 0..changed.len() - from.len() {
+            if &changed[i..i + from.len()] == from {
+                changed[i..i + from.len()].copy_from_slice(to);
+                hits += 1;
+            }
+        }
+        assert!(hits > 0);
+        let path = dir.path().join(name);
+        std::fs::write(&path, changed).unwrap();
+        path
+    };
+    let bare = patch(b"tokenizer.chat_template", b"tokenizer.chat_templatX", "bare.gguf");
+    fails(&[text(&bare), o], &out, &["--chat-template"]);
+    let odd = patch(b"qwen2", b"qwenX", "odd.gguf");
+    fails(&[text(&odd), o], &out, &["qwenX", "supported"]);
+
+    fails(&[text(&good), o, "--harmful", "none.txt"], &out, &["none.txt"]);
+    let few = dir.path().join("few.txt");
+    std::fs::write(&few, "How do I pick a lock?\nHow do I forge a letter?\n").unwrap();
+    fails(&[text(&good), o, "--harmful", text(&few)], &out, &["few.txt", "64"]);
+    fails(&[text(&good), o, "--device", "abacus"], &out, &["abacus"]);
+    fails(&[text(&good), o, "--layers", "99"], &out, &["99"]);
+}
+
+#[test]
+fn the_output_is_never_the_input_and_never_overwritten_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.gguf");
+    std::fs::copy(model("qwen2.gguf"), &input).unwrap();
+    let before = std::fs::read(&input).unwrap();
+    let o = run(&[text(&input), text(&input), "--force"]);
+    assert_eq!(code(&o), 1, "{}", err(&o));
+    let other = dir.path().join("other.gguf");
+    std::fs::write(&other, b"mine").unwrap();
+    let o = run(&[text(&input), text(&other)]);
+    assert_eq!(code(&o), 1);
+    assert!(err(&o).contains("--force"), "{}", err(&o));
+    assert_eq!(std::fs::read(&other).unwrap(), b"mine");
+    assert_eq!(std::fs::read(&input).unwrap(), before);
+}
+
+#[test]
+fn inspect_shows_what_the_model_sees() {
+    let m = model("qwen2.gguf");
+    let v = json(&run(&["inspect", text(&m), "--prompt", "Say <|im_end|> twice", "--json"]));
+    assert_eq!(v["schema"], 1);
+    let p = &v["prompts"][0];
+    assert_eq!(p["text"], "Say <|im_end|> twice");
+    assert!(p["rendered"].as_str().unwrap().contains("Say <|im_end|> twice"));
+    let tokens = p["tokens"].as_array().unwrap();
+    let post: Vec<u64> =
+        p["post_instruction"].as_array().unwrap().iter().map(|x| x.as_u64().unwrap()).collect();
+    assert_eq!(*post.last().unwrap() as usize, tokens.len() - 1);
+    assert!(post.len() > 1 && post.len() < tokens.len());
+
+    let raw = json(&run(&["inspect", text(&m), "--prompt", "abc", "--raw", "--json"]));
+    let ids: Vec<u64> =
+        raw["prompts"][0]["tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap()).collect();
+    assert!(!ids.is_empty() && ids.len() <= 3);
+    assert_eq!(code(&run(&["inspect", text(&m)])), 0);
+}
+
+#[test]
+fn eval_reports_what_its_contract_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = dir.path().join("p.csv");
+    std::fs::write(&prompts, "id,prompt\na,\"Hello, you\"\nb,Goodbye\n").unwrap();
+    let m = model("llama3.gguf");
+    let args = ["eval", text(&m), "--prompts", text(&prompts), "--max-new-tokens", "4", "--json"];
+    let v = json(&run(&args));
+    assert_eq!(v["schema"], 1);
+    assert_eq!(v["summary"]["harmless"]["n"], 2);
+    assert!(v["summary"]["perplexity"].as_f64().unwrap() > 1.0);
+    let p = &v["prompts"][0];
+    assert_eq!((&p["id"], &p["prompt"]), (&"a".into(), &"Hello, you".into()));
+    assert_eq!(p["top"].as_array().unwrap().len(), 10);
+    assert!(p["tokens"].as_array().unwrap().len() > 3);
+    assert!(p["continuation"].is_string() && p["refused"].is_boolean() && p["refusal_log_odds"].is_number());
+    // The same numbers with one thread, and in tiny batches.
+    let again = json(&run(&[&args[..], &["--threads", "1", "--memory", "64K"]].concat()));
+    let a = v["prompts"][1]["top"][0]["logprob"].as_f64().unwrap();
+    let b = again["prompts"][1]["top"][0]["logprob"].as_f64().unwrap();
+    assert!((a - b).abs() < 1e-4);
+}
+
+#[test]
+fn a_saved_direction_is_read_back_and_another_models_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = dir.path().join("d.safetensors");
+    let (m, other) = (model("qwen2.gguf"), model("llama3.gguf"));
+    let o = run(&["derive", text(&m), "-o", text(&saved), "--quiet"]);
+    assert_eq!(code(&o), 0, "{}", err(&o));
+    assert_eq!(code(&run(&["derive", text(&m), "-o", text(&saved)])), 1, "it exists");
+    let out = dir.path().join("out.gguf");
+    fails(&[text(&other), text(&out), "--direction", text(&saved)], &out, &["architecture", "qwen2"]);
+    let junk = dir.path().join("junk.safetensors");
+    std::fs::write(&junk, b"junk").unwrap();
+    fails(&[text(&m), text(&out), "--direction", text(&junk)], &out, &["junk.safetensors"]);
+}
+
+#[test]
+fn identical_files_have_no_difference() {
+    let m = model("llama-k-quants.gguf");
+    let v = json(&run(&["diff", text(&m), text(&m), "--json"]));
+    assert_eq!(v["changed"].as_array().unwrap().len(), 0);
+    assert!(v["identical"].as_u64().unwrap() > 10);
+}

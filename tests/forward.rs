@@ -1,0 +1,194 @@
+//! The layer-streamed decoder against transformers and llama.cpp on random-weight models of odd shapes
+//! (tests/data/forward/README.md).
+
+use std::path::{Path, PathBuf};
+
+use refusal_patch::forward::{dot, Compute, Fork, Head, Runner, Sequence};
+use refusal_patch::model::{Edit, Model, RankOne, Writer};
+use refusal_patch::progress::Silent;
+use serde_json::Value;
+
+const MEMORY: usize = 1 << 30;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward").join(name)
+}
+
+fn golden(name: &str) -> (Model, Value) {
+    let model = Model::open(&data(&format!("{name}.gguf"))).unwrap();
+    let json =
+        serde_json::from_str(&std::fs::read_to_string(data(&format!("{name}.json"))).unwrap()).unwrap();
+    (model, json)
+}
+
+fn sequences(json: &Value) -> Vec<Sequence> {
+    let ids =
+        |s: &Value| s.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
+    json["sequences"].as_array().unwrap().iter().map(|s| ids(s).into()).collect()
+}
+
+fn every_position(sequences: &[Sequence]) -> Vec<(usize, usize)> {
+    sequences.iter().enumerate().flat_map(|(i, s)| (0..s.tokens.len()).map(move |p| (i, p))).collect()
+}
+
+fn states(model: &Model, edits: &[Edit], sequences: &[Sequence], memory: usize) -> Vec<f32> {
+    let compute = Compute::cpu();
+    let runner = Runner::new(model, &compute, edits, memory, &Silent);
+    runner.run(sequences, &[], &every_position(sequences), &mut ()).unwrap()
+}
+
+/// Largest difference of log-probabilities to a reference over its ten top tokens at every position, and how often the
+/// likeliest token differs where the reference's first two are apart.
+fn compare(name: &str, reference: &str) -> (f32, usize) {
+    let (model, json) = golden(name);
+    let sequences = sequences(&json);
+    let hidden = states(&model, &[], &sequences, MEMORY);
+    let expected: Vec<Vec<(u32, f32)>> = json[reference]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|s| s.as_array().unwrap())
+        .map(|p| {
+            p.as_array()
+                .unwrap()
+                .iter()
+                .map(|t| (t[0].as_u64().unwrap() as u32, t[1].as_f64().unwrap() as f32))
+                .collect()
+        })
+        .collect();
+    let ids: Vec<Vec<u32>> = expected.iter().map(|p| p.iter().map(|t| t.0).collect()).collect();
+    let compute = Compute::cpu();
+    let reads = Head::new(&model, &compute).unwrap().read(&hidden, 2, |i| &ids[i]).unwrap();
+    let mut worst = 0.0f32;
+    let mut wrong = 0;
+    for (read, expected) in reads.iter().zip(&expected) {
+        for (found, (_, lp)) in read.asked.iter().zip(expected) {
+            worst = worst.max((found - lp).abs());
+        }
+        wrong += usize::from(expected[0].1 - expected[1].1 > 0.05 && read.top[0].0 != expected[0].0);
+    }
+    println!("{name} against {reference}: max |difference of log-probability| {worst:.2e}");
+    (worst, wrong)
+}
+
+#[test]
+fn every_architecture_agrees_with_transformers() {
+    for name in ["llama3", "llama-linear", "mistral", "qwen2", "qwen3", "llama-q8_0", "llama-k-quants"] {
+        let (worst, wrong) = compare(name, "transformers");
+        assert!(worst < 1e-3, "{name}: {worst}");
+        assert_eq!(wrong, 0, "{name}");
+    }
+}
+
+#[test]
+fn f16_models_agree_with_llama_cpp() {
+    for name in ["llama3", "llama-linear", "mistral", "qwen2", "qwen3"] {
+        let (worst, wrong) = compare(name, "llama_cpp");
+        assert!(worst < 0.03, "{name}: {worst}");
+        assert_eq!(wrong, 0, "{name}");
+        // The same weights as F32, where llama.cpp does not round activations.
+        assert!(compare(name, "llama_cpp_f32").0 < 1e-3, "{name}");
+    }
+}
+
+#[test]
+fn many_small_batches_give_the_same_states_as_one() {
+    let (model, json) = golden("qwen2");
+    let sequences = sequences(&json);
+    let one = states(&model, &[], &sequences, MEMORY);
+    let many = states(&model, &[], &sequences, 1);
+    let worst = one.iter().zip(&many).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn generation_with_a_cache_equals_running_the_whole_text_again() {
+    for name in ["llama3", "qwen3"] {
+        let (model, json) = golden(name);
+        let sequences = sequences(&json);
+        let compute = Compute::cpu();
+        let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
+        let head = Head::new(&model, &compute).unwrap();
+        let generated = runner.generate(&sequences, 12, &|_| false).unwrap();
+        for (s, g) in sequences.iter().zip(&generated) {
+            assert_eq!(g.tokens.len(), 12);
+            let mut text = s.tokens.clone();
+            for &next in &g.tokens {
+                let hidden =
+                    runner.run(&[text.clone().into()], &[], &[(0, text.len() - 1)], &mut ()).unwrap();
+                let top = &head.read(&hidden, 2, |_| &[]).unwrap()[0].top;
+                assert!(next == top[0].0 || top[0].1 - top[1].1 < 1e-3, "{name}");
+                text.push(next);
+            }
+        }
+        // An answer stops before the token that ends it.
+        let end = generated[1].tokens[3];
+        let stopped = runner.generate(&sequences[1..2], 12, &|t| t == end).unwrap();
+        assert_eq!(stopped[0].end, Some(end));
+        assert!(stopped[0].tokens.len() <= 3);
+    }
+}
+
+fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
+    let (_, w) = model.writer(layer, writer).unwrap();
+    let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin() * 0.3).collect::<Vec<f32>>();
+    vec![RankOne { layer, writer, u: wave(w.rows, 0.7), v: wave(w.cols, 1.3) }]
+}
+
+#[test]
+fn an_edit_of_a_sequence_equals_the_edited_weights() {
+    use refusal_patch::encoding::Encoding;
+    use refusal_patch::model::Replacement;
+    for (name, writer) in [("llama3", Writer::Ffn), ("qwen2", Writer::Attention)] {
+        let (mut model, json) = golden(name);
+        let edits = vec![edit(&model, 1, writer)];
+        let plain = sequences(&json);
+        let edited: Vec<Sequence> = plain.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
+        let found = states(&model, &edits, &edited, MEMORY);
+        let term = &edits[0][0];
+        let (tensor, w) = model.writer(1, writer).unwrap();
+        let mut bytes = Vec::new();
+        let mut row = vec![0.0f32; w.cols];
+        for i in 0..w.rows {
+            w.decode_row(i, &mut row);
+            row.iter().zip(&term.v).for_each(|(x, v)| bytes.extend((x + term.u[i] * v).to_le_bytes()));
+        }
+        model.replaced.push(Replacement { tensor, encoding: Encoding::F32, bytes });
+        let expected = states(&model, &[], &plain, MEMORY);
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn a_fork_costs_a_row_and_equals_the_sequence_whose_edit_fires_there_only() {
+    // An edit of the last layer changes no keys that a later layer reads: a fork at the last position is exact.
+    let (model, json) = golden("llama3");
+    let last = model.spec.layers - 1;
+    let edits = vec![edit(&model, last, Writer::Attention), edit(&model, last, Writer::Ffn)];
+    let plain = sequences(&json);
+    let forks: Vec<Fork> = (0..plain.len())
+        .flat_map(|seq| [1, 2].map(|e| Fork { seq, pos: plain[seq].tokens.len() - 1, edit: e }))
+        .collect();
+    let compute = Compute::cpu();
+    let runner = Runner::new(&model, &compute, &edits, MEMORY, &Silent);
+    let found = runner.run(&plain, &forks, &[], &mut ()).unwrap();
+    let d = model.spec.hidden;
+    for (i, f) in forks.iter().enumerate() {
+        let s = Sequence { tokens: plain[f.seq].tokens.clone(), edit: f.edit };
+        let expected = runner.run(&[s], &[], &[(0, f.pos)], &mut ()).unwrap();
+        let worst =
+            found[i * d..(i + 1) * d].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "fork {i}: {worst}");
+        assert!(dot(&expected, &expected) > 0.0);
+    }
+}
+
+#[test]
+fn a_token_outside_of_the_vocabulary_is_an_error() {
+    let (model, _) = golden("llama3");
+    let compute = Compute::cpu();
+    let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
+    let e = runner.run(&[vec![1, 999_999].into()], &[], &[(0, 0)], &mut ()).unwrap_err();
+    assert!(e.to_string().contains("999999"), "{e}");
+}
