@@ -75,14 +75,18 @@ impl Chat {
             from += at + content.len();
         }
         let mut tokens = self.tokenizer.encode_template(&text, &contents);
+        if tokens.is_empty() {
+            return Err(Error::Model("the chat template renders to nothing; use --chat-template".into()));
+        }
+        let end = contents.last().map_or(text.len(), |c| c.end);
+        // Tokens from the first one on that begins after the user's text.
+        let head = self.tokenizer.encode_template(&text[..end], &contents).len();
+        let tail = tokens.len().saturating_sub(head).clamp(1, tokens.len());
         if self.tokenizer.add_bos() {
             if let Some(bos) = self.tokenizer.bos().filter(|b| tokens.first() != Some(b)) {
                 tokens.insert(0, bos);
             }
         }
-        let end = contents.last().map_or(text.len(), |c| c.end);
-        // Tokens from the first one on that begins after the user's text.
-        let tail = self.tokenizer.encode_template(&text[end..], &[]).len().clamp(1, tokens.len());
         let post_instruction = tokens.len() - tail..tokens.len();
         Ok(Prompt { text, tokens, post_instruction })
     }

@@ -1,9 +1,16 @@
 //! Prompts, tokenizer and chat template, from the checkpoint alone.
 
+mod bpe;
 mod chat;
+mod merge;
+mod pre;
 mod prompts;
+mod special;
+mod split;
+mod spm;
 mod template;
 mod tokenizer;
+mod vocab;
 
 pub use chat::{Chat, Message, Prompt};
 pub use prompts::{read as read_prompts, PromptRecord, PromptSet, Set, Split};

@@ -195,16 +195,23 @@ pub fn read(path: &Path, set: Set) -> Result<Vec<PromptRecord>> {
                     format!("no column `prompt` among {:?}", header.iter().collect::<Vec<_>>()),
                 )
             })?;
-            let (id, category) = (column("id"), column("category"));
+            let (id, category, split) = (column("id"), column("category"), column("split"));
             let mut lines = Vec::new();
             for row in reader.records() {
                 let row = row.map_err(bad)?;
+                let split = match split.and_then(|i| row.get(i)).map(str::trim).filter(|s| !s.is_empty()) {
+                    None => None,
+                    Some(name) => Some(serde_json::from_value(name.into()).map_err(|_| {
+                        let what = format!("split {name:?}; expected train, validation or test");
+                        Error::format(path, None, what)
+                    })?),
+                };
                 let cell = |i: Option<usize>| i.and_then(|i| row.get(i)).map(str::to_string);
                 lines.push(Line::Record {
                     id: cell(id),
                     prompt: row.get(at).unwrap_or_default().to_string(),
                     category: cell(category),
-                    split: None,
+                    split,
                 });
             }
             lines

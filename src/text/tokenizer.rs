@@ -1,169 +1,201 @@
-//! The tokenizer, from GGUF metadata alone.
+//! The tokenizer, from GGUF metadata alone. It gives the ids that llama.cpp gives.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
-use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
-use tokenizers::models::bpe::BPE;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
-
+use super::bpe::Bpe;
+use super::pre::{self, Pre, Spelling};
+use super::special::{Part, Special, Specials};
+use super::spm::Spm;
+use super::vocab::{self, token_key, Kind, Vocab};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
+const HINT: &str = "use --tokenizer tokenizer.json, the file that comes with the original model";
+
 /// Text to token ids and back.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    tokens: Vec<String>,
-    special: HashMap<String, u32>,
-    ends: Vec<u32>,
+    engine: Engine,
+    specials: Specials,
+    ends: HashSet<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
 }
 
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+enum Engine {
+    Bpe(Vocab, Box<Bpe>),
+    Spm(Vocab, Spm),
+    Json(Box<Json>),
+}
+
+/// A `tokenizer.json`.
+struct Json {
+    inner: tokenizers::Tokenizer,
+    /// The same for text after a special token, where only the beginning of a whole text gets a blank in front.
+    later: Option<tokenizers::Tokenizer>,
+    hidden: HashSet<u32>,
+}
 
 impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes.
+    ///
+    /// # Errors
+    /// Metadata that are missing or contradict each other, and kinds of tokenizers that aren't known.
     pub fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
-        let path = file.path().display().to_string();
-        let missing = |key: &str| {
-            Error::Model(format!("{path}: metadata key {key} is missing; the file has no tokenizer"))
-        };
-        let list = |key: &str| file.get_strings(key).ok_or_else(|| missing(key));
-        let tokens: Vec<String> =
-            list("tokenizer.ggml.tokens")?.iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
-        let pre = file.get_str("tokenizer.ggml.pre").unwrap_or("");
-        let regex = match pre {
-            "llama-bpe" | "llama3" => LLAMA3,
-            "qwen2" => QWEN2,
-            "gpt-2" => GPT2,
-            _ => {
-                return Err(Error::unsupported(
-                    format!("{path}: pre-tokenizer {pre:?}"),
-                    "use --tokenizer tokenizer.json",
-                ))
+        let path = file.path().display();
+        let model = model(file).ok_or_else(|| {
+            Error::unsupported(format!("{path}: metadata key tokenizer.ggml.model is missing"), HINT)
+        })?;
+        if !["gpt2", "gemma4", "llama"].contains(&model) {
+            return Err(Error::unsupported(
+                format!("{path}: tokenizer.ggml.model is {model:?}; supported: gpt2, gemma4, llama"),
+                HINT,
+            ));
+        }
+        let pre = if model == "llama" { None } else { Some(known_pre(file)?) };
+        let vocab = Vocab::read(file)?;
+        let specials = Specials::new(vocab.specials(file));
+        let size = vocab.len();
+        let mut ends: HashSet<u32> = vocab.ends.iter().copied().collect();
+        let [mut bos, mut eos] = ["bos", "eos"].map(|key| token_key(file, key, size));
+        let engine = match pre {
+            Some(pre) => {
+                let merges = match file.get_strings("tokenizer.ggml.merges") {
+                    None if pre.optional_merges() => &[],
+                    _ => vocab::strings(file, "tokenizer.ggml.merges")?,
+                };
+                let bpe = Bpe::new(pre, merges)
+                    .map_err(|e| Error::Model(format!("{path}: the tokenizer can't be built: {e}")))?;
+                Engine::Bpe(vocab, Box::new(bpe))
+            }
+            None => {
+                let default = |id: u32| Some(id).filter(|&id| (id as usize) < size);
+                bos = bos.or(default(1));
+                eos = eos.or(default(2));
+                ends.extend(eos);
+                let unknown = token_key(file, "unknown", size).or(default(0));
+                let prefix = file.get_bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+                Engine::Spm(vocab, Spm::new(scores(file, size)?, prefix, unknown))
             }
         };
-        let merges: Vec<(String, String)> = list("tokenizer.ggml.merges")?
-            .iter()
-            .filter_map(|m| {
-                String::from_utf8_lossy(m).split_once(' ').map(|(a, b)| (a.to_string(), b.to_string()))
-            })
-            .collect();
-        let vocab =
-            tokens.iter().enumerate().map(|(i, t)| (t.clone(), i as u32)).collect::<ahash::AHashMap<_, _>>();
-        let wrong = |e: tokenizers::Error| Error::Model(format!("{path}: the tokenizer can't be built: {e}"));
-        let bpe = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(regex == LLAMA3)
-            .build()
-            .map_err(wrong)?;
-        let mut inner = tokenizers::Tokenizer::new(bpe);
-        let split = Split::new(SplitPattern::Regex(regex.into()), SplitDelimiterBehavior::Isolated, false)
-            .map_err(wrong)?;
-        inner.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(Sequence::new(vec![
-            split.into(),
-            ByteLevel::new(false, false, false).into(),
-        ]))));
-        inner.with_decoder(Some(ByteLevelDecoder::default()));
-        let types = file.get("tokenizer.ggml.token_type").and_then(|v| v.to_i64s()).unwrap_or_default();
-        // Control and user-defined tokens.
-        let special = tokens
-            .iter()
-            .enumerate()
-            .filter(|(i, t)| matches!(types.get(*i), Some(3 | 4)) && !t.is_empty())
-            .map(|(i, t)| (t.clone(), i as u32))
-            .collect();
-        Ok(Tokenizer::finish(inner, tokens, special, file))
+        Ok(Tokenizer { engine, specials, ends, bos, eos, add_bos: add_bos(file) })
     }
 
     /// The tokenizer of a `tokenizer.json`, with the end and begin tokens that the checkpoint names.
     ///
     /// # Errors
-    /// A file that can't be read, or one with fewer or more tokens than the model.
+    /// A file that can't be read or isn't one.
     pub fn from_json(path: &Path, file: &Gguf) -> Result<Tokenizer> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| Error::format(path, None, format!("not a tokenizer.json: {e}")))?;
-        let size = inner.get_vocab_size(true) as u32;
-        let tokens = (0..size).map(|i| inner.id_to_token(i).unwrap_or_default()).collect();
-        let special = inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (t.content, id)).collect();
-        Ok(Tokenizer::finish(inner, tokens, special, file))
-    }
-
-    fn finish(
-        inner: tokenizers::Tokenizer,
-        tokens: Vec<String>,
-        special: HashMap<String, u32>,
-        file: &Gguf,
-    ) -> Tokenizer {
-        let id = |k: &str| file.get_u32(&format!("tokenizer.ggml.{k}_token_id"));
-        let ends = ["eos", "eot", "eom"].iter().filter_map(|k| id(k)).collect();
-        let add_bos = file.get_bool("tokenizer.ggml.add_bos_token").unwrap_or(false);
-        Tokenizer { inner, tokens, special, ends, bos: id("bos"), eos: id("eos"), add_bos }
-    }
-
-    /// Token ids of a text.
-    pub fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
-        if parse_special {
-            self.encode_template(text, &[])
+        let wrong =
+            |e: &dyn std::fmt::Display| Error::format(path, None, format!("not a tokenizer.json: {e}"));
+        let parse = |bytes: &[u8]| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
+            // Special tokens are found here, where it is known which text is the user's.
+            inner.set_encode_special_tokens(true);
+            Ok(inner)
+        };
+        let inner = parse(&bytes)?;
+        let mut value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
+        let later = if value.get_mut("pre_tokenizer").is_some_and(drop_first_blank) {
+            Some(parse(value.to_string().as_bytes())?)
         } else {
-            self.plain(text)
-        }
+            None
+        };
+        let specials: Vec<Special> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, t)| t.special)
+            .map(|(id, t)| Special { id, text: t.content, user: false, lstrip: t.lstrip, rstrip: t.rstrip })
+            .collect();
+        let specials = Specials::new(specials);
+        let size = file
+            .get_strings("tokenizer.ggml.tokens")
+            .map_or(inner.get_vocab_size(true), |tokens| tokens.len().max(inner.get_vocab_size(true)));
+        let [bos, eos] = ["bos", "eos"].map(|key| token_key(file, key, size));
+        let ends = vocab::ends(file, size, |name| inner.token_to_id(name)).into_iter().collect();
+        let hidden = specials.ids();
+        let engine = Engine::Json(Box::new(Json { inner, later, hidden }));
+        Ok(Tokenizer { engine, specials, ends, bos, eos, add_bos: add_bos(file) })
     }
 
-    /// Token ids of a rendered template: special tokens are parsed outside of `contents`.
+    /// Token ids of a text. Without `parse_special`, tokens of structure are ordinary text; those that the file calls
+    /// user-defined are found in any text.
+    pub fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
+        self.join(self.specials.part(text, |_| parse_special))
+    }
+
+    /// Token ids of a rendered template: tokens of structure are parsed outside of `contents`.
     pub fn encode_template(&self, text: &str, contents: &[Range<usize>]) -> Vec<u32> {
+        self.join(
+            self.specials.part(text, |at| {
+                contents.iter().all(|c| c.is_empty() || c.end <= at.start || at.end <= c.start)
+            }),
+        )
+    }
+
+    fn join(&self, parts: Vec<Part>) -> Vec<u32> {
         let mut out = Vec::new();
-        let mut start = 0;
-        let mut at = 0;
-        while at < text.len() {
-            let inside = contents.iter().any(|c| c.contains(&at));
-            let hit = if inside {
-                None
-            } else {
-                self.special
-                    .iter()
-                    .filter(|(s, _)| text[at..].starts_with(s.as_str()))
-                    .max_by_key(|(s, _)| s.len())
-            };
-            if let Some((s, &id)) = hit {
-                out.extend(self.plain(&text[start..at]));
-                out.push(id);
-                at += s.len();
-                start = at;
-            } else {
-                at += text[at..].chars().next().map_or(1, char::len_utf8);
+        for (i, part) in parts.into_iter().enumerate() {
+            match (part, &self.engine) {
+                (Part::Token(id), _) => out.push(id),
+                (Part::Text(text), Engine::Bpe(vocab, bpe)) => bpe.encode(vocab, text, &mut out),
+                (Part::Text(text), Engine::Spm(vocab, spm)) => spm.encode(vocab, text, &mut out),
+                (Part::Text(text), Engine::Json(json)) => {
+                    let inner = json.later.as_ref().filter(|_| i > 0).unwrap_or(&json.inner);
+                    out.extend(inner.encode_fast(text, false).iter().flat_map(|e| e.get_ids()));
+                }
             }
         }
-        out.extend(self.plain(&text[start..]));
         out
     }
 
-    fn plain(&self, text: &str) -> Vec<u32> {
-        if text.is_empty() {
-            return Vec::new();
-        }
-        self.inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default()
-    }
-
-    /// The text of tokens; special tokens are left out.
+    /// The text of tokens; tokens of structure are left out.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let plain: Vec<u32> =
-            ids.iter().copied().filter(|&i| !self.special.values().any(|&s| s == i)).collect();
-        self.inner.decode(&plain, false).unwrap_or_default()
+        let vocab = match &self.engine {
+            Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab,
+            Engine::Json(json) => {
+                let shown: Vec<u32> = ids.iter().copied().filter(|id| !json.hidden.contains(id)).collect();
+                return json.inner.decode(&shown, false).unwrap_or_default();
+            }
+        };
+        let mut out = Vec::new();
+        // Where encoding puts a blank in front.
+        let mut begins = true;
+        for (text, kind) in ids.iter().filter_map(|&id| vocab.get(id)) {
+            let from = out.len();
+            let was_begin = std::mem::replace(&mut begins, false);
+            match (kind, byte(text), &self.engine) {
+                (Kind::Control, ..) => begins = true,
+                (Kind::Unused, ..) => begins = was_begin,
+                (Kind::User | Kind::Shown, ..) => {
+                    out.extend_from_slice(text);
+                    begins = true;
+                }
+                (Kind::Byte, Some(b), _) => out.push(b),
+                (_, _, Engine::Bpe(_, bpe)) => bpe.decode(text, &mut out),
+                (_, _, Engine::Spm(_, spm)) => {
+                    spm.decode(text, &mut out);
+                    if was_begin && spm.add_space_prefix && out.get(from) == Some(&b' ') {
+                        out.remove(from);
+                    }
+                }
+                (_, _, Engine::Json(..)) => {}
+            }
+        }
+        String::from_utf8_lossy(&out).into_owned()
     }
 
     /// A token as the vocabulary spells it.
     pub fn token_text(&self, id: u32) -> String {
-        self.tokens.get(id as usize).cloned().unwrap_or_default()
+        match &self.engine {
+            Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => {
+                vocab.get(id).map(|(text, _)| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
+            }
+            Engine::Json(json) => json.inner.id_to_token(id).unwrap_or_default(),
+        }
     }
 
     /// Whether a token ends an answer.
@@ -185,4 +217,68 @@ impl Tokenizer {
     pub fn add_bos(&self) -> bool {
         self.add_bos
     }
+}
+
+fn model(file: &Gguf) -> Option<&str> {
+    file.get_str("tokenizer.ggml.model")
+}
+
+/// The name of the way in which the file's tokenizer cuts words.
+fn pre_name(file: &Gguf) -> Option<&str> {
+    match model(file) {
+        Some("gemma4") => Some("gemma4"),
+        _ => file.get_str("tokenizer.ggml.pre"),
+    }
+}
+
+fn known_pre(file: &Gguf) -> Result<&'static Pre> {
+    let name = pre_name(file);
+    name.and_then(pre::find).ok_or_else(|| {
+        let found = match name {
+            Some(name) => format!("tokenizer.ggml.pre is {name:?}"),
+            None => "metadata key tokenizer.ggml.pre is missing".to_string(),
+        };
+        let what = format!("{}: {found}; supported: {}", file.path().display(), pre::names().join(", "));
+        Error::unsupported(what, HINT)
+    })
+}
+
+/// Whether texts begin with `bos`: what the file says, else what llama.cpp takes for granted.
+fn add_bos(file: &Gguf) -> bool {
+    let pre = pre_name(file).and_then(pre::find);
+    if pre.is_some_and(|p| p.spelling == Spelling::RawNewlines) {
+        return true; // Whatever the file says: Gemma 4 files say false and are wrong.
+    }
+    let default = model(file) == Some("llama") || pre.is_some_and(|p| p.add_bos);
+    file.get_bool("tokenizer.ggml.add_bos_token").unwrap_or(default)
+}
+
+/// A score for every token; all are equal in a file without them.
+fn scores(file: &Gguf, size: usize) -> Result<Vec<f32>> {
+    let Some(value) = file.get("tokenizer.ggml.scores") else { return Ok(vec![0.0; size]) };
+    let integers = || Some(value.to_i64s()?.into_iter().map(|x| x as f32).collect());
+    value.to_f32s().or_else(integers).filter(|s: &Vec<f32>| s.len() >= size).ok_or_else(|| {
+        Error::Model(format!(
+            "{}: tokenizer.ggml.scores must hold {size} numbers, one for each token",
+            file.path().display()
+        ))
+    })
+}
+
+/// The byte that a token like `<0x0A>` stands for.
+fn byte(text: &[u8]) -> Option<u8> {
+    let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Turns off the blank that `Metaspace` puts in front of a whole text's beginning; false if there is none.
+fn drop_first_blank(pre_tokenizer: &mut serde_json::Value) -> bool {
+    if let Some(list) = pre_tokenizer.get_mut("pretokenizers").and_then(|l| l.as_array_mut()) {
+        return list.iter_mut().filter_map(|p| drop_first_blank(p).then_some(())).count() > 0;
+    }
+    let found = pre_tokenizer["prepend_scheme"] == "first";
+    if found {
+        pre_tokenizer["prepend_scheme"] = "never".into();
+    }
+    found
 }
