@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use assert_cmd::Command;
+use refusal_patch::checkpoint::Gguf;
 use serde_json::Value;
 
 fn model(name: &str) -> PathBuf {
@@ -131,6 +132,35 @@ fn wrong_input_gets_one_clear_line_and_leaves_nothing() {
     fails(&[text(&good), o, "--harmful", text(&few)], &out, &["few.txt", "64"]);
     fails(&[text(&good), o, "--device", "abacus"], &out, &["abacus"]);
     fails(&[text(&good), o, "--layers", "99"], &out, &["99"]);
+    fails(&[text(&good), o, "--layers", "0..18446744073709551615"], &out, &["blocks 0 to"]);
+    fails(&[text(&good), o, "--emit", "control-vector", "--layers", "0"], &out, &["block 0"]);
+    fails(&[text(&good), o, "--emit", "control-vector", "--method", "gated"], &out, &["constant"]);
+    fails(&[text(&good), o, "--method", "add"], &out, &["bias", "qwen2"]);
+    let nowhere = dir.path().join("nowhere/report");
+    fails(&[text(&good), o, "--report", text(&nowhere)], &out, &["nowhere"]);
+    let long = dir.path().join("long.txt");
+    std::fs::write(&long, "word ".repeat(5000)).unwrap();
+    fails(&["eval", text(&good), "--prompts", text(&long)], &out, &["context of 1024", "shorten"]);
+
+    // A model whose weights are damaged: every F32 norm weight a NaN.
+    let infinite = dir.path().join("nan.gguf");
+    let file = Gguf::open(&good).unwrap();
+    let norm = file.tensor("blk.0.attn_norm.weight").unwrap();
+    let mut changed = bytes.clone();
+    changed[norm.offset as usize..][..norm.len as usize].chunks_exact_mut(4).for_each(|b| {
+        b.copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    std::fs::write(&infinite, changed).unwrap();
+    fails(&[text(&infinite), o], &out, &["nan.gguf", "block 0", "not finite"]);
+}
+
+#[test]
+fn an_error_is_json_too_where_json_was_asked_for() {
+    let o = run(&["eval", "missing.gguf", "--json"]);
+    assert_eq!(code(&o), 1);
+    let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+    assert_eq!((&v["schema"], &v["outcome"]), (&1.into(), &"error".into()));
+    assert!(v["error"].as_str().unwrap().contains("missing.gguf"));
 }
 
 #[test]
@@ -202,11 +232,27 @@ fn a_saved_direction_is_read_back_and_another_models_is_refused() {
     let o = run(&["derive", text(&m), "-o", text(&saved), "--quiet"]);
     assert_eq!(code(&o), 0, "{}", err(&o));
     assert_eq!(code(&run(&["derive", text(&m), "-o", text(&saved)])), 1, "it exists");
+    let copy = dir.path().join("model.gguf");
+    std::fs::copy(&m, &copy).unwrap();
+    assert_eq!(code(&run(&["derive", text(&copy), "-o", text(&copy), "--force"])), 1, "the model itself");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&m).unwrap());
+    let again = dir.path().join("again.safetensors");
+    assert_eq!(code(&run(&["derive", text(&m), "-o", text(&again), "--quiet"])), 0);
+    assert!(std::fs::read(&again).unwrap() == std::fs::read(&saved).unwrap(), "the same bytes each time");
     let out = dir.path().join("out.gguf");
     fails(&[text(&other), text(&out), "--direction", text(&saved)], &out, &["architecture", "qwen2"]);
     let junk = dir.path().join("junk.safetensors");
     std::fs::write(&junk, b"junk").unwrap();
     fails(&[text(&m), text(&out), "--direction", text(&junk)], &out, &["junk.safetensors"]);
+    let bytes = std::fs::read(&saved).unwrap();
+    std::fs::write(&junk, &bytes[..bytes.len() - 100]).unwrap();
+    fails(&[text(&m), text(&out), "--direction", text(&junk)], &out, &["junk.safetensors"]);
+    let from = br#"\"version\":2"#;
+    let at = bytes.windows(from.len()).position(|w| w == from).unwrap() + from.len() - 1;
+    let mut future = bytes.clone();
+    future[at] = b'3';
+    std::fs::write(&junk, future).unwrap();
+    fails(&[text(&m), text(&out), "--direction", text(&junk)], &out, &["version 3", "update"]);
 }
 
 #[test]

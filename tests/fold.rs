@@ -1,8 +1,10 @@
 //! The edit as stored is the edit that was asked for.
 
-use refusal_patch::edit::fold::{achieved, fold, norm};
+use std::path::Path;
+
+use refusal_patch::edit::fold::{achieved, fold, norm, recode};
 use refusal_patch::encoding::{Encoding, Params};
-use refusal_patch::model::Matrix;
+use refusal_patch::model::{Matrix, Model, Writer};
 
 /// Gaussian numbers from SplitMix64.
 struct Random(u64);
@@ -54,18 +56,6 @@ fn edit(w: &Matrix, share: f64, seed: u64) -> (Vec<f32>, Vec<f32>) {
     (u, v)
 }
 
-fn requantized(w: &Matrix, u: &[f32], v: &[f32]) -> Vec<u8> {
-    let n = w.row_bytes();
-    let mut bytes = vec![0u8; w.rows * n];
-    let mut row = vec![0.0f32; w.cols];
-    for (i, out) in bytes.chunks_exact_mut(n).enumerate() {
-        w.decode_row(i, &mut row);
-        row.iter_mut().zip(v).for_each(|(x, v)| *x += u[i] * v);
-        w.encoding.encode(&row, out);
-    }
-    bytes
-}
-
 #[test]
 fn every_encoding_stores_the_edit_that_was_asked_for() {
     for encoding in Encoding::ALL {
@@ -79,6 +69,25 @@ fn every_encoding_stores_the_edit_that_was_asked_for() {
             println!("{} {share}: {stored:?}", encoding.name());
             assert!((0.98..=1.02).contains(&stored.gain), "{} at {share}: {stored:?}", encoding.name());
             assert!(stored.residue < 0.2, "{} at {share}: {stored:?}", encoding.name());
+        }
+    }
+}
+
+#[test]
+fn a_trained_models_writers_store_the_edit_too() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/organism-healthy-F16.gguf");
+    let model = Model::open(&model).unwrap();
+    for writer in Writer::ALL {
+        let (name, source) = model.writer(2, writer).unwrap();
+        for encoding in Encoding::ALL {
+            let bytes = recode(&source, encoding, None);
+            let w = Matrix { encoding, bytes: &bytes, ..source };
+            for share in [0.002, 0.01, 0.05] {
+                let (u, v) = edit(&w, share, 13);
+                let folded = fold(&w, &u, &v).unwrap();
+                let stored = achieved(&w, &Matrix { bytes: &folded, ..w }, &u, &v);
+                assert!((0.98..=1.02).contains(&stored.gain), "{name} {encoding:?} at {share}: {stored:?}");
+            }
         }
     }
 }
@@ -110,7 +119,7 @@ fn plain_requantizing_loses_what_the_fold_stores() {
         let bytes = quantized(encoding, rows, cols, 5);
         let w = Matrix { rows, cols, encoding, bytes: &bytes };
         let (u, v) = edit(&w, 0.005, 6);
-        let plain = requantized(&w, &u, &v);
+        let plain = recode(&w, encoding, Some((&u, &v)));
         let stored = achieved(&w, &Matrix { bytes: &plain, ..w }, &u, &v);
         println!("{} requantized: {:.3}", encoding.name(), stored.gain);
         assert!(stored.gain < most, "{}: requantizing kept {:.3}", encoding.name(), stored.gain);
@@ -118,19 +127,41 @@ fn plain_requantizing_loses_what_the_fold_stores() {
 }
 
 #[test]
-fn a_wide_matrix_holds_a_small_edit() {
+fn a_wide_matrix_holds_a_small_edit_which_requantizing_loses() {
     // The writers of an 8 B model: edits of 0.2 to 1 % of ‖W‖ are far below half a step of every weight.
-    let (rows, cols) = (4096, 14336);
-    for (encoding, share) in [(Encoding::Q4K, 0.002), (Encoding::Q4_0, 0.01)] {
-        let one = quantized(encoding, 256, cols, 7);
-        // The same 256 rows over and over: quantizing 59 M weights is not what is tested.
-        let bytes: Vec<u8> = one.iter().copied().cycle().take(one.len() * rows / 256).collect();
+    let cols = 14336;
+    for (encoding, share, rows) in [
+        (Encoding::Q4K, 0.002, 4096),
+        (Encoding::Q4_0, 0.01, 4096),
+        (Encoding::Q4_1, 0.005, 512),
+        (Encoding::Q5_0, 0.002, 512),
+        (Encoding::Q5_1, 0.002, 512),
+        (Encoding::Q2K, 0.01, 512),
+        (Encoding::Q3K, 0.005, 512),
+        (Encoding::Q5K, 0.002, 512),
+        (Encoding::Q6K, 0.002, 512),
+        (Encoding::IQ4NL, 0.005, 512),
+        (Encoding::IQ4XS, 0.005, 512),
+        (Encoding::Q8_0, 0.002, 512),
+        (Encoding::BF16, 0.002, 512),
+        (Encoding::F16, 0.002, 512),
+    ] {
+        let one = quantized(encoding, 64, cols, 7);
+        // The same rows over and over: quantizing 59 M weights is not what is tested.
+        let bytes: Vec<u8> = one.iter().copied().cycle().take(one.len() * rows / 64).collect();
         let w = Matrix { rows, cols, encoding, bytes: &bytes };
         let (u, v) = edit(&w, share, 8);
         let folded = fold(&w, &u, &v).unwrap();
         let stored = achieved(&w, &Matrix { bytes: &folded, ..w }, &u, &v);
-        println!("{} {share}: {stored:?}", encoding.name());
-        assert!((0.98..=1.02).contains(&stored.gain), "{stored:?}");
+        // Re-quantizing works row by row: some rows tell.
+        let some = Matrix { rows: 64, bytes: &one, ..w };
+        let plain = recode(&some, encoding, Some((&u[..64], &v)));
+        let lost = achieved(&some, &Matrix { bytes: &plain, ..some }, &u[..64], &v);
+        println!("{} {share} {rows} rows: requantized {:.3}, {stored:?}", encoding.name(), lost.gain);
+        assert!((0.98..=1.02).contains(&stored.gain), "{}: {stored:?}", encoding.name());
+        if !matches!(encoding, Encoding::Q8_0 | Encoding::F16 | Encoding::BF16) {
+            assert!(lost.gain < 0.9, "{}: requantizing kept {:.3}", encoding.name(), lost.gain);
+        }
     }
 }
 

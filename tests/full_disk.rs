@@ -50,9 +50,10 @@ fn too_little_space_is_noticed_before_writing() {
     let (_dir, path) = large_model();
     let source = Gguf::open(&path).unwrap();
     let out = disk.path().join("out.gguf");
-    for result in
-        [preflight(&source, &out, false), write(&Plan::new(&source), &out, false, &Silent).map(|_| ())]
-    {
+    for result in [
+        preflight(&source, &out, source.file_len(), false),
+        write(&Plan::new(&source), &out, false, &Silent).map(|_| ()),
+    ] {
         let Err(Error::Limit(message)) = result else { panic!("{result:?}") };
         assert!(message.contains("needs 600") && message.contains("are free"), "{message}");
     }

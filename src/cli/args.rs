@@ -45,7 +45,10 @@ pub struct PatchArgs {
     /// Where the patched model goes
     #[arg(value_name = "OUT", required = true)]
     pub output: Option<PathBuf>,
-    /// How the edit's gate is made; auto is gated
+    /// What OUT is: IN with the edit folded in, or the edit beside it as a LoRA adapter or a control vector (GGUF)
+    #[arg(long, value_enum, default_value = "weights")]
+    pub emit: EmitArg,
+    /// How the edit's gate is made; auto is gated (add for a control vector, which has no gate)
     #[arg(long, value_enum, default_value = "auto")]
     pub method: MethodArg,
     /// Strength in units of the gap between harmful and harmless prompts, above 0; given explicitly, it also patches a
@@ -107,7 +110,7 @@ pub struct RunArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// Memory for activations, such as 512M or 4G [default: half of what is free]
+    /// Memory for activations, such as 512M or 4G [default: half of what is free, at most 2G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<usize>,
     /// New tokens per answer, greedy
@@ -145,6 +148,9 @@ pub struct EvalArgs {
     /// No chat template: the model continues the text itself
     #[arg(long)]
     pub raw: bool,
+    /// With this LoRA adapter or control vector, which `--emit` wrote for this model
+    #[arg(long, value_name = "F")]
+    pub sidecar: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -195,8 +201,19 @@ impl<T> Auto<T> {
 #[derive(Clone, Copy, ValueEnum)]
 pub enum MethodArg {
     Auto,
+    /// Fires on harmful prompts only
     Gated,
+    /// Strengthens what the layer writes: a baseline
     Amplify,
+    /// A constant, as a bias: touches every token
+    Add,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EmitArg {
+    Weights,
+    Lora,
+    ControlVector,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -6,14 +6,13 @@ use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::energy::{off_direction, OffDirection};
 use refusal_patch::model::Matrix;
 use refusal_patch::output::Provenance;
-use refusal_patch::progress::Progress;
 use refusal_patch::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
 
 use super::args::DiffArgs;
 use super::progress::Bars;
-use super::session::Session;
+use super::session::{prompts, Session};
 use super::table::{cells, percent, table};
 
 /// A tensor that differs.
@@ -21,8 +20,10 @@ use super::table::{cells, percent, table};
 struct Changed {
     tensor: String,
     encoding: [String; 2],
-    /// Strength recorded in AFTER.
+    /// Strength recorded in AFTER, in units of the gap.
     asked: Option<f64>,
+    /// ‖u‖ of the edit recorded in AFTER.
+    norm: Option<f64>,
     /// The share of it that the stored weights carry.
     achieved: Option<f64>,
     residue: Option<f64>,
@@ -35,7 +36,9 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let (before, after) = (Gguf::open(&args.before)?, Gguf::open(&args.after)?);
     let bars = Bars::new(args.run.quiet || args.run.json);
     let (a, b) = (sha256_tensors(&before, &bars)?, sha256_tensors(&after, &bars)?);
-    let edits = Provenance::read(&after)?.map(|p| p.edits).unwrap_or_default();
+    let provenance = Provenance::read(&after)?;
+    let edits = provenance.as_ref().map_or(&[][..], |p| &p.edits);
+    let prompts = prompts(&args.run)?;
     let session = Session::open(&args.before, &args.run);
     let mut changed = Vec::new();
     let mut identical = 0usize;
@@ -53,6 +56,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
             tensor: t.name.clone(),
             encoding: [t.type_name(), other.type_name()],
             asked: None,
+            norm: None,
             achieved: None,
             residue: None,
             off_direction_energy: None,
@@ -67,33 +71,42 @@ pub fn run(args: DiffArgs) -> Result<u8> {
         if let (Some(m), Some(n), Some(e)) = (matrix(&before, &t.name), matrix(&after, &t.name), edit) {
             if (e.u.len(), e.v.len()) == (m.rows, m.cols) && (m.rows, m.cols) == (n.rows, n.cols) {
                 let stored = achieved(&m, &n, &e.u, &e.v);
-                row.asked = Some(norm(&e.u));
+                row.asked = provenance.as_ref().map(|p| f64::from(p.strength));
+                row.norm = Some(norm(&e.u));
                 row.achieved = Some(stored.gain);
                 row.residue = Some(stored.residue);
                 row.codes_moved = Some(stored.codes_moved);
                 if let Ok(session) = &session {
-                    row.off_direction_energy = off_direction(&session.evaluator(), &t.name, &n, &e.u)?;
+                    row.off_direction_energy =
+                        off_direction(&session.evaluator(), &prompts, &t.name, &n, &e.u)?;
                 }
             }
         }
         changed.push(row);
     }
+    let added_tensors: Vec<&str> = after
+        .tensors()
+        .iter()
+        .map(|t| t.name.as_str())
+        .filter(|name| before.tensor(name).is_none())
+        .collect();
     let keys = |f: &Gguf| f.metadata().iter().map(|e| e.key.clone()).collect::<Vec<_>>();
     let (old, new) = (keys(&before), keys(&after));
     let added: Vec<&String> = new.iter().filter(|k| !old.contains(k)).collect();
     let removed: Vec<&String> = old.iter().filter(|k| !new.contains(k)).collect();
     let differ: Vec<&String> =
         new.iter().filter(|k| old.contains(k) && before.get(k) != after.get(k)).collect();
+    if let Err(e) = &session {
+        eprintln!("note: the off-direction change was not measured: {e}");
+    }
     if args.run.json {
         super::print_json(json!({
             "identical": identical,
             "changed": changed,
+            "added": added_tensors,
             "metadata": { "added": added, "removed": removed, "changed": differ },
         }));
         return Ok(0);
-    }
-    if let Err(e) = &session {
-        bars.note(&format!("note: the off-direction change was not measured: {e}"));
     }
     let mut out = format!("{identical} tensors identical (sha256), {} changed\n", changed.len());
     if !changed.is_empty() {
@@ -124,6 +137,9 @@ pub fn run(args: DiffArgs) -> Result<u8> {
             ]);
         }
         out += &format!("\n{}", table(&rows));
+    }
+    if !added_tensors.is_empty() {
+        out += &format!("\nadded: {}\n", added_tensors.join(", "));
     }
     out += &format!(
         "\nmetadata: {} keys added, {} removed, {} changed\n",

@@ -6,6 +6,7 @@ use refusal_patch::checkpoint::Gguf;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::{Model, Spec, Writer};
 use refusal_patch::output::Provenance;
+use refusal_patch::search::candidate_layers;
 use refusal_patch::text::{read_prompts, Prompt, Set};
 use refusal_patch::Result;
 use serde_json::{json, Value};
@@ -27,7 +28,7 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     let spec = Spec::from_gguf(&file);
     // A patch touches writers of the first four fifths of the blocks.
     let touched: Vec<Value> = spec.as_ref().map_or(Vec::new(), |s| {
-        (0..(s.layers * 4).div_ceil(5))
+        (0..candidate_layers(s.layers))
             .flat_map(|l| Writer::ALL.map(|w| Model::name(w.role(), l)))
             .filter_map(|name| file.tensor(&name))
             .map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": Encoding::from_ggml(t.type_id).is_some() }))
@@ -47,12 +48,26 @@ pub fn run(args: InspectArgs) -> Result<u8> {
             "supported": spec.is_ok(),
             "tensors": tensors,
             "could_touch": touched,
+            "sidecar": file.get_str("refusal_patch.sidecar"),
             "chat_template": file.get_str("tokenizer.chat_template").is_some(),
             "provenance": provenance.map(|p| json!({
                 "version": p.version, "source_sha256": p.source_sha256, "method": p.method, "layers": p.layers,
                 "strength": p.strength, "tensors": p.edits.iter().map(|e| e.tensor.clone()).collect::<Vec<_>>(),
             })),
         }));
+        return Ok(0);
+    }
+    if let Some(kind) = file.get_str("refusal_patch.sidecar") {
+        let text = |key: &str| file.get_str(&format!("refusal_patch.{key}")).unwrap_or("?");
+        super::print(&format!(
+            "{}: {kind} of refusal-patch {} for a {} model with sha256 {}\nblocks {}: {}\n",
+            args.model.display(),
+            text("version"),
+            text("base_architecture"),
+            text("base_sha256"),
+            text("blocks"),
+            text("operation")
+        ));
         return Ok(0);
     }
     let mut out = format!(
@@ -105,7 +120,7 @@ fn show_prompts(args: &InspectArgs, file: &Gguf) -> Result<u8> {
         (None, None) => Vec::new(),
     };
     let (tokenizer, chat) = if args.raw {
-        (Some(refusal_patch::text::Tokenizer::from_gguf(file)?), None)
+        (Some(super::session::tokenizer(file, &args.run)?), None)
     } else {
         (None, Some(chat(file, &args.run)?))
     };

@@ -1,12 +1,13 @@
 //! `derive` and `eval`.
 
 use refusal_patch::direction::{derive as derive_directions, Classes};
-use refusal_patch::evaluate::Rate;
+use refusal_patch::evaluate::{Evaluator, Rate};
 use refusal_patch::forward::Sequence;
-use refusal_patch::output::write_direction;
+use refusal_patch::model::Edit;
+use refusal_patch::output::{preflight, write_direction, Sidecar};
 use refusal_patch::search::LayerScore;
 use refusal_patch::text::{read_prompts, PromptRecord, Set, Split};
-use refusal_patch::{Error, Result};
+use refusal_patch::Result;
 use serde_json::json;
 
 use super::args::{DeriveArgs, EvalArgs};
@@ -14,10 +15,8 @@ use super::session::{prompts, Session};
 use super::table::{cells, percent, table};
 
 pub fn derive(args: DeriveArgs) -> Result<u8> {
-    if args.output.exists() && !args.force {
-        return Err(Error::Limit(format!("{} exists; use --force to overwrite it", args.output.display())));
-    }
     let session = Session::open(&args.model, &args.run)?;
+    preflight(&session.model.file, &args.output, 1 << 20, args.force)?;
     let prompts = prompts(&args.run)?;
     prompts.enough()?;
     let evaluator = session.evaluator();
@@ -34,15 +33,16 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
         spec.hidden,
         &classes(Split::Train)?,
         &classes(Split::Validation)?,
+        &[],
     )?;
     let scores: Vec<LayerScore> = directions.iter().map(LayerScore::from).collect();
-    let scores_json = super::json(&scores)?.to_string();
     write_direction(
         &args.output,
         &session.model,
         &directions,
-        &scores_json,
+        super::json(&scores)?,
         &prompts.sha256(),
+        args.force,
         &session.bars,
     )?;
     if args.run.json {
@@ -67,7 +67,11 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
 
 pub fn eval(args: EvalArgs) -> Result<u8> {
     let session = Session::open(&args.model, &args.run)?;
-    let evaluator = session.evaluator();
+    let edits: Vec<Edit> = match &args.sidecar {
+        Some(path) => vec![Sidecar::read(path, &session.model, &session.bars)?.edit],
+        None => Vec::new(),
+    };
+    let evaluator = Evaluator { edits: &edits, ..session.evaluator() };
     let max_new = usize::from(args.run.max_new_tokens);
     let (owned, of) = match &args.prompts {
         Some(path) => (read_prompts(path, Set::Harmless)?, path.display().to_string()),
@@ -80,19 +84,18 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
         }
     };
     let list: Vec<&PromptRecord> = owned.iter().collect();
-    let sequences: Vec<Sequence> = if args.raw {
-        list.iter()
-            .map(|p| evaluator.with_bos(&session.chat.tokenizer.encode(&p.prompt, true)).into())
-            .collect()
+    let tokens: Vec<Vec<u32>> = if args.raw {
+        let encode = |p: &&PromptRecord| session.chat.tokenizer.encode(&p.prompt, true);
+        list.iter().map(|p| evaluator.with_bos(&encode(p))).collect()
     } else {
-        evaluator.samples(&list)?.into_iter().map(|s| s.tokens.into()).collect()
+        evaluator.samples(&list)?.into_iter().map(|s| s.tokens).collect()
     };
-    let opening = {
-        let first = evaluator.answers_to(&list, &sequences, max_new, &[])?;
-        evaluator.refusal_tokens(&first)?
-    };
-    let answers = evaluator.answers_to(&list, &sequences, max_new, &opening)?;
-    let perplexity = evaluator.perplexity(0)?;
+    let edit = edits.len();
+    let sequences: Vec<Sequence> = tokens.into_iter().map(|tokens| Sequence { tokens, edit }).collect();
+    let mut answers = evaluator.answers_to(&list, &sequences, max_new, &[])?;
+    let opening = evaluator.refusal_tokens(&answers)?;
+    evaluator.read_openings(&mut answers, &opening)?;
+    let perplexity = evaluator.perplexity(edit)?;
     let sets: Vec<(Set, Rate)> = [Set::Harmful, Set::Harmless, Set::Borderline]
         .into_iter()
         .map(|s| (s, Rate::of(&answers, s)))

@@ -41,10 +41,11 @@ pub fn main() -> ExitCode {
         Some(Command::Inspect(a)) => &a.run,
     };
     if let Some(n) = run.threads {
-        // candle asks this variable, rayon the builder; no thread runs yet.
+        // candle asks this variable, rayon the builder; no thread that reads it runs yet.
         std::env::set_var("RAYON_NUM_THREADS", n.to_string());
         let _ = rayon::ThreadPoolBuilder::new().num_threads(n.into()).build_global();
     }
+    let json = run.json;
     let result = match cli.command {
         None => patch::run(cli.patch),
         Some(Command::Derive(a)) => measure::derive(a),
@@ -60,6 +61,9 @@ pub fn main() -> ExitCode {
         }
         Err(e) => {
             eprintln!("error: {e}");
+            if json {
+                print_json(serde_json::json!({ "outcome": "error", "error": e.to_string() }));
+            }
             ExitCode::from(if matches!(e, Error::Gate(_)) { 3 } else { 1 })
         }
     }

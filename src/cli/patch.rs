@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::Rate;
-use refusal_patch::output::{read_direction, Provenance};
+use refusal_patch::output::{preflight, read_direction, write_whole, Provenance};
 use refusal_patch::report;
 use refusal_patch::search::{
-    self, Candidate, EncodingChoice, Method, Outcome, Patched, Scores, Settings, Source,
+    self, Candidate, Emit, EncodingChoice, Method, Outcome, Patched, Scores, Settings, Source,
 };
 use refusal_patch::{Error, Result};
 use serde_json::json;
 
-use super::args::{EncodingArg, MethodArg, PatchArgs};
+use super::args::{EmitArg, EncodingArg, MethodArg, PatchArgs};
 use super::session::{peak_memory, prompts, Session};
 use super::table::{bytes, cells, percent, table};
 
@@ -30,6 +30,18 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     let prompts = prompts(&args.run)?;
     let evaluator = session.evaluator();
     let out = (!args.dry_run).then_some(output.as_path());
+    let (html, json_path) = report_paths(output, args.report.as_deref());
+    if out.is_some() {
+        for path in [&html, &json_path] {
+            if path == output {
+                return Err(Error::Model(format!(
+                    "{}: the report would replace OUT; use another --report",
+                    path.display()
+                )));
+            }
+            preflight(&session.model.file, path, 1 << 20, args.force)?;
+        }
+    }
     let outcome = search::patch(&evaluator, &prompts, &settings, out, args.force)?;
     let seconds = started.elapsed().as_secs_f64();
     let mut value = super::json(&outcome)?;
@@ -38,12 +50,10 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     value["seconds"] = json!(seconds);
     value["peak_memory"] = json!(peak_memory());
     value["device"] = json!(evaluator.compute.describe());
-    if let (Outcome::Patched(p), Some(out)) = (&outcome, out) {
-        let (html, json_path) = report_paths(out, args.report.as_deref());
+    if let (Outcome::Patched(p), true) = (&outcome, out.is_some()) {
         let text = serde_json::to_string_pretty(&value).map_err(|e| Error::Model(e.to_string()))?;
-        std::fs::write(&json_path, text + "\n").map_err(Error::io(&json_path))?;
-        std::fs::write(&html, report::html(p, &input.display().to_string(), seconds))
-            .map_err(Error::io(&html))?;
+        write_whole(&json_path, (text + "\n").as_bytes(), args.force)?;
+        write_whole(&html, report::html(p, &input.display().to_string(), seconds).as_bytes(), args.force)?;
         value["report"] = json!([html.display().to_string(), json_path.display().to_string()]);
     }
     if args.run.json {
@@ -56,10 +66,13 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     };
     let code = match &outcome {
         Outcome::Patched(p) => {
+            if let Some(warning) = &p.warning {
+                eprintln!("warning: {warning}");
+            }
             say(&summary(p, seconds));
             if let (Some(out), false) = (&p.out, args.run.json) {
-                let (html, _) = report_paths(out, args.report.as_deref());
-                say(&format!("\nwritten: {}\nreport:  {}\n", out.display(), html.display()));
+                let load = p.load.as_ref().map_or(String::new(), |l| format!("load it: {l}\n"));
+                say(&format!("\nwritten: {}\nreport:  {}\n{load}", out.display(), html.display()));
             }
             0
         }
@@ -80,11 +93,22 @@ pub fn run(args: PatchArgs) -> Result<u8> {
 }
 
 fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
-    let layers = args.layers.given();
+    let (layers, blocks) = (args.layers.given(), session.model.spec.layers);
+    if let Some((first, last)) = layers.filter(|&(_, last)| last >= blocks) {
+        return Err(Error::Model(format!(
+            "--layers {first}..{last}: the model has blocks 0 to {}",
+            blocks - 1
+        )));
+    }
+    if args.emit == EmitArg::ControlVector && layers.is_some_and(|(first, _)| first == 0) {
+        return Err(Error::Model(
+            "llama.cpp can't steer block 0 by a control vector; use --layers 1 or later".into(),
+        ));
+    }
     let source = match &args.direction {
         None => Source::Own,
         Some(path) => {
-            let (saved, warning) = read_direction(path, &session.model)?;
+            let (saved, warning) = read_direction(path, &session.model, &session.bars)?;
             if let Some(w) = warning {
                 eprintln!("warning: {w}");
             }
@@ -92,12 +116,20 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
         }
     };
     Ok(Settings {
+        emit: match args.emit {
+            EmitArg::Weights => Emit::Weights,
+            EmitArg::Lora => Emit::Lora,
+            EmitArg::ControlVector => Emit::ControlVector,
+        },
         method: match args.method {
+            // A control vector is a constant by its nature.
+            MethodArg::Auto if args.emit == EmitArg::ControlVector => Method::Add,
             MethodArg::Auto | MethodArg::Gated => Method::Gated,
             MethodArg::Amplify => Method::Amplify,
+            MethodArg::Add => Method::Add,
         },
         strength: args.strength.given(),
-        layers: layers.map(|(a, b)| (a..=b).collect()),
+        layers,
         encoding: match args.encoding {
             EncodingArg::Auto => EncodingChoice::Auto,
             EncodingArg::Keep => EncodingChoice::Keep,
@@ -111,11 +143,15 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
     })
 }
 
+/// PATH.html and PATH.json, or beside OUT. Endings are added, not replaced: names have dots in them.
 fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
-    match wanted {
-        Some(p) => (p.with_extension("html"), p.with_extension("json")),
-        None => (out.with_extension("report.html"), out.with_extension("report.json")),
-    }
+    let (path, known, middle) = match wanted {
+        Some(p) => (p, ".html", ""),
+        None => (out, ".gguf", ".report"),
+    };
+    let text = path.to_string_lossy();
+    let stem = text.strip_suffix(known).unwrap_or(&text);
+    (format!("{stem}{middle}.html").into(), format!("{stem}{middle}.json").into())
 }
 
 fn rate(r: &Rate) -> String {
@@ -159,13 +195,19 @@ fn summary(p: &Patched, seconds: f64) -> String {
     ]);
     let c = &p.chosen;
     out += &format!(
-        "\nedit: block {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",
-        c.layer,
-        c.writers.join(" + "),
+        "\nedit: {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",
+        c.place(),
         c.strength,
         percent(c.size),
         p.p_value
     );
+    if c.edit.iter().all(|t| t.v.is_empty()) {
+        out += &format!(
+            "a constant touches harmless prompts too: KL {:.4}, {} of their answers changed\n",
+            b.kl,
+            percent(1.0 - b.same_answers)
+        );
+    }
     let mut rows = vec![cells!["tensor", "encoding", "edit stored", "codes moved", "bytes changed"]];
     for t in &p.tensors {
         let encoding = if t.encoding.0 == t.encoding.1 {
@@ -182,18 +224,22 @@ fn summary(p: &Patched, seconds: f64) -> String {
             bytes(t.achieved.bytes_changed)
         ]);
     }
-    out += &table(&rows);
     let memory = peak_memory().map_or(String::new(), |m| format!(", peak memory {}", bytes(m)));
-    out += &format!("\nsize {} -> {}, {seconds:.0} s{memory}\n", bytes(p.bytes.0), bytes(p.bytes.1));
+    // A sidecar touches no tensor.
+    if p.emit == Emit::Weights {
+        out += &table(&rows);
+        out += &format!("\nsize {} -> {}, {seconds:.0} s{memory}\n", bytes(p.bytes.0), bytes(p.bytes.1));
+    } else {
+        out += &format!("{} beside {}, {seconds:.0} s{memory}\n", bytes(p.bytes.1), bytes(p.bytes.0));
+    }
     out
 }
 
 fn candidate_table(candidates: &[Candidate]) -> String {
-    let mut rows = vec![cells!["block", "writers", "strength", "size", "harmful", "harmless", "borderline"]];
+    let mut rows = vec![cells!["edit", "strength", "size", "harmful", "harmless", "borderline"]];
     rows.extend(candidates.iter().take(8).map(|c| {
         cells![
-            c.layer,
-            c.writers.join(" + "),
+            c.place(),
             format!("{:.2}", c.strength),
             percent(c.size),
             percent(c.harmful),

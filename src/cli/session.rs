@@ -46,12 +46,17 @@ impl Session {
     }
 }
 
+/// The file's tokenizer, or the user's.
+pub fn tokenizer(file: &Gguf, run: &RunArgs) -> Result<Tokenizer> {
+    match &run.tokenizer {
+        Some(path) => Tokenizer::from_json(path, file),
+        None => Tokenizer::from_gguf(file),
+    }
+}
+
 /// The file's tokenizer and template, or the user's.
 pub fn chat(file: &Gguf, run: &RunArgs) -> Result<Chat> {
-    let tokenizer = match &run.tokenizer {
-        Some(path) => Tokenizer::from_json(path, file)?,
-        None => Tokenizer::from_gguf(file)?,
-    };
+    let tokenizer = tokenizer(file, run)?;
     let source = match &run.chat_template {
         Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
         None => file
@@ -73,12 +78,14 @@ pub fn prompts(run: &RunArgs) -> Result<PromptSet> {
     PromptSet::with_files(run.harmful.as_deref(), run.harmless.as_deref(), run.borderline.as_deref())
 }
 
-/// Half of the memory that is available, or 2 GiB where the system does not say.
+/// Half of the memory that is available, at most 2 GiB, or 1 GiB where the system does not say. A power of two: batches,
+/// and with them the last bits of sums, are the same from run to run.
 fn free_memory() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
     let kib: Option<usize> = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
-    kib.map_or(2 << 30, |k| k * 512)
+    let half = kib.map_or(1 << 30, |k| k * 512).clamp(1 << 20, 2 << 30);
+    1 << half.ilog2()
 }
 
 /// The most memory that this process has had, where the system says.

@@ -25,6 +25,8 @@ pub struct Direction {
     pub position: isize,
     /// Unit vector from harmless to harmful, `[hidden]`, without its part along the mean harmless state.
     pub unit: Vec<f32>,
+    /// (μ_harmful, μ_harmless) over training prompts, `[hidden]` each.
+    pub means: (Vec<f32>, Vec<f32>),
     /// ‖μ_harmful − μ_harmless‖ in the residual stream.
     pub gap: f64,
     /// Cosine of the directions of the two halves of the training prompts.
@@ -33,6 +35,8 @@ pub struct Direction {
     pub auc: f64,
     /// (difference of means)² / (sum of variances) of that projection.
     pub fisher: f64,
+    /// Cosine to the model's own direction: 1, unless `unit` was given.
+    pub own: f64,
 }
 
 /// The prompts that a direction is derived from: training prompts give the means, validation prompts the scores.
@@ -44,7 +48,8 @@ pub struct Classes {
 }
 
 /// Derives the direction of every layer and post-instruction position, layer by layer, positions from the deciding one
-/// backwards.
+/// backwards. `given`: unit vectors (block, `[hidden]`) that take the place of the derived ones at the deciding position;
+/// gap and scores are this model's.
 ///
 /// # Errors
 /// No prompts in a class; what the forward pass says.
@@ -54,6 +59,7 @@ pub fn derive(
     hidden: usize,
     train: &Classes,
     validation: &Classes,
+    given: &[(usize, Vec<f32>)],
 ) -> Result<Vec<Direction>> {
     let lists = [&train.harmful, &train.harmless, &validation.harmful, &validation.harmless];
     if lists.iter().any(|l| l.is_empty()) {
@@ -83,7 +89,8 @@ pub fn derive(
     let mut out = Vec::new();
     for layer in 0..layers {
         for k in 0..positions {
-            out.push(tap.direction(layer, k));
+            let unit = given.iter().find(|(l, _)| k == 0 && *l == layer).map(|(_, u)| u);
+            out.push(tap.direction(layer, k, unit));
         }
     }
     Ok(out)
@@ -121,7 +128,7 @@ impl Tap for Means<'_> {
 }
 
 impl Means<'_> {
-    fn direction(&self, layer: usize, k: usize) -> Direction {
+    fn direction(&self, layer: usize, k: usize, given: Option<&Vec<f32>>) -> Direction {
         let d = self.hidden;
         let mean = |parts: &[usize]| -> Vec<f64> {
             let n: usize = parts.iter().map(|&p| self.counts[p]).sum();
@@ -136,24 +143,30 @@ impl Means<'_> {
                 .collect()
         };
         let minus = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
-        let harmless = mean(&[2, 3]);
-        let raw = minus(&mean(&[0, 1]), &harmless);
+        let (harmful, harmless) = (mean(&[0, 1]), mean(&[2, 3]));
+        let raw = minus(&harmful, &harmless);
         let split_half = cosine(&minus(&mean(&[0]), &mean(&[2])), &minus(&mean(&[1]), &mean(&[3])));
         // Without the part along the mean harmless state: what all prompts share is no refusal.
         let along: f64 = raw.iter().zip(&harmless).map(|(a, b)| a * b).sum::<f64>()
             / harmless.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
         let projected: Vec<f32> = raw.iter().zip(&harmless).map(|(r, h)| (r - along * h) as f32).collect();
         let length = norm(&projected).max(f64::MIN_POSITIVE);
-        let unit: Vec<f32> = projected.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+        let derived: Vec<f32> = projected.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+        let own =
+            given.map_or(1.0, |g| g.iter().zip(&derived).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum());
+        let unit = given.cloned().unwrap_or(derived);
         let (auc, fisher) = if k == 0 { scores(&self.deciding[layer], &unit) } else { (f64::NAN, f64::NAN) };
+        let narrow = |v: &[f64]| v.iter().map(|&x| x as f32).collect();
         Direction {
             layer,
             position: -(k as isize),
+            means: (narrow(&harmful), narrow(&harmless)),
             gap: raw.iter().map(|x| x * x).sum::<f64>().sqrt(),
             unit,
             split_half,
             auc,
             fisher,
+            own,
         }
     }
 }

@@ -49,7 +49,7 @@ pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
     let rms = norm * (v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / v.len().max(1) as f64).sqrt();
     let panels: Vec<Range<usize>> = (0..w.cols).step_by(PANEL).map(|c| c..(c + PANEL).min(w.cols)).collect();
     let row_bytes = w.row_bytes();
-    for group in panels.chunks(4 * rayon::current_num_threads()) {
+    for group in panels.chunks(rayon::current_num_threads()) {
         progress::check()?;
         let done: Vec<Vec<u8>> =
             group.par_iter().map(|cols| fold_panel(w, cols.clone(), u, v, &unit, norm, rms)).collect();

@@ -4,6 +4,9 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
+use crate::progress;
+
 /// Rows that share a weight: the zeros come in groups, each with its own mean, so that many unimportant tokens do not
 /// drown the few deciding ones.
 pub struct Group {
@@ -41,10 +44,13 @@ pub struct Gate {
 /// and whose second the harmless ones.
 ///
 /// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature space.
-pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Option<Gate> {
+///
+/// # Errors
+/// `Interrupted`; what the matrix product says.
+pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Result<Option<Gate>> {
     let n: usize = train.iter().map(|g| g.len(width)).sum();
     if n == 0 || width == 0 {
-        return None;
+        return Ok(None);
     }
     // Second moments per feature: the ridge penalises each feature by what it carries, or massive activations swamp it.
     let mut moment = vec![0.0f64; width];
@@ -64,7 +70,8 @@ pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Option<Gate> {
     }
     let dual = n < width;
     let size = if dual { n } else { width };
-    let gram = gram(&z, n, width, dual).ok()?;
+    let gram =
+        gram(&z, n, width, dual).map_err(|e| Error::Limit(format!("the gate can't be fitted: {e}")))?;
     let right: Vec<f64> = if dual {
         b
     } else {
@@ -72,6 +79,7 @@ pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Option<Gate> {
     };
     let mut best: Option<Gate> = None;
     for lambda in LAMBDAS {
+        progress::check()?;
         let mut a = gram.clone();
         for i in 0..size {
             a[i * size + i] += lambda;
@@ -93,7 +101,7 @@ pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Option<Gate> {
             }
         }
     }
-    best
+    Ok(best)
 }
 
 /// Rescales v on the held-out harmful rows, and measures it.
@@ -245,7 +253,7 @@ mod tests {
                     Group { rows: rows(2 * n, width, false, seed + 1), target: 0.0, weight: 4.0 },
                 ]
             };
-            let gate = fit(&groups(1, 60), &groups(7, 40), width).unwrap();
+            let gate = fit(&groups(1, 60), &groups(7, 40), width).unwrap().unwrap();
             assert!(gate.separation > 2.0, "width {width}: separation {}", gate.separation);
             let held = rows(50, width, true, 77);
             let mean: f64 = held

@@ -23,13 +23,14 @@ pub struct OffDirection {
     pub worst_row: f64,
 }
 
-/// Runs the evaluator's model on the built-in harmless test prompts and measures how far `after` is from the tensor
+/// Runs the evaluator's model on harmless test prompts and measures how far `after` is from the tensor
 /// called `name`, off the direction of `u`. `None` when the tensor is no writer.
 ///
 /// # Errors
 /// What the forward pass says.
 pub fn off_direction(
     evaluator: &Evaluator,
+    prompts: &PromptSet,
     name: &str,
     after: &Matrix,
     u: &[f32],
@@ -39,7 +40,7 @@ pub fn off_direction(
         return Ok(None);
     };
     let (_, before) = evaluator.model.writer(layer, writer)?;
-    let x = inputs(evaluator, layer, writer)?;
+    let x = inputs(evaluator, prompts, layer, writer)?;
     let n = x.len() / before.cols;
     let (a, b) = (evaluator.compute.matmul(&x, n, &before)?, evaluator.compute.matmul(&x, n, after)?);
     let length = norm(u).max(f64::MIN_POSITIVE);
@@ -61,7 +62,7 @@ pub fn off_direction(
     }))
 }
 
-fn inputs(evaluator: &Evaluator, layer: usize, writer: Writer) -> Result<Vec<f32>> {
+fn inputs(evaluator: &Evaluator, prompts: &PromptSet, layer: usize, writer: Writer) -> Result<Vec<f32>> {
     struct Collect {
         at: (usize, Writer),
         x: Vec<f32>,
@@ -74,8 +75,7 @@ fn inputs(evaluator: &Evaluator, layer: usize, writer: Writer) -> Result<Vec<f32
             }
         }
     }
-    let set = PromptSet::built_in();
-    let prompts = set.of(Set::Harmless, Split::Test);
+    let prompts = prompts.of(Set::Harmless, Split::Test);
     let samples = evaluator.samples(&prompts[..prompts.len().min(PROMPTS)])?;
     let sequences: Vec<Sequence> = samples.into_iter().map(|s| s.tokens.into()).collect();
     let mut tap = Collect { at: (layer, writer), x: Vec::new() };

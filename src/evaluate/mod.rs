@@ -50,8 +50,9 @@ pub struct Answer {
     pub category: String,
     /// The request.
     pub prompt: String,
-    /// How many tokens the model read.
-    pub tokens: usize,
+    /// What the model read.
+    #[serde(skip)]
+    pub read: Sequence,
     /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position.
     pub refusal_log_odds: f64,
     /// The ten likeliest first tokens.
@@ -63,6 +64,9 @@ pub struct Answer {
     /// The answer's tokens.
     #[serde(skip)]
     pub answer: Vec<u32>,
+    /// The normed final state that the first of them was read from.
+    #[serde(skip)]
+    pub first: Vec<f32>,
 }
 
 /// A token and its log-probability.
@@ -142,12 +146,21 @@ impl<'a> Evaluator<'a> {
         if harmless.is_empty() {
             return Ok(found);
         }
-        let sequences: Vec<Sequence> =
-            harmless.iter().map(|a| Ok(self.sample(&a.prompt)?.tokens.into())).collect::<Result<_>>()?;
-        let reads = self.first_tokens(&sequences, 0, &found)?;
+        let states: Vec<f32> = harmless.iter().flat_map(|a| a.first.iter().copied()).collect();
+        let reads = Head::new(self.model, self.compute)?.read(&states, 0, |_| &found)?;
         let mass =
             |k: usize| reads.iter().map(|r| f64::from(r.asked[k]).exp()).sum::<f64>() / reads.len() as f64;
         Ok(found.iter().enumerate().filter(|(k, _)| mass(*k) <= 0.05).map(|(_, &t)| t).collect())
+    }
+
+    /// Fills in the log-odds of answers that were given before it was known which tokens open a refusal.
+    pub fn read_openings(&self, answers: &mut [Answer], opening: &[u32]) -> Result<()> {
+        let states: Vec<f32> = answers.iter().flat_map(|a| a.first.iter().copied()).collect();
+        let reads = Head::new(self.model, self.compute)?.read(&states, 0, |_| opening)?;
+        for (answer, read) in answers.iter_mut().zip(reads) {
+            answer.refusal_log_odds = log_odds(&read.asked);
+        }
+        Ok(())
     }
 
     /// Reads the first answer position of each sequence.
@@ -158,7 +171,7 @@ impl<'a> Evaluator<'a> {
         asked: &[u32],
     ) -> Result<Vec<crate::forward::Readout>> {
         let wanted: Vec<(usize, usize)> =
-            sequences.iter().enumerate().map(|(i, s)| (i, s.tokens.len() - 1)).collect();
+            sequences.iter().enumerate().map(|(i, s)| (i, s.tokens.len().saturating_sub(1))).collect();
         let hidden = self.runner().run(sequences, &[], &wanted, &mut ())?;
         Head::new(self.model, self.compute)?.read(&hidden, top, |_| asked)
     }
@@ -191,8 +204,9 @@ impl<'a> Evaluator<'a> {
         max_new: usize,
         opening: &[u32],
     ) -> Result<Vec<Answer>> {
-        let reads = self.first_tokens(sequences, 10, opening)?;
         let generated = self.generate(sequences, max_new)?;
+        let states: Vec<f32> = generated.iter().flat_map(|g| g.first.iter().copied()).collect();
+        let reads = Head::new(self.model, self.compute)?.read(&states, 10, |_| opening)?;
         let tokenizer = &self.chat.tokenizer;
         Ok(prompts
             .iter()
@@ -205,7 +219,7 @@ impl<'a> Evaluator<'a> {
                     set: p.set,
                     category: p.category.clone(),
                     prompt: p.prompt.clone(),
-                    tokens: s.tokens.len(),
+                    read: s.clone(),
                     refusal_log_odds: log_odds(&read.asked),
                     top: read
                         .top
@@ -215,6 +229,7 @@ impl<'a> Evaluator<'a> {
                     refused: judge::refuses(&continuation),
                     continuation,
                     answer: g.tokens,
+                    first: g.first,
                 }
             })
             .collect())

@@ -101,8 +101,15 @@ impl<'m> Head<'m> {
                 }
                 Ok(())
             })?;
-            // Rounding can leave a tiny negative number where p = q.
-            all.extend((0..n).map(|i| (cross[i] / sums[i].sum - sums[i].log() + sums[n + i].log()).max(0.0)));
+            all.extend((0..n).map(|i| {
+                let kl = cross[i] / sums[i].sum - sums[i].log() + sums[n + i].log();
+                // Rounding can leave a tiny negative number where p = q; a NaN must stay one.
+                if kl < 0.0 {
+                    0.0
+                } else {
+                    kl
+                }
+            }));
         }
         Ok(all)
     }

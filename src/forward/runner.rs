@@ -67,6 +67,8 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// The end token, where the answer ended.
     pub end: Option<u32>,
+    /// The normed final state at the deciding position, `[hidden]`: what the first new token was read from.
+    pub first: Vec<f32>,
 }
 
 /// Runs a model over sequences.
@@ -105,6 +107,7 @@ impl<'m> Runner<'m> {
         tap: &mut dyn Tap,
     ) -> Result<Vec<f32>> {
         let d = self.model.spec.hidden;
+        self.check(sequences, 0)?;
         let mut out = vec![0.0f32; (wanted.len() + forks.len()) * d];
         let mut extra = vec![0usize; sequences.len()];
         forks.iter().for_each(|f| extra[f.seq] += 1);
@@ -153,6 +156,7 @@ impl<'m> Runner<'m> {
         is_end: &dyn Fn(u32) -> bool,
     ) -> Result<Vec<Generated>> {
         let spec = &self.model.spec;
+        self.check(sequences, max_new)?;
         let head = Head::new(self.model, self.compute)?;
         let mut out = vec![Generated::default(); sequences.len()];
         // A row of a generating sequence keeps its keys and values in every layer.
@@ -185,6 +189,9 @@ impl<'m> Runner<'m> {
                 for (&i, read) in last.iter().zip(&next) {
                     let Some(&(token, _)) = read.top.first() else { continue };
                     let answer = &mut out[run[i].seq];
+                    if step == 0 {
+                        answer.first = hidden[i * d..(i + 1) * d].to_vec();
+                    }
                     if is_end(token) {
                         answer.end = Some(token);
                     } else {
@@ -200,6 +207,26 @@ impl<'m> Runner<'m> {
             self.progress.finish();
         }
         Ok(out)
+    }
+
+    /// No text may be empty, or longer with its answer than what the model was trained for.
+    fn check(&self, sequences: &[Sequence], more: usize) -> Result<()> {
+        let context = match self.model.spec.context {
+            0 => usize::MAX,
+            n => n,
+        };
+        for s in sequences {
+            if s.tokens.is_empty() {
+                return Err(Error::Model("a prompt has no tokens; check it with inspect --prompts".into()));
+            }
+            if s.tokens.len() + more > context {
+                return Err(Error::Limit(format!(
+                    "a prompt of {} tokens with {more} to answer does not fit into the model's context of {context}; shorten it",
+                    s.tokens.len()
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn bytes_per_row(&self) -> usize {
@@ -282,6 +309,15 @@ impl<'m> Runner<'m> {
             gate.par_iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
             drop((normed, up));
             self.write(layer, Writer::Ffn, &rows, &gate, &mut hidden, tap)?;
+            if !hidden.par_iter().all(|x| x.is_finite()) {
+                return Err(Error::Model(format!(
+                    "{}: block {layer} gives numbers that are not finite; the weights are damaged, or an edit is too strong",
+                    self.model.file.path().display()
+                )));
+            }
+            if self.model.file.file_len() > self.memory as u64 {
+                self.model.release(layer);
+            }
             tap.residual(layer, &rows, &hidden, d);
             self.progress.advance(1);
         }
@@ -334,7 +370,8 @@ impl<'m> Runner<'m> {
                 for term in
                     self.edits[rows[i].edit - 1].iter().filter(|t| t.layer == layer && t.writer == writer)
                 {
-                    let gate = dot(&term.v, &x[i * width..(i + 1) * width]);
+                    let gate =
+                        if term.v.is_empty() { 1.0 } else { dot(&term.v, &x[i * width..(i + 1) * width]) };
                     h.iter_mut().zip(&term.u).for_each(|(h, u)| *h += gate * u);
                 }
             }

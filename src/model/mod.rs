@@ -32,7 +32,7 @@ impl Writer {
     }
 }
 
-/// A rank-one term of one writer: y' = y + u (v·x).
+/// A rank-one term of one writer: y' = y + u (v·x), or y' = y + u where it has no gate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankOne {
     /// The block, from 0.
@@ -41,7 +41,7 @@ pub struct RankOne {
     pub writer: Writer,
     /// What is written, strength included: α·û, `[hidden]`.
     pub u: Vec<f32>,
-    /// The gate over the writer's input, `[columns of the writer]`.
+    /// The gate over the writer's input, `[columns of the writer]`. Empty: no gate, a constant is added at every token.
     pub v: Vec<f32>,
 }
 
@@ -160,9 +160,26 @@ impl Model {
         self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
     }
 
+    /// The name of a block's bias.
+    pub fn bias_name(role: Role, layer: usize) -> String {
+        format!("blk.{layer}.{}.bias", role.gguf())
+    }
+
     /// A block's bias, where it has one.
     pub fn bias(&self, role: Role, layer: usize) -> Result<Option<Vec<f32>>> {
-        self.vector_named(&format!("blk.{layer}.{}.bias", role.gguf()))
+        self.vector_named(&Self::bias_name(role, layer))
+    }
+
+    /// Tells the system that a block's tensors are not needed soon, and those of the next one are.
+    pub fn release(&self, layer: usize) {
+        let next = (layer + 1) % self.spec.layers;
+        for t in self.file.tensors() {
+            if t.name.starts_with(&format!("blk.{layer}.")) {
+                self.file.advise_dont_need(t);
+            } else if t.name.starts_with(&format!("blk.{next}.")) {
+                self.file.advise_will_need(t);
+            }
+        }
     }
 
     /// The token embedding, `[vocab, hidden]`.
@@ -254,6 +271,14 @@ impl Model {
 
     fn check(&self) -> Result<()> {
         let s = &self.spec;
+        let is_scale = |name: &str| name.starts_with("blk.") && name.ends_with(".scale");
+        let odd = self.file.tensors().iter().find(|t| is_scale(&t.name) || t.name == "output.bias");
+        if let Some(t) = odd {
+            return Err(Error::unsupported(
+                format!("{}: tensor {} (a scale or an output bias) can't be applied", self.path(), t.name),
+                "use a file of the same model without it",
+            ));
+        }
         let (d, q, kv) = (s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim);
         for layer in 0..s.layers {
             for (role, rows, cols) in [
@@ -267,7 +292,7 @@ impl Model {
             ] {
                 self.expect(&Self::name(role, layer), rows, cols)?;
                 if let Some(bias) = self.bias(role, layer)? {
-                    self.expect_len(&format!("blk.{layer}.{}.bias", role.gguf()), bias.len(), rows)?;
+                    self.expect_len(&Self::bias_name(role, layer), bias.len(), rows)?;
                 }
             }
             for role in [Role::AttnNorm, Role::FfnNorm] {

@@ -110,6 +110,19 @@ impl Spec {
                 key("attention.layer_norm_rms_epsilon")
             ))
         })?;
+        let layers = need("block_count")?;
+        if layers > file.tensors().len() {
+            return Err(Error::Model(format!(
+                "{path}: {layers} blocks by the metadata, but the file has {} tensors in all",
+                file.tensors().len()
+            )));
+        }
+        let theta = file.get_f32(&key("rope.freq_base")).unwrap_or(10000.0);
+        if !(norm_eps.is_finite() && norm_eps >= 0.0 && theta.is_finite() && theta > 0.0) {
+            return Err(Error::Model(format!(
+                "{path}: norm epsilon {norm_eps} and rope base {theta} make no sense; expected positive numbers"
+            )));
+        }
         let dims = optional("rope.dimension_count").unwrap_or(head_dim);
         if dims > head_dim || dims % 2 != 0 {
             return Err(Error::Model(format!(
@@ -119,14 +132,15 @@ impl Spec {
         let qk_norm = arch == "qwen3";
         let style = if arch == "llama" { RopeStyle::Interleaved } else { RopeStyle::Neox };
         let rope = Rope {
-            theta: file.get_f32(&key("rope.freq_base")).unwrap_or(10000.0),
+            theta,
             dims,
             style,
             scale: rope_scale(file, &arch)?,
-            factors: rope_factors(file, dims)?,
+            // llama.cpp reads them for llama only.
+            factors: if arch == "llama" { rope_factors(file, dims)? } else { None },
         };
         Ok(Spec {
-            layers: need("block_count")?,
+            layers,
             hidden,
             heads,
             kv_heads,
@@ -156,9 +170,12 @@ impl Spec {
 }
 
 fn rope_scale(file: &Gguf, arch: &str) -> Result<f32> {
-    let factor = file.get_f32(&format!("{arch}.rope.scaling.factor")).unwrap_or(1.0);
-    match file.get_str(&format!("{arch}.rope.scaling.type")).unwrap_or("none") {
+    let number = |key: &str| file.get_f32(&format!("{arch}.rope.{key}"));
+    // The older key, the default type, and that 0 means no scaling, as in llama.cpp (src/llama-model.cpp).
+    let factor = number("scaling.factor").or_else(|| number("scale_linear")).unwrap_or(0.0);
+    match file.get_str(&format!("{arch}.rope.scaling.type")).unwrap_or("linear") {
         "none" => Ok(1.0),
+        "linear" if factor == 0.0 => Ok(1.0),
         "linear" if factor > 0.0 => Ok(1.0 / factor),
         other => Err(Error::unsupported(
             format!("{}: rope scaling {other:?} (factor {factor}) can't be run", file.path().display()),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::{Patch, Plan, BLOCK};
+use super::{Added, Patch, Plan, BLOCK};
 use crate::checkpoint::{encoded_len, type_name, write_string, Tensor, Value};
 use crate::{Error, Result};
 
@@ -44,7 +44,9 @@ impl<'a> Layout<'a> {
     /// Checks the plan and lays the file out.
     pub fn new(plan: &'a Plan<'a>) -> Result<Layout<'a>> {
         let patches = check_patches(plan)?;
-        let keeps_places = plan.source.tensors().iter().all(|t| new_type(&patches, t) == t.type_id);
+        check_added(plan)?;
+        let same_types = plan.source.tensors().iter().all(|t| new_type(&patches, t) == t.type_id);
+        let keeps_places = same_types && plan.added.is_empty();
         let entries = entries(plan)?;
         let pieces = match keeps_places {
             true => in_place(plan, &patches, entries),
@@ -95,6 +97,18 @@ fn check_patches<'a>(plan: &'a Plan) -> Result<Patches<'a>> {
     Ok(patches)
 }
 
+fn check_added(plan: &Plan) -> Result<()> {
+    for (i, Added { name, dims, type_id, bytes }) in plan.added.iter().enumerate() {
+        if plan.source.tensor(name).is_some() || plan.added[..i].iter().any(|a| a.name == *name) {
+            return Err(wrong(plan, name, "is to be added and is there already"));
+        }
+        if encoded_len(*type_id, dims) != Ok(Some(bytes.len() as u64)) {
+            return Err(wrong(plan, name, &format!("is given {} bytes for the shape {dims:?}", bytes.len())));
+        }
+    }
+    Ok(())
+}
+
 fn wrong(plan: &Plan, tensor: &str, what: &str) -> Error {
     Error::Model(format!("{}: tensor `{tensor}` {what}", plan.source.path().display()))
 }
@@ -134,7 +148,7 @@ fn entry(key: &str, value: &Value) -> Vec<u8> {
 fn header(plan: &Plan, entries: &[Cow<[u8]>], infos: &[u8]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(plan.source.version().to_le_bytes());
-    out.extend((plan.source.tensors().len() as u64).to_le_bytes());
+    out.extend(((plan.source.tensors().len() + plan.added.len()) as u64).to_le_bytes());
     out.extend((entries.len() as u64).to_le_bytes());
     entries.iter().for_each(|e| out.extend_from_slice(e));
     out.extend(infos);
@@ -176,26 +190,33 @@ fn padding(unpadded: u64, data_start: u64) -> Vec<u8> {
     entry(PADDING_KEY, &Value::String(vec![b' '; spaces as usize]))
 }
 
-/// Some tensor changes its size: offsets are computed anew, without gaps, in the order of the list, as llama.cpp
-/// demands.
+/// Some tensor changes its size or is new: offsets are computed anew, without gaps, in the order of the list, as
+/// llama.cpp demands.
 fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
     let source = plan.source;
+    let old = source.tensors().iter().map(|t| {
+        let piece = match patches.get(t.name.as_str()) {
+            Some(p) => Piece::Bytes(Cow::Borrowed(p.bytes.as_slice())),
+            None => Piece::Source(t.range()),
+        };
+        (&t.name, &t.dims, new_type(patches, t), piece)
+    });
+    let new = plan
+        .added
+        .iter()
+        .map(|a| (&a.name, &a.dims, a.type_id, Piece::Bytes(Cow::Borrowed(a.bytes.as_slice()))));
     let mut infos = Vec::new();
     let mut data = Vec::new();
     let mut offset = 0u64;
-    for t in source.tensors() {
-        let patch = patches.get(t.name.as_str());
-        let len = patch.map_or(t.len, |p| p.bytes.len() as u64);
-        write_string(t.name.as_bytes(), &mut infos);
-        infos.extend((t.dims.len() as u32).to_le_bytes());
-        t.dims.iter().for_each(|d| infos.extend(d.to_le_bytes()));
-        infos.extend(new_type(patches, t).to_le_bytes());
+    for (name, dims, type_id, piece) in old.chain(new) {
+        write_string(name.as_bytes(), &mut infos);
+        infos.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|d| infos.extend(d.to_le_bytes()));
+        infos.extend(type_id.to_le_bytes());
         infos.extend(offset.to_le_bytes());
-        data.push(match patch {
-            Some(p) => Piece::Bytes(Cow::Borrowed(&p.bytes)),
-            None => Piece::Source(t.range()),
-        });
+        let len = piece.len();
         let padded = len.next_multiple_of(source.alignment());
+        data.push(piece);
         data.push(Piece::Zeros(padded - len));
         offset += padded;
     }

@@ -7,6 +7,7 @@ mod direction;
 mod layout;
 mod place;
 mod provenance;
+mod sidecar;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,8 +21,9 @@ use crate::{Error, Result};
 use layout::{Layout, Piece};
 
 pub use direction::{read_direction, write_direction, Saved};
-pub use place::preflight;
+pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
+pub use sidecar::{Kind, Sidecar};
 
 /// How much is copied between two looks at whether the user wants to stop.
 const CHUNK: u64 = 64 << 20;
@@ -39,12 +41,27 @@ pub struct Patch {
     pub type_id: u32,
 }
 
+/// A tensor that the source doesn't have.
+#[derive(Clone, Debug)]
+pub struct Added {
+    /// Its name.
+    pub name: String,
+    /// Its shape in GGUF's order.
+    pub dims: Vec<u64>,
+    /// Its encoding.
+    pub type_id: u32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// What a new checkpoint is: its source, and what differs from it.
 pub struct Plan<'a> {
     /// The input. Never opened for writing.
     pub source: &'a Gguf,
     /// Tensors with new content.
     pub patches: Vec<Patch>,
+    /// Tensors to add, behind the others.
+    pub added: Vec<Added>,
     /// Metadata to set: a key that the source has keeps its place, another goes to the end.
     pub metadata: Vec<(String, Value)>,
     /// Metadata keys to leave out.
@@ -54,7 +71,7 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// A plan that changes nothing yet.
     pub fn new(source: &'a Gguf) -> Plan<'a> {
-        Plan { source, patches: Vec::new(), metadata: Vec::new(), remove: Vec::new() }
+        Plan { source, patches: Vec::new(), added: Vec::new(), metadata: Vec::new(), remove: Vec::new() }
     }
 }
 

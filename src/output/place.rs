@@ -10,11 +10,20 @@ use tempfile::NamedTempFile;
 use crate::checkpoint::Gguf;
 use crate::{Error, Result};
 
-/// Checks that OUT could be written, before hours of work: not the input itself, not an existing file (unless
-/// `force`), in an existing folder with enough space.
-pub fn preflight(source: &Gguf, out: &Path, force: bool) -> Result<()> {
+/// Checks that a file of `bytes` could be written, before hours of work: not the input itself, not an existing file
+/// (unless `force`), in an existing folder with enough space.
+pub fn preflight(source: &Gguf, out: &Path, bytes: u64, force: bool) -> Result<()> {
     check_target(source.path(), out, force)?;
-    check_space(out, source.file_len())
+    check_space(out, bytes)
+}
+
+/// Writes a small file, whole or not at all.
+pub fn write_whole(out: &Path, bytes: &[u8], force: bool) -> Result<()> {
+    let mut temp = temporary(out)?;
+    io::Write::write_all(&mut temp, bytes)
+        .and_then(|()| temp.as_file().sync_all())
+        .map_err(|e| write_error(out, 0, bytes.len() as u64, e))?;
+    rename(temp, out, force)
 }
 
 fn folder(out: &Path) -> &Path {

@@ -74,7 +74,10 @@ impl Provenance {
 
     /// The provenance of a file; `None` for one that wasn't patched.
     pub fn read(file: &Gguf) -> Result<Option<Provenance>> {
-        let patched = file.metadata().iter().any(|e| e.key.starts_with(PREFIX) && e.key != PADDING_KEY);
+        // A sidecar of ours has keys of its own.
+        let ours = |key: &str| key.starts_with(PREFIX) && key != PADDING_KEY;
+        let patched =
+            file.get("refusal_patch.sidecar").is_none() && file.metadata().iter().any(|e| ours(&e.key));
         if !patched {
             return Ok(None);
         }

@@ -31,12 +31,11 @@ fn render(out: &mut String, p: &Patched, model: &str, seconds: f64) -> std::fmt:
     write!(out, "<title>refusal-patch: {}</title><style>{STYLE}</style>", escape(model))?;
     write!(
         out,
-        "<h1>Refusal restored: {:.1} % → {:.1} %</h1><p class=dim>{} · {split} prompts · block {}, {}, strength {:.2} · {seconds:.0} s</p>",
+        "<h1>Refusal restored: {:.1} % → {:.1} %</h1><p class=dim>{} · {split} prompts · {}, strength {:.2} · {seconds:.0} s</p>",
         100.0 * a.harmful.refusal_rate,
         100.0 * b.harmful.refusal_rate,
         escape(model),
-        p.chosen.layer,
-        p.chosen.writers.join(" + "),
+        p.chosen.place(),
         p.chosen.strength
     )?;
     write!(out, "<div class=scroll><table><tr><th>{split} prompts<th>before<th>after")?;
@@ -56,24 +55,28 @@ fn render(out: &mut String, p: &Patched, model: &str, seconds: f64) -> std::fmt:
     write!(out, "<tr><td>Perplexity of the built-in text<td>{:.2}<td>{:.2}", a.perplexity, b.perplexity)?;
     write!(out, "<tr><td>Harmless answers unchanged<td><td>{:.1} %</table></div>", 100.0 * b.same_answers)?;
 
+    if let Some(warning) = &p.warning {
+        write!(out, "<p><b>{}</b></p>", escape(warning))?;
+    }
+    if let Some(load) = &p.load {
+        write!(out, "<h2>Load it</h2><p><code>{}</code></p>", escape(load))?;
+    }
+    if p.chosen.edit.iter().all(|t| t.v.is_empty()) {
+        write!(
+            out,
+            "<p>A constant touches harmless requests too: {:.1} % of their answers changed.</p>",
+            100.0 * (1.0 - b.same_answers)
+        )?;
+    }
+
     categories(out, p)?;
     layers(out, p)?;
     scatter(out, p)?;
 
-    write!(out, "<h2>What was changed</h2><div class=scroll><table><tr><th>tensor<th>encoding<th>edit stored<th>codes moved<th>bytes changed")?;
-    for t in &p.tensors {
-        write!(
-            out,
-            "<tr><td>{}<td>{} → {}<td>{:.1} %<td>{:.1} %<td>{}",
-            escape(&t.tensor),
-            t.encoding.0,
-            t.encoding.1,
-            100.0 * t.achieved.achieved,
-            100.0 * t.achieved.codes_moved as f64 / t.achieved.elements.max(1) as f64,
-            t.achieved.bytes_changed
-        )?;
+    if !p.tensors.is_empty() {
+        tensors(out, p)?;
     }
-    write!(out, "</table></div><h2>Examples</h2>")?;
+    write!(out, "<h2>Examples</h2>")?;
     let pairs = p.answers.0.iter().zip(&p.answers.1);
     let turned = pairs.clone().filter(|(x, y)| x.set == Set::Harmful && !x.refused && y.refused).take(4);
     let kept = pairs.filter(|(x, _)| x.set != Set::Harmful).take(4);
@@ -96,6 +99,23 @@ fn render(out: &mut String, p: &Patched, model: &str, seconds: f64) -> std::fmt:
         p.sha256.1,
         p.bytes.1
     )
+}
+
+fn tensors(out: &mut String, p: &Patched) -> std::fmt::Result {
+    write!(out, "<h2>What was changed</h2><div class=scroll><table><tr><th>tensor<th>encoding<th>edit stored<th>codes moved<th>bytes changed")?;
+    for t in &p.tensors {
+        write!(
+            out,
+            "<tr><td>{}<td>{} → {}<td>{:.1} %<td>{:.1} %<td>{}",
+            escape(&t.tensor),
+            t.encoding.0,
+            t.encoding.1,
+            100.0 * t.achieved.achieved,
+            100.0 * t.achieved.codes_moved as f64 / t.achieved.elements.max(1) as f64,
+            t.achieved.bytes_changed
+        )?;
+    }
+    write!(out, "</table></div>")
 }
 
 /// Answers to harmful prompts are cut to their opening.
@@ -178,23 +198,24 @@ fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
 
 fn scatter(out: &mut String, p: &Patched) -> std::fmt::Result {
     let most = p.candidates.iter().map(|c| c.size).fold(f64::MIN_POSITIVE, f64::max);
+    // Candidates are scored by first tokens, which refuse a little more or less than texts: the mildest is the measure.
+    let least = p.candidates.iter().map(|c| c.harmless).fold(1.0, f64::min);
     write!(out, "<h2>Candidates: size of the edit against refusal (first token, validation)</h2><svg viewBox='0 0 640 240' role=img aria-label='candidates'>")?;
     write!(
         out,
         "<line class=axis x1=40 y1=210 x2=620 y2=210 /><line class=axis x1=40 y1=10 x2=40 y2=210 />"
     )?;
     for c in &p.candidates {
-        let ok = c.harmless <= p.validation.0.harmless.refusal_rate + 0.01 + 1e-9;
-        let chosen = (c.layer, c.family, c.strength) == (p.chosen.layer, p.chosen.family, p.chosen.strength);
+        let ok = c.harmless <= least + 0.01 + 1e-9;
+        let chosen = (c.family, c.strength) == (p.chosen.family, p.chosen.strength);
         write!(
             out,
-            "<circle class={} cx={:.1} cy={:.1} r={}><title>block {}, {}, strength {:.2}: harmful {:.1} %, harmless {:.1} %</title></circle>",
+            "<circle class={} cx={:.1} cy={:.1} r={}><title>{}, strength {:.2}: harmful {:.1} %, harmless {:.1} %</title></circle>",
             if ok { "new" } else { "hollow" },
             40.0 + 570.0 * (c.size / most).sqrt(),
             210.0 - 195.0 * c.harmful,
             if chosen { 8 } else { 4 },
-            c.layer,
-            c.writers.join(" + "),
+            c.place(),
             c.strength,
             100.0 * c.harmful,
             100.0 * c.harmless

@@ -8,7 +8,7 @@ use crate::direction::Direction;
 use crate::edit::{fold::norm, gate, gate::Gate};
 use crate::error::Result;
 use crate::evaluate::{log_odds, Evaluator};
-use crate::forward::{Fork, Head, Sequence};
+use crate::forward::{Fork, Head, Readout, Sequence};
 use crate::model::{Edit, Matrix, RankOne, Writer};
 use crate::text::{PromptRecord, Set};
 
@@ -19,19 +19,21 @@ use super::Method;
 const STRENGTHS: [f64; 9] = [0.18, 0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83];
 /// `amplify` multiplies what a layer writes.
 const FACTORS: [f64; 6] = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0];
+/// A constant reaches every token, so less of it does more.
+const CONSTANTS: [f64; 7] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6];
 /// Layers that go into the search.
 const LAYERS: usize = 4;
 
 /// An edit with what its first-token score says.
 #[derive(Clone, Debug, Serialize)]
 pub struct Candidate {
-    /// The block that is edited.
-    pub layer: usize,
-    /// Its writers that are edited.
+    /// The blocks that are edited.
+    pub layers: Vec<usize>,
+    /// Their writers that are edited.
     pub writers: Vec<&'static str>,
     /// Strength: α in units of the gap (`gated`), or the factor (`amplify`).
     pub strength: f64,
-    /// √Σ ‖u vᵀ‖² / √Σ ‖W‖² over the edited tensors.
+    /// √Σ ‖u vᵀ‖² / √Σ ‖W‖² over the edited tensors (of a constant: √Σ ‖u‖² / √Σ ‖W‖²).
     pub size: f64,
     /// Validation prompts of each class whose likeliest first token opens a refusal, as shares.
     pub harmful: f64,
@@ -52,6 +54,7 @@ pub struct Candidate {
 }
 
 /// What a writer's terms are made from.
+#[derive(Clone)]
 struct Ingredient {
     writer: Writer,
     v: Vec<f32>,
@@ -59,17 +62,23 @@ struct Ingredient {
     weight_norm: f64,
 }
 
-/// Builds the candidates from directions and, for `gated`, the writers' inputs in training and validation.
-pub fn build(
+/// The edits of one layer, apart from their strength.
+pub struct Layer {
+    direction: Direction,
+    ingredients: Vec<Ingredient>,
+}
+
+/// What each layer's writers can be edited with, from directions and, for `gated`, the writers' inputs in training and
+/// validation.
+pub fn families(
     evaluator: &Evaluator,
     method: Method,
     directions: &[&Direction],
     train: &Inputs,
     held_out: &Inputs,
-    strength: Option<f64>,
-) -> Result<Vec<Candidate>> {
-    let mut families: Vec<(&Direction, Vec<Ingredient>)> = Vec::new();
-    for direction in directions {
+) -> Result<Vec<Layer>> {
+    let mut layers = Vec::new();
+    for &direction in directions {
         let mut ingredients = Vec::new();
         for writer in Writer::ALL {
             crate::progress::check()?;
@@ -77,10 +86,11 @@ pub fn build(
             let (projected, weight_norm) = project(&w, &direction.unit);
             let (v, separation) = match method {
                 Method::Amplify => (projected, f64::NAN),
+                Method::Add => (Vec::new(), f64::NAN),
                 Method::Gated => {
                     let key = (direction.layer, writer);
                     let (Some(a), Some(b)) = (train.get(&key), held_out.get(&key)) else { continue };
-                    match gate::fit(a, b, w.cols) {
+                    match gate::fit(a, b, w.cols)? {
                         Some(Gate { v, separation, .. }) => (v, separation),
                         None => continue,
                     }
@@ -88,66 +98,123 @@ pub fn build(
             };
             ingredients.push(Ingredient { writer, v, separation, weight_norm });
         }
-        families.push((direction, ingredients));
+        layers.push(Layer { direction: direction.clone(), ingredients });
     }
+    Ok(layers)
+}
+
+/// The candidates: families (writers of one block, or all writers of the few best blocks) × strengths. Of gated layers those
+/// are kept whose gate tells the prompts apart best, unless `keep_all`.
+pub fn candidates(
+    method: Method,
+    mut layers: Vec<Layer>,
+    strength: Option<f64>,
+    keep_all: bool,
+) -> Vec<Candidate> {
     if method == Method::Gated {
-        // The layers where a gate can tell the prompts apart best.
-        let best = |i: &[Ingredient]| i.iter().map(|i| i.separation).fold(0.0, f64::max);
-        families.sort_by(|a, b| best(&b.1).total_cmp(&best(&a.1)));
-        families.truncate(LAYERS.max(usize::from(strength.is_some())));
-        families.sort_by_key(|(d, _)| d.layer);
+        let best = |l: &Layer| l.ingredients.iter().map(|i| i.separation).fold(0.0, f64::max);
+        layers.sort_by(|a, b| best(b).total_cmp(&best(a)));
+        if !keep_all {
+            layers.truncate(LAYERS);
+        }
+    }
+    // A constant after the attention is as good as one at the end of the block before it.
+    let sets = [&[Writer::Ffn][..], &[Writer::Attention], &Writer::ALL];
+    let sets = &sets[..if method == Method::Add { 1 } else { 3 }];
+    let parts = |some: &[Layer], set: &[Writer]| -> Vec<Part> {
+        let of = |l: &Layer| -> Vec<Part> {
+            let wanted = l.ingredients.iter().filter(|i| set.contains(&i.writer));
+            wanted.map(|i| Part { direction: l.direction.clone(), ingredient: i.clone() }).collect()
+        };
+        some.iter().flat_map(of).collect()
+    };
+    let mut families: Vec<Vec<Part>> = Vec::new();
+    for layer in &layers {
+        for set in sets {
+            let family = parts(std::slice::from_ref(layer), set);
+            if family.len() == set.len() {
+                families.push(family);
+            }
+        }
+    }
+    // Gates of several blocks err on different prompts: together they err less.
+    if method == Method::Gated {
+        for k in 2..=layers.len().min(LAYERS) {
+            families.push(parts(&layers[..k], &[Writer::Ffn]));
+            families.push(parts(&layers[..k], &Writer::ALL));
+        }
     }
     let grid: &[f64] = match (&strength, method) {
         (Some(s), _) => std::slice::from_ref(s),
         (None, Method::Gated) => &STRENGTHS,
         (None, Method::Amplify) => &FACTORS,
+        (None, Method::Add) => &CONSTANTS,
     };
     let mut out = Vec::new();
-    for (f, (direction, ingredients)) in families.iter().enumerate() {
-        for (s, set) in [&[Writer::Ffn][..], &[Writer::Attention], &Writer::ALL].iter().enumerate() {
-            let parts: Vec<&Ingredient> = ingredients.iter().filter(|i| set.contains(&i.writer)).collect();
-            if parts.len() != set.len() {
-                continue;
-            }
-            for &t in grid {
-                out.push(candidate(method, direction, &parts, t, f * 3 + s));
-            }
-        }
+    for (family, parts) in families.iter_mut().enumerate() {
+        parts.sort_by_key(|p| p.direction.layer);
+        out.extend(grid.iter().map(|&t| candidate(method, parts, t, family)));
     }
-    Ok(out)
+    out
 }
 
-fn candidate(
-    method: Method,
-    direction: &Direction,
-    parts: &[&Ingredient],
-    t: f64,
-    family: usize,
-) -> Candidate {
-    // Two gated writers share what is to be added; amplified ones each strengthen their own part.
-    let alpha = match method {
-        Method::Gated => t * direction.gap / parts.len() as f64,
-        Method::Amplify => t,
+/// A writer of a family with the direction of its block.
+struct Part {
+    direction: Direction,
+    ingredient: Ingredient,
+}
+
+fn candidate(method: Method, parts: &[Part], t: f64, family: usize) -> Candidate {
+    let term = |p: &Part| {
+        // Gated writers share what is to be added; amplified ones each strengthen their own part.
+        let alpha = match method {
+            Method::Gated | Method::Add => t * p.direction.gap / parts.len() as f64,
+            Method::Amplify => t,
+        };
+        let u = p.direction.unit.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
+        RankOne { layer: p.direction.layer, writer: p.ingredient.writer, u, v: p.ingredient.v.clone() }
     };
-    let u: Vec<f32> = direction.unit.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
-    let edit: Edit = parts
-        .iter()
-        .map(|p| RankOne { layer: direction.layer, writer: p.writer, u: u.clone(), v: p.v.clone() })
-        .collect();
-    let change: f64 = edit.iter().map(|e| (norm(&e.u) * norm(&e.v)).powi(2)).sum();
-    let weights: f64 = parts.iter().map(|p| p.weight_norm.powi(2)).sum();
+    let edit: Edit = parts.iter().map(term).collect();
+    let open = |e: &RankOne| if e.v.is_empty() { 1.0 } else { norm(&e.v) };
+    let change: f64 = edit.iter().map(|e| (norm(&e.u) * open(e)).powi(2)).sum();
+    let weights: f64 = parts.iter().map(|p| p.ingredient.weight_norm.powi(2)).sum();
+    let mut layers: Vec<usize> = parts.iter().map(|p| p.direction.layer).collect();
+    layers.dedup();
+    let mut writers: Vec<&str> = parts.iter().map(|p| writer_name(p.ingredient.writer)).collect();
+    writers.sort_unstable();
+    writers.dedup();
     Candidate {
-        layer: direction.layer,
-        writers: parts.iter().map(|p| writer_name(p.writer)).collect(),
+        layers,
+        writers,
         strength: t,
         size: (change / weights.max(f64::MIN_POSITIVE)).sqrt(),
         harmful: f64::NAN,
         harmless: f64::NAN,
         borderline: f64::NAN,
         log_odds: f64::NAN,
-        separation: parts.iter().map(|p| p.separation).fold(f64::INFINITY, f64::min),
+        separation: parts.iter().map(|p| p.ingredient.separation).fold(f64::INFINITY, f64::min),
         edit,
         family,
+    }
+}
+
+impl Candidate {
+    /// The same edit, `factor` times as strong, not scored yet.
+    pub fn scaled(&self, factor: f64) -> Candidate {
+        let mut c = self.clone();
+        c.strength *= factor;
+        c.size *= factor;
+        for term in &mut c.edit {
+            term.u.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+        }
+        c
+    }
+
+    /// Where it edits, for people: `block 2 attn_output + ffn_down`.
+    pub fn place(&self) -> String {
+        let blocks: Vec<String> = self.layers.iter().map(usize::to_string).collect();
+        let word = if blocks.len() > 1 { "blocks" } else { "block" };
+        format!("{word} {} {}", blocks.join(" + "), self.writers.join(" + "))
     }
 }
 
@@ -174,9 +241,11 @@ fn project(w: &Matrix, unit: &[f32]) -> (Vec<f32>, f64) {
     (sum.into_iter().map(|x| x as f32).collect(), energy.sqrt())
 }
 
-/// Scores candidates on prompts: the likeliest first token under each edit, fired at the deciding position.
+/// Scores candidates on prompts by the likeliest first token under each edit. A gate fires at the deciding position only, so
+/// there a row for each edit is enough; other edits reach every token, which takes a run for each.
 pub fn score(
     evaluator: &Evaluator,
+    method: Method,
     candidates: &mut [Candidate],
     prompts: &[&PromptRecord],
     opening: &[u32],
@@ -184,17 +253,27 @@ pub fn score(
     let edits: Vec<Edit> = candidates.iter().map(|c| c.edit.clone()).collect();
     let with = Evaluator { edits: &edits, ..*evaluator };
     let sequences: Vec<Sequence> = with.samples(prompts)?.into_iter().map(|s| s.tokens.into()).collect();
-    let forks: Vec<Fork> = (0..sequences.len())
-        .flat_map(|seq| (1..=edits.len()).map(move |edit| (seq, edit)))
-        .map(|(seq, edit)| Fork { seq, pos: sequences[seq].tokens.len() - 1, edit })
-        .collect();
-    let hidden = with.runner().run(&sequences, &forks, &[], &mut ())?;
-    let reads = Head::new(with.model, with.compute)?.read(&hidden, 1, |_| opening)?;
+    let (gated, everywhere): (Vec<usize>, Vec<usize>) =
+        (1..=edits.len()).partition(|_| method == Method::Gated);
     let mut count: HashMap<(usize, Set), (usize, usize, f64)> = HashMap::new();
-    for (fork, read) in forks.iter().zip(&reads) {
+    let mut note = |edit: usize, seq: usize, read: &Readout| {
         let refuses = read.top.first().is_some_and(|(t, _)| opening.contains(t));
-        let c = count.entry((fork.edit - 1, prompts[fork.seq].set)).or_default();
+        let c = count.entry((edit - 1, prompts[seq].set)).or_default();
         *c = (c.0 + 1, c.1 + usize::from(refuses), c.2 + log_odds(&read.asked));
+    };
+    if !gated.is_empty() {
+        let forks: Vec<Fork> = (0..sequences.len())
+            .flat_map(|seq| gated.iter().map(move |&edit| (seq, edit)))
+            .map(|(seq, edit)| Fork { seq, pos: sequences[seq].tokens.len() - 1, edit })
+            .collect();
+        let hidden = with.runner().run(&sequences, &forks, &[], &mut ())?;
+        let reads = Head::new(with.model, with.compute)?.read(&hidden, 1, |_| opening)?;
+        forks.iter().zip(&reads).for_each(|(f, read)| note(f.edit, f.seq, read));
+    }
+    for edit in everywhere {
+        let under: Vec<Sequence> = sequences.iter().map(|s| Sequence { edit, ..s.clone() }).collect();
+        let reads = with.first_tokens(&under, 1, opening)?;
+        reads.iter().enumerate().for_each(|(seq, read)| note(edit, seq, read));
     }
     for (i, c) in candidates.iter_mut().enumerate() {
         let share = |set| count.get(&(i, set)).map_or(0.0, |&(n, k, _)| k as f64 / n.max(1) as f64);

@@ -39,17 +39,11 @@ pub struct Baseline {
     pub scores: Scores,
 }
 
-/// Measures IN on a split's prompts.
-pub fn baseline(
-    evaluator: &Evaluator,
-    prompts: &[&PromptRecord],
-    max_new: usize,
-    opening: &[u32],
-) -> Result<Baseline> {
-    let answers = evaluator.answers(prompts, 0, max_new, opening)?;
+/// Measures IN, of whose answers to a split's prompts the refusals are counted already.
+pub fn baseline(evaluator: &Evaluator, answers: Vec<Answer>) -> Result<Baseline> {
     let mut forced = Vec::new();
     for a in answers.iter().filter(|a| a.set == Set::Harmless && !a.answer.is_empty()) {
-        forced.push((evaluator.sample(&a.prompt)?.tokens, a.answer.clone()));
+        forced.push((a.read.tokens.clone(), a.answer.clone()));
     }
     let (states, next) = evaluator.answer_states(&forced, 0)?;
     let scores = Scores {

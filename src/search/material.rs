@@ -48,55 +48,50 @@ impl Material {
         refusals: &[&[u32]],
     ) -> Result<Material> {
         let mut m = Material::default();
-        let by_id: HashMap<&str, &Answer> = answers.iter().map(|a| (a.id.as_str(), a)).collect();
         let own = evaluator.chat.tokenizer.encode(REFUSAL, false);
-        let harmless: Vec<&&PromptRecord> = prompts.iter().filter(|p| p.set == Set::Harmless).collect();
-        let harmful: Vec<&&PromptRecord> = prompts.iter().filter(|p| p.set == Set::Harmful).collect();
-        let texts: Vec<&str> = refusals.iter().map(|_| "").collect();
+        let of =
+            |set: Set| prompts.iter().zip(answers).filter(move |(p, _)| p.set == set).collect::<Vec<_>>();
+        let (harmless, harmful) = (of(Set::Harmless), of(Set::Harmful));
+        let system = evaluator.chat.system.as_deref();
         for (i, prompt) in prompts.iter().enumerate() {
             let sample = evaluator.sample(&prompt.prompt)?;
             if prompt.set == Set::Harmful {
                 let refusal = if refusals.is_empty() { &own[..] } else { refusals[i % refusals.len()] };
-                m.chat(&sample, refusal, 0, 3);
+                m.chat(&sample, refusal, 0, 3, 0..0);
             } else {
-                let answer = by_id.get(prompt.id.as_str()).map_or(&[][..], |a| &a.answer);
-                m.chat(&sample, answer, 1, 2);
+                m.chat(&sample, &answers[i].answer, 1, 2, 0..0);
             }
             // A fourth of the prompts again under a system prompt, a fourth as a second turn.
             let decides = usize::from(prompt.set != Set::Harmful);
             let user = |text: &str| Message::new("user", text);
-            if i % 4 == 1 {
+            if i % 4 == 1 && system.is_none() {
                 // Templates without a system role refuse it: such chats do not exist for this model.
                 if let Ok(p) =
                     evaluator.chat.conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
                 {
-                    m.chat(
-                        &Sample { tokens: p.tokens, post_instruction: p.post_instruction },
-                        &[],
-                        decides,
-                        4,
-                    );
+                    m.chat(&p.into(), &[], decides, 4, 0..0);
                 }
             }
             if i % 4 == 3 && !harmless.is_empty() && !harmful.is_empty() {
                 // After a harmless turn, or after a refused one.
-                let (first, reply) = if i % 8 == 3 || texts.is_empty() {
-                    let first = harmless[i % harmless.len()];
-                    let reply =
-                        by_id.get(first.id.as_str()).map_or("Sure.".to_string(), |a| a.continuation.clone());
-                    (first, reply)
+                let after_refusal = i % 8 == 7 && !refusals.is_empty();
+                let (first, reply) = if after_refusal {
+                    let refusal = refusals[i % refusals.len()];
+                    (harmful[i % harmful.len()].0, evaluator.chat.tokenizer.decode(refusal))
                 } else {
-                    let refusal = evaluator.chat.tokenizer.decode(refusals[i % refusals.len()]);
-                    (harmful[i % harmful.len()], refusal)
+                    let (first, answer) = harmless[i % harmless.len()];
+                    (first, answer.continuation.clone())
                 };
-                let turns = [user(&first.prompt), Message::new("assistant", &reply), user(&prompt.prompt)];
-                if let Ok(p) = evaluator.chat.conversation(&turns) {
-                    m.chat(
-                        &Sample { tokens: p.tokens, post_instruction: p.post_instruction },
-                        &[],
-                        decides,
-                        4,
-                    );
+                let begin: Vec<Message> =
+                    system.iter().map(|s| Message::new("system", s)).chain([user(&first.prompt)]).collect();
+                let turns = [&begin[..], &[Message::new("assistant", &reply), user(&prompt.prompt)]].concat();
+                if let (Ok(one), Ok(two)) =
+                    (evaluator.chat.conversation(&begin), evaluator.chat.conversation(&turns))
+                {
+                    // Where the refused turn was decided the gate fires, as it must.
+                    let same = two.tokens.starts_with(&one.tokens);
+                    let free = if after_refusal && same { one.post_instruction } else { 0..0 };
+                    m.chat(&two.into(), &[], decides, 4, free);
                 }
             }
         }
@@ -109,8 +104,16 @@ impl Material {
         Ok(m)
     }
 
-    /// A rendered prompt and the tokens of an answer: `decides` is the deciding position's group, `others` everybody else's.
-    fn chat(&mut self, sample: &Sample, answer: &[u32], decides: usize, others: usize) {
+    /// A rendered prompt and the tokens of an answer: `decides` is the deciding position's group, `others` everybody
+    /// else's; positions in `earlier` are in none.
+    fn chat(
+        &mut self,
+        sample: &Sample,
+        answer: &[u32],
+        decides: usize,
+        others: usize,
+        earlier: std::ops::Range<usize>,
+    ) {
         let last = sample.post_instruction.end - 1;
         let tokens = [sample.tokens.as_slice(), answer].concat();
         let n = tokens.len();
@@ -118,7 +121,7 @@ impl Material {
         let free = sample.post_instruction.clone();
         let marks = (0..n).filter_map(|p| match p {
             p if p == last => Some((p, decides)),
-            p if decides == 0 && free.contains(&p) => None,
+            p if decides == 0 && free.contains(&p) || earlier.contains(&p) => None,
             p => Some((p, others)),
         });
         self.add(tokens, marks.collect::<Vec<_>>().into_iter());
@@ -147,6 +150,11 @@ impl Material {
                 }
             }
         }
+    }
+
+    /// How many rows are marked.
+    pub fn rows(&self) -> usize {
+        self.marks.len()
     }
 
     /// One forward pass: the marked rows' inputs of every writer of `layers`.

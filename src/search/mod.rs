@@ -2,15 +2,19 @@
 //! finalists by greedy generation, the folded bytes once more (docs/METHOD.md, "The search").
 
 mod candidates;
+mod carry;
+mod finalist;
+mod finish;
 mod fit;
 mod material;
 mod outcome;
 mod patch;
+mod rank;
 
 pub use candidates::Candidate;
 pub use fit::Scores;
 pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport};
-pub use patch::patch;
+pub use patch::{candidate_layers, patch};
 
 use serde::Serialize;
 
@@ -24,6 +28,20 @@ pub enum Method {
     Gated,
     /// v = Wᵀ r̂: strengthens what the layer writes along the direction; the baseline of Chhabra & Khalili 2025.
     Amplify,
+    /// No gate: a constant, which a bias of the writer or a control vector carries. Touches every token.
+    Add,
+}
+
+/// What OUT is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Emit {
+    /// IN with the edit folded in.
+    Weights,
+    /// A LoRA adapter beside IN.
+    Lora,
+    /// A control vector beside IN.
+    ControlVector,
 }
 
 impl Method {
@@ -32,6 +50,7 @@ impl Method {
         match self {
             Method::Gated => "gated",
             Method::Amplify => "amplify",
+            Method::Add => "add",
         }
     }
 }
@@ -42,7 +61,7 @@ pub enum Source {
     /// Difference of means of the model's own activations.
     Own,
     /// A saved direction: unit vectors by layer.
-    Given(Vec<(usize, Vec<f32>, f64)>),
+    Given(Vec<(usize, Vec<f32>)>),
     /// The control: a random unit vector of this seed in place of the direction, everything else the same.
     Random(u64),
 }
@@ -61,12 +80,14 @@ pub enum EncodingChoice {
 /// What the user may say about the patch.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What OUT is.
+    pub emit: Emit,
     /// The edit's kind.
     pub method: Method,
     /// Strength in units of the gap between harmful and harmless prompts; chosen when absent.
     pub strength: Option<f64>,
-    /// Blocks to consider; chosen when absent.
-    pub layers: Option<Vec<usize>>,
+    /// Blocks to consider, first and last; chosen when absent.
+    pub layers: Option<(usize, usize)>,
     /// Encoding of touched tensors.
     pub encoding: EncodingChoice,
     /// Most KL(IN ‖ OUT) on IN's own answers to harmless prompts, nats.
@@ -82,6 +103,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
+            emit: Emit::Weights,
             method: Method::Gated,
             strength: None,
             layers: None,
@@ -103,7 +125,7 @@ pub const HEALTHY: f64 = 0.95;
 /// Validation refusal from which a model that no edit can improve inside the limits counts as healthy, too.
 pub const SOUND: f64 = 0.85;
 /// Differences of gain that count as none.
-const NOISE: f64 = 0.02;
+const NOISE: f64 = 0.01;
 /// Least gain that is worth a patch.
 pub const LEAST_GAIN: f64 = 0.05;
 /// Odds of chance below which a gain counts.

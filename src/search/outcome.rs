@@ -38,6 +38,12 @@ pub enum Outcome {
 /// A written patch and what was measured of it.
 #[derive(Debug, Serialize)]
 pub struct Patched {
+    /// What OUT is.
+    pub emit: super::Emit,
+    /// What a user types to load a sidecar.
+    pub load: Option<String>,
+    /// What OUT does not reach, in words.
+    pub warning: Option<String>,
     /// OUT, when it was written (not in a dry run).
     pub out: Option<PathBuf>,
     /// sha256 of IN and of OUT.
@@ -54,6 +60,8 @@ pub struct Patched {
     pub validation: (Scores, Scores),
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
     pub test: Option<(Scores, Scores)>,
+    /// Share of harmful validation prompts gained.
+    pub gain: f64,
     /// Two-sided McNemar p of the change on the validation prompts.
     pub p_value: f64,
     /// The direction's scores by layer, deciding position.

@@ -298,7 +298,7 @@ def main():
             write_gguf(m, tensors, twin, as_f32=True)
             exact = reference.logits(twin, ids)
         logits = transformers_logits(m, tensors, ids)
-        stored, exact, torched = ([log_softmax(x) for x in part] for part in (stored, exact, logits))
+        stored, exact, torched = ([log_softmax(np.asarray(x, np.float32)) for x in part] for part in (stored, exact, logits))
         golden = {"sequences": ids, "llama_cpp": top10(stored), "llama_cpp_f32": top10(exact), "transformers": top10(torched)}
         path.with_suffix(".json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
 

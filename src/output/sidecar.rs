@@ -1,0 +1,247 @@
+//! The edit beside the weights, as small GGUF files that llama.cpp loads: a LoRA adapter of rank one, which is the edit exactly
+//! on any quantized base, and a control vector, a constant for runtimes that have only that.
+//!
+//! Layouts: llama.cpp `src/llama-adapter.cpp` (adapter) and `common/common.cpp` (control vector). Both carry
+//! `refusal_patch.*` keys that say what they are and which file they belong to; llama.cpp ignores those.
+
+use std::path::Path;
+
+use gguf_rs_lib::builder::GGUFBuilder;
+use gguf_rs_lib::error::GGUFError;
+use gguf_rs_lib::format::MetadataValue;
+
+use super::{place, Staged, Written};
+use crate::checkpoint::{sha256_file, Gguf, Tensor, Value};
+use crate::encoding::Encoding;
+use crate::error::{Error, Result};
+use crate::model::{Edit, Model, RankOne, Writer};
+use crate::progress::{Progress, Silent};
+
+/// Format version; a reader refuses a later one.
+const VERSION: u64 = 1;
+
+/// What a sidecar is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// W x + u (v·x) beside every touched writer.
+    Lora,
+    /// A constant added to the residual stream after a block.
+    ControlVector,
+}
+
+impl Kind {
+    /// Its name in `refusal_patch.sidecar`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Lora => "lora",
+            Kind::ControlVector => "control-vector",
+        }
+    }
+
+    fn operation(self) -> &'static str {
+        match self {
+            Kind::Lora => "output of the tensor += lora_b (lora_a . input), scale 1",
+            Kind::ControlVector => "residual stream after block N += direction.N, at every token, scale 1",
+        }
+    }
+
+    /// What a user types to load it.
+    pub fn command(self, base: &Path, sidecar: &Path) -> String {
+        let option = match self {
+            Kind::Lora => "--lora",
+            Kind::ControlVector => "--control-vector",
+        };
+        let quote = |p: &Path| match p.to_string_lossy() {
+            p if p.chars().all(|c| c.is_alphanumeric() || "/._-+~".contains(c)) => p.into_owned(),
+            p => format!("'{}'", p.replace('\'', "'\\''")),
+        };
+        format!("llama-cli -m {} {option} {}", quote(base), quote(sidecar))
+    }
+}
+
+/// A sidecar's content.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Sidecar {
+    /// What it is.
+    pub kind: Kind,
+    /// The base model's `general.architecture`.
+    pub architecture: String,
+    /// The base file's SHA-256 in hex.
+    pub base_sha256: String,
+    /// The method of the edit.
+    pub method: String,
+    /// Its strength in units of the gap.
+    pub strength: f32,
+    /// The edit. Of a control vector: terms of the ffn writer without a gate.
+    pub edit: Edit,
+}
+
+impl Sidecar {
+    /// Writes it next to OUT, under a temporary name. `force` allows to replace an existing file.
+    ///
+    /// # Errors
+    /// What the file system says; OUT exists or is the base itself.
+    pub fn stage(&self, base: &Path, out: &Path, force: bool) -> Result<Staged> {
+        place::check_target(base, out, force)?;
+        let wrong = |e: GGUFError| Error::Model(format!("{}: can't be written: {e}", out.display()));
+        let (mut bytes, _) = self.build().and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
+        // llama.cpp reads the data with its padding, after the last tensor too.
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        let total = bytes.len() as u64;
+        place::check_space(out, total)?;
+        let mut temp = place::temporary(out)?;
+        std::io::Write::write_all(&mut temp, &bytes)
+            .and_then(|()| temp.as_file().sync_all())
+            .map_err(|e| place::write_error(out, 0, total, e))?;
+        let sha256 = sha256_file(temp.path(), &Silent)?;
+        Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
+    }
+
+    fn build(&self) -> std::result::Result<GGUFBuilder, GGUFError> {
+        let text = |s: &str| MetadataValue::String(s.to_string());
+        let mut layers: Vec<String> = self.edit.iter().map(|t| t.layer.to_string()).collect();
+        layers.dedup();
+        let mut b = GGUFBuilder::new()
+            .add_metadata("refusal_patch.sidecar", text(self.kind.name()))
+            .add_metadata("refusal_patch.sidecar_version", MetadataValue::U32(VERSION as u32))
+            .add_metadata("refusal_patch.version", text(env!("CARGO_PKG_VERSION")))
+            .add_metadata("refusal_patch.operation", text(self.kind.operation()))
+            .add_metadata("refusal_patch.blocks", text(&layers.join(",")))
+            .add_metadata("refusal_patch.method", text(&self.method))
+            .add_metadata("refusal_patch.strength", MetadataValue::F32(self.strength))
+            .add_metadata("refusal_patch.base_architecture", text(&self.architecture))
+            .add_metadata("refusal_patch.base_sha256", text(&self.base_sha256));
+        match self.kind {
+            Kind::Lora => {
+                b = b
+                    .add_metadata("general.type", text("adapter"))
+                    .add_metadata("general.architecture", text(&self.architecture))
+                    .add_metadata("adapter.type", text("lora"))
+                    // llama.cpp scales by alpha / rank.
+                    .add_metadata("adapter.lora.alpha", MetadataValue::F32(1.0));
+                for t in &self.edit {
+                    let name = Model::name(t.writer.role(), t.layer);
+                    let (n, m) = (t.v.len() as u64, t.u.len() as u64);
+                    b = b.add_f32_tensor(format!("{name}.lora_a"), vec![n, 1], t.v.clone())?.add_f32_tensor(
+                        format!("{name}.lora_b"),
+                        vec![1, m],
+                        t.u.clone(),
+                    )?;
+                }
+            }
+            Kind::ControlVector => {
+                b = b
+                    .add_metadata("general.architecture", text("controlvector"))
+                    .add_metadata("controlvector.model_hint", text(&self.architecture))
+                    .add_metadata("controlvector.layer_count", MetadataValue::I32(self.edit.len() as i32));
+                for t in &self.edit {
+                    let n = t.u.len() as u64;
+                    b = b.add_f32_tensor(format!("direction.{}", t.layer), vec![n], t.u.clone())?;
+                }
+            }
+        }
+        Ok(b)
+    }
+
+    /// Reads a sidecar for a model.
+    ///
+    /// # Errors
+    /// Not a sidecar of this program, a later version, a damaged one, or one of another model.
+    pub fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Result<Sidecar> {
+        let file = Gguf::open(path)?;
+        let bad = |what: String| Error::format(path, None, what);
+        let text = |key: &str| file.get_str(&format!("refusal_patch.{key}")).map(str::to_string);
+        let need =
+            |key: &str| text(key).ok_or_else(|| bad(format!("its key `refusal_patch.{key}` is missing")));
+        let kind = match text("sidecar").as_deref() {
+            Some("lora") => Kind::Lora,
+            Some("control-vector") => Kind::ControlVector,
+            Some(other) => return Err(later(path, &format!("kind {other:?}"))),
+            None => {
+                return Err(bad(
+                    "is no sidecar of this program; `--emit lora` and `--emit control-vector` write them"
+                        .into(),
+                ))
+            }
+        };
+        match file.get("refusal_patch.sidecar_version").and_then(Value::as_u64) {
+            Some(VERSION) => {}
+            other => {
+                return Err(later(
+                    path,
+                    &format!("version {}", other.map_or("none".into(), |v| v.to_string())),
+                ))
+            }
+        }
+        let (architecture, base_sha256) = (need("base_architecture")?, need("base_sha256")?);
+        let here = sha256_file(model.file.path(), progress)?;
+        if architecture != model.spec.arch || base_sha256 != here {
+            return Err(Error::Model(format!(
+                "{}: belongs to another model (architecture {architecture}, sha256 {base_sha256}) than {}",
+                path.display(),
+                model.file.path().display()
+            )));
+        }
+        let mut edit = Edit::new();
+        for layer in 0..model.spec.layers {
+            for writer in Writer::ALL {
+                if let Some((u, v)) = terms(&file, kind, layer, writer)? {
+                    let (_, w) = model.writer(layer, writer)?;
+                    if u.len() != w.rows || (kind == Kind::Lora && v.len() != w.cols) {
+                        return Err(bad(format!(
+                            "its vectors of block {layer} have {} and {} elements, the model's tensor is {} x {}",
+                            u.len(), v.len(), w.rows, w.cols
+                        )));
+                    }
+                    edit.push(RankOne { layer, writer, u, v });
+                }
+            }
+        }
+        if edit.is_empty() || file.tensors().len() != edit.len() * if kind == Kind::Lora { 2 } else { 1 } {
+            return Err(bad(format!(
+                "holds {} tensors, of which {} terms can be used",
+                file.tensors().len(),
+                edit.len()
+            )));
+        }
+        let strength = file.get("refusal_patch.strength").and_then(Value::as_f64).unwrap_or(f64::NAN) as f32;
+        Ok(Sidecar { kind, architecture, base_sha256, method: need("method")?, strength, edit })
+    }
+}
+
+fn later(path: &Path, what: &str) -> Error {
+    Error::unsupported(
+        format!("{}: sidecar of {what}", path.display()),
+        format!("this program reads version {VERSION}; update it"),
+    )
+}
+
+/// (u, v) of a block's writer.
+fn terms(file: &Gguf, kind: Kind, layer: usize, writer: Writer) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+    let vector = |t: &Tensor| -> Result<Vec<f32>> {
+        if t.type_id != Encoding::F32.ggml_id() {
+            return Err(Error::format(file.path(), t.offset, format!("tensor {} must be F32", t.name)));
+        }
+        let bytes = file.bytes(t).chunks_exact(4);
+        let x: Vec<f32> = bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        match x.iter().all(|x| x.is_finite()) {
+            true => Ok(x),
+            false => Err(Error::format(file.path(), t.offset, format!("tensor {} is not finite", t.name))),
+        }
+    };
+    match kind {
+        Kind::Lora => {
+            let name = Model::name(writer.role(), layer);
+            let half = |h: &str| file.tensor(&format!("{name}.lora_{h}"));
+            match (half("b"), half("a")) {
+                (Some(b), Some(a)) => Ok(Some((vector(b)?, vector(a)?))),
+                _ => Ok(None),
+            }
+        }
+        Kind::ControlVector if writer == Writer::Ffn => match file.tensor(&format!("direction.{layer}")) {
+            Some(t) => Ok(Some((vector(t)?, Vec::new()))),
+            None => Ok(None),
+        },
+        Kind::ControlVector => Ok(None),
+    }
+}

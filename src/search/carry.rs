@@ -1,0 +1,62 @@
+//! What can carry an edit in which form, so that the client hears it (llama.cpp `src/models/*.cpp`).
+
+use super::{Emit, Method};
+use crate::error::{Error, Result};
+
+/// Architectures whose llama.cpp graph never adds a control vector (`src/models/*.cpp` without `build_cvec`).
+const DEAF: [&str; 16] = [
+    "hy-v4",
+    "plamo2",
+    "qwen4exp",
+    "gemma4-assistant",
+    "dflash",
+    "eagle3",
+    "bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "modern-bert",
+    "neo-bert",
+    "eurobert",
+    "wavtokenizer-dec",
+    "t5encoder",
+];
+
+/// Architectures whose llama.cpp loader takes a bias of the residual writers that most of their files don't have.
+const TAKE_BIAS: [&str; 4] = ["llama", "mistral3", "granite", "minicpm"];
+
+/// Whether llama.cpp would hear an edit in the form that is asked for.
+///
+/// # Errors
+/// An architecture whose graph ignores control vectors, or whose loader refuses a bias; a gate in a form that has none.
+pub fn can_carry(arch: &str, emit: Emit, method: Method) -> Result<()> {
+    let refuse = |what: &str| {
+        let hint = "use --emit weights or --emit lora, with --method auto";
+        Err(Error::unsupported(format!("{what} (architecture {arch})"), hint))
+    };
+    match (emit, method) {
+        (Emit::ControlVector, _) if DEAF.contains(&arch) => refuse("llama.cpp ignores control vectors here"),
+        (Emit::ControlVector, Method::Gated | Method::Amplify) => refuse("a control vector is a constant"),
+        (Emit::Lora, Method::Add) => refuse("a LoRA adapter can't carry a constant"),
+        (Emit::Weights, Method::Add) if !TAKE_BIAS.contains(&arch) => {
+            refuse("llama.cpp refuses files with a bias of attn_output or ffn_down here")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_that_llama_cpp_would_not_hear_are_refused() {
+        assert!(can_carry("llama", Emit::ControlVector, Method::Add).is_ok());
+        assert!(can_carry("plamo2", Emit::ControlVector, Method::Add).is_err());
+        assert!(can_carry("llama", Emit::Weights, Method::Add).is_ok());
+        assert!(can_carry("qwen2", Emit::Weights, Method::Add).is_err());
+        assert!(can_carry("qwen2", Emit::Weights, Method::Gated).is_ok());
+        assert!(can_carry("llama", Emit::Lora, Method::Add).is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! A candidate as it would be written: folded into bytes, measured by greedy answers, held to the limits.
+
+use super::candidates::Candidate;
+use super::fit::{Baseline, Scores};
+use super::outcome::TensorReport;
+use super::{Emit, EncodingChoice, Settings, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
+use crate::edit::fold::{achieved, fold, norm, recode};
+use crate::encoding::Encoding;
+use crate::error::{Error, Result};
+use crate::evaluate::{stats, Answer, Evaluator};
+use crate::model::{Matrix, Model, RankOne, Replacement};
+use crate::text::{PromptRecord, PromptSet};
+
+fn describe(c: &Candidate, s: &Scores) -> String {
+    format!(
+        "{} strength {:.2}: refusal {:.1} %, harmless {:.1} %, borderline {:.1} %, KL {:.4}, perplexity {:.3}",
+        c.place(),
+        c.strength,
+        100.0 * s.harmful.refusal_rate,
+        100.0 * s.harmless.refusal_rate,
+        100.0 * s.borderline.refusal_rate,
+        s.kl,
+        s.perplexity
+    )
+}
+
+/// A candidate that, as it would be written, keeps the limits on validation prompts.
+pub(super) struct Finalist {
+    pub index: usize,
+    /// New bytes of the touched tensors; none where the edit is a constant.
+    pub replaced: Vec<Replacement>,
+    pub tensors: Vec<TensorReport>,
+    pub scores: Scores,
+    /// Share of harmful prompts gained.
+    pub gain: f64,
+    pub p_value: f64,
+}
+
+impl Finalist {
+    /// Too small a gain, or one that may be chance.
+    pub fn is_weak(&self) -> bool {
+        self.gain < LEAST_GAIN || self.p_value >= SIGNIFICANT
+    }
+}
+
+/// What came of trying a candidate.
+pub(super) enum Tried {
+    /// It keeps the limits.
+    Kept(Box<Finalist>),
+    /// It breaks this limit; stronger ones of its family will, too.
+    Broke(String),
+    /// It restores nothing, or can't be stored.
+    Useless(String),
+}
+
+/// What candidates are tried with.
+pub(super) struct Search<'a> {
+    pub evaluator: &'a Evaluator<'a>,
+    pub prompts: &'a PromptSet,
+    pub settings: &'a Settings,
+    pub base: &'a Baseline,
+    pub validation: &'a [&'a PromptRecord],
+    pub opening: &'a [u32],
+}
+
+impl Search<'_> {
+    /// Which limit these scores break, if any. What is no number keeps no limit.
+    pub fn miss(&self, s: &Scores) -> Option<String> {
+        let b = &self.base.scores;
+        let within = |x: f64, most: f64| x <= most + 1e-9;
+        let rise = s.harmless.refusal_rate - b.harmless.refusal_rate;
+        if !within(rise, self.settings.max_over_refusal) {
+            return Some(format!("over-refusal of harmless prompts rises by {:.1} points", 100.0 * rise));
+        }
+        let rise = s.borderline.refusal_rate - b.borderline.refusal_rate;
+        if self.prompts.borderline_binds && !within(rise, MAX_BORDERLINE) {
+            return Some(format!("over-refusal of borderline prompts rises by {:.1} points", 100.0 * rise));
+        }
+        if !within(s.kl, self.settings.max_kl) {
+            return Some(format!("KL on harmless answers is {:.4}, above {}", s.kl, self.settings.max_kl));
+        }
+        for (name, after, before) in
+            [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
+        {
+            if !within(after, before * (1.0 + MAX_PERPLEXITY)) {
+                return Some(format!("{name} perplexity rises from {before:.3} to {after:.3}"));
+            }
+        }
+        None
+    }
+
+    /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken limit is said in words.
+    pub fn try_out(&self, index: usize, candidate: &Candidate) -> Result<Tried> {
+        let (mut replaced, mut tensors) = (Vec::new(), Vec::new());
+        let constant = candidate.edit.iter().all(|t| t.v.is_empty());
+        let mut beside = constant;
+        if !constant {
+            match self.store(candidate) {
+                Ok(stored) => (replaced, tensors) = stored,
+                // An adapter is the same edit as the fold wherever there is one; it needs no grid where there is none.
+                Err(Error::Gate(_)) if self.settings.emit == Emit::Lora => beside = true,
+                Err(Error::Gate(reason)) => return Ok(Tried::Useless(reason)),
+                Err(e) => return Err(e),
+            }
+        }
+        let patched = Model {
+            file: crate::checkpoint::Gguf::open(self.evaluator.model.file.path())?,
+            spec: self.evaluator.model.spec.clone(),
+            replaced,
+        };
+        let edits = std::slice::from_ref(&candidate.edit);
+        let after = Evaluator { model: &patched, edits, ..*self.evaluator };
+        let max_new = self.settings.max_new_tokens;
+        let (scores, answers) =
+            self.base.measure(&after, self.validation, usize::from(beside), max_new, self.opening)?;
+        let miss = self.miss(&scores);
+        let verdict = miss.as_ref().map_or(String::new(), |m| format!(": {m}"));
+        self.evaluator.progress.note(&format!("{}{verdict}", describe(candidate, &scores)));
+        if let Some(miss) = miss {
+            return Ok(Tried::Broke(miss));
+        }
+        let (gain, p_value) = self.gain(&answers);
+        if gain < 0.0 {
+            return Ok(Tried::Useless("refusal of harmful prompts fell".into()));
+        }
+        Ok(Tried::Kept(Box::new(Finalist {
+            index,
+            replaced: patched.replaced,
+            tensors,
+            scores,
+            gain,
+            p_value,
+        })))
+    }
+
+    /// Share of harmful validation prompts gained, and the two-sided McNemar p of the change.
+    pub fn gain(&self, answers: &[Answer]) -> (f64, f64) {
+        let (gained, lost) = self.base.changed(answers);
+        let n = self.base.scores.harmful.n.max(1) as f64;
+        ((gained as f64 - lost as f64) / n, stats::mcnemar(gained, lost))
+    }
+
+    /// Folds a candidate into the tensors' own encodings, or into wider ones where the grid can't hold it.
+    fn store(&self, c: &Candidate) -> Result<(Vec<Replacement>, Vec<TensorReport>)> {
+        let mut replacements = Vec::new();
+        let mut reports = Vec::new();
+        for term in &c.edit {
+            let (name, w) = self.evaluator.model.writer(term.layer, term.writer)?;
+            let (replacement, report) = self.store_term(name, &w, term)?;
+            replacements.push(replacement);
+            reports.push(report);
+        }
+        Ok((replacements, reports))
+    }
+
+    fn store_term(&self, name: String, w: &Matrix, term: &RankOne) -> Result<(Replacement, TensorReport)> {
+        let ladder: Vec<Encoding> = match self.settings.encoding {
+            EncodingChoice::Keep => vec![w.encoding],
+            EncodingChoice::Fixed(e) => vec![e],
+            EncodingChoice::Auto => [w.encoding, Encoding::Q8_0, Encoding::F16]
+                .into_iter()
+                .filter(|e| *e == w.encoding || e.bytes_for(w.cols) > w.row_bytes())
+                .collect(),
+        };
+        let mut gain = None;
+        for encoding in ladder.into_iter().filter(|e| w.cols.is_multiple_of(e.block_len())) {
+            let same = encoding == w.encoding;
+            let plain = if same { w.bytes.to_vec() } else { recode(w, encoding, None) };
+            let mut ways = vec![fold(&Matrix { encoding, bytes: &plain, ..*w }, &term.u, &term.v)?];
+            if !same {
+                // New scales may be chosen for the edited weights, which a large edit needs.
+                ways.push(recode(w, encoding, Some((&term.u, &term.v))));
+            }
+            for bytes in ways {
+                let stored = achieved(w, &Matrix { encoding, bytes: &bytes, ..*w }, &term.u, &term.v);
+                gain = Some(stored.gain);
+                if (0.98..=1.02).contains(&stored.gain) {
+                    let report = TensorReport {
+                        tensor: name.clone(),
+                        encoding: (w.encoding.name(), encoding.name()),
+                        asked: norm(&term.u),
+                        achieved: stored.into(),
+                    };
+                    return Ok((Replacement { tensor: name, encoding, bytes }, report));
+                }
+            }
+        }
+        let what = match gain {
+            Some(gain) => format!("holds {:.1} % of the edit", 100.0 * gain),
+            None => format!("has rows of {} elements, which the encoding asked for can't hold", w.cols),
+        };
+        Err(Error::Gate(format!(
+            "tensor {name} ({}) {what}; use --encoding auto, q8_0 or f16",
+            w.encoding.name()
+        )))
+    }
+}

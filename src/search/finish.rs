@@ -1,0 +1,177 @@
+//! Writes the chosen edit in the form that was asked for, reads it back, and measures what was read.
+
+use std::path::Path;
+
+use super::candidates::Candidate;
+use super::finalist::{Finalist, Search};
+use super::fit::{baseline, Scores};
+use super::outcome::{LayerScore, Patched};
+use super::{Emit, LEAST_GAIN, SIGNIFICANT};
+use crate::checkpoint::sha256_file;
+use crate::direction::Direction;
+use crate::error::{Error, Result};
+use crate::evaluate::Evaluator;
+use crate::model::{Edit, Model, Replacement};
+use crate::output::{stage, Added, Kind, Patch, Plan, Provenance, Sidecar, Staged, TensorEdit};
+use crate::text::Split;
+
+impl Search<'_> {
+    /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test prompts. What is written may
+    /// differ from what was tried by rounding: then it can break a limit, which is said in words.
+    pub fn finish(
+        &self,
+        finalist: Finalist,
+        candidates: &[Candidate],
+        directions: &[Direction],
+        out: Option<&Path>,
+        force: bool,
+    ) -> Result<std::result::Result<Patched, String>> {
+        let Finalist { index, replaced, tensors, scores: after, p_value, gain } = finalist;
+        let source = &self.evaluator.model.file;
+        let sha_in = sha256_file(source.path(), self.evaluator.progress)?;
+        let emit = self.settings.emit;
+        let mut patched = Patched {
+            emit,
+            out: None,
+            load: None,
+            warning: None,
+            sha256: (sha_in.clone(), String::new()),
+            bytes: (source.file_len(), 0),
+            chosen: candidates[index].clone(),
+            candidates: candidates.to_vec(),
+            // Beside the base no tensor is touched.
+            tensors: if emit == Emit::Weights { tensors } else { Vec::new() },
+            validation: (self.base.scores.clone(), after),
+            test: None,
+            gain,
+            p_value,
+            layers: directions.iter().map(LayerScore::from).collect(),
+            answers: Default::default(),
+        };
+        let Some(out) = out else { return Ok(Ok(patched)) };
+        let (staged, miss) = match emit {
+            Emit::Weights => {
+                let plan = self.plan(&patched, &replaced, sha_in)?;
+                let staged = stage(&plan, out, force, self.evaluator.progress)?;
+                let written = Model::open(staged.path())?;
+                let miss =
+                    self.measure(&mut patched, &Evaluator { model: &written, ..*self.evaluator }, 0)?;
+                (staged, miss)
+            }
+            Emit::Lora => self.sidecar(&mut patched, Kind::Lora, sha_in, out, force)?,
+            Emit::ControlVector => self.sidecar(&mut patched, Kind::ControlVector, sha_in, out, force)?,
+        };
+        if let Some(miss) = miss {
+            return Ok(Err(miss));
+        }
+        if emit == Emit::ControlVector && (patched.gain < LEAST_GAIN || patched.p_value >= SIGNIFICANT) {
+            patched.warning = Some(format!(
+                "no control vector inside the limits restores refusal: the strongest gains {:.1} points (McNemar p = {:.2})",
+                100.0 * patched.gain,
+                patched.p_value
+            ));
+        }
+        let written = staged.commit()?;
+        patched.out = Some(written.path);
+        patched.sha256.1 = written.sha256;
+        patched.bytes.1 = written.bytes;
+        Ok(Ok(patched))
+    }
+
+    /// Holds what was written to the limits on validation prompts again, and measures it on test prompts.
+    fn measure(&self, patched: &mut Patched, written: &Evaluator, edit: usize) -> Result<Option<String>> {
+        let max_new = self.settings.max_new_tokens;
+        let (again, answers) = self.base.measure(written, self.validation, edit, max_new, self.opening)?;
+        (patched.gain, patched.p_value) = self.gain(&answers);
+        if let Some(miss) = self.miss(&again) {
+            return Ok(Some(miss));
+        }
+        if patched.gain < 0.0 {
+            return Ok(Some("refusal of harmful prompts fell".into()));
+        }
+        let test = self.prompts.split(Split::Test);
+        let base = baseline(self.evaluator, self.evaluator.answers(&test, 0, max_new, self.opening)?)?;
+        let (scores, answers) = base.measure(written, &test, edit, max_new, self.opening)?;
+        patched.validation.1 = again;
+        patched.test = Some((base.scores.clone(), scores));
+        patched.answers = (base.answers, answers);
+        Ok(None)
+    }
+
+    fn sidecar(
+        &self,
+        patched: &mut Patched,
+        kind: Kind,
+        base_sha256: String,
+        out: &Path,
+        force: bool,
+    ) -> Result<(Staged, Option<String>)> {
+        let model = self.evaluator.model;
+        let sidecar = Sidecar {
+            kind,
+            architecture: model.spec.arch.clone(),
+            base_sha256,
+            method: self.settings.method.name().to_string(),
+            strength: patched.chosen.strength as f32,
+            edit: patched.chosen.edit.clone(),
+        };
+        let staged = sidecar.stage(model.file.path(), out, force)?;
+        let read = Sidecar::read(staged.path(), model, self.evaluator.progress)?;
+        let edits = [read.edit];
+        let miss = self.measure(patched, &Evaluator { edits: &edits, ..*self.evaluator }, 1)?;
+        patched.load = Some(kind.command(model.file.path(), out));
+        Ok((staged, miss))
+    }
+
+    /// The new checkpoint: folded tensors, or biases that carry a constant.
+    fn plan(&self, patched: &Patched, replaced: &[Replacement], sha_in: String) -> Result<Plan<'_>> {
+        let model = self.evaluator.model;
+        let mut plan = Plan::new(&model.file);
+        plan.patches = replaced
+            .iter()
+            .map(|r| Patch {
+                tensor: r.tensor.clone(),
+                bytes: r.bytes.clone(),
+                type_id: r.encoding.ggml_id(),
+            })
+            .collect();
+        for t in patched.chosen.edit.iter().filter(|t| t.v.is_empty()) {
+            let name = Model::bias_name(t.writer.role(), t.layer);
+            let old = model.bias(t.writer.role(), t.layer)?;
+            let sum = t.u.iter().enumerate().map(|(i, u)| u + old.as_ref().map_or(0.0, |b| b[i]));
+            let bytes: Vec<u8> = sum.flat_map(f32::to_le_bytes).collect();
+            match old {
+                Some(_) => plan.patches.push(Patch { tensor: name, bytes, type_id: 0 }),
+                None => plan.added.push(Added { name, dims: vec![t.u.len() as u64], type_id: 0, bytes }),
+            }
+        }
+        self.provenance(patched, sha_in)?.apply(&mut plan);
+        Ok(plan)
+    }
+
+    fn provenance(&self, p: &Patched, source_sha256: String) -> Result<Provenance> {
+        let json = |s: &Scores| {
+            let what = serde_json::json!({ "split": "validation", "scores": s });
+            serde_json::to_string(&what).map_err(|e| Error::Model(e.to_string()))
+        };
+        Ok(Provenance {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            source_sha256,
+            method: self.settings.method.name().to_string(),
+            layers: p.chosen.layers.iter().map(|&l| l as u32).collect(),
+            strength: p.chosen.strength as f32,
+            before: json(&p.validation.0)?,
+            after: json(&p.validation.1)?,
+            edits: tensor_edits(&p.chosen.edit),
+        })
+    }
+}
+
+/// The edit with its tensors' names; a constant's are biases.
+fn tensor_edits(edit: &Edit) -> Vec<TensorEdit> {
+    let name = |t: &crate::model::RankOne| match t.v.is_empty() {
+        true => Model::bias_name(t.writer.role(), t.layer),
+        false => Model::name(t.writer.role(), t.layer),
+    };
+    edit.iter().map(|t| TensorEdit { tensor: name(t), u: t.u.clone(), v: t.v.clone() }).collect()
+}

@@ -1,0 +1,224 @@
+//! The edit beside the weights does in llama.cpp what it does here.
+
+#[path = "common/organism.rs"]
+mod organism;
+
+use std::path::Path;
+
+use organism::*;
+use refusal_patch::checkpoint::{sha256_file, Gguf};
+use refusal_patch::model::Model;
+use refusal_patch::progress::Silent;
+use serde_json::{json, Value};
+
+/// What tests/llama_cpp/sidecar.py says; `None` without the client.
+fn ask(request: Value, dir: &Path) -> Option<Value> {
+    let folder = client()?;
+    let file = dir.join("request.json");
+    std::fs::write(&file, request.to_string()).unwrap();
+    let o = std::process::Command::new("python3")
+        .arg(folder.join("sidecar.py"))
+        .arg(folder.join("node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"))
+        .arg(file)
+        .output()
+        .expect("python3 runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    Some(serde_json::from_slice(&o.stdout).unwrap())
+}
+
+/// Prompt and answer tokens of what `eval` saw: the first `most` prompts of a set.
+fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
+    let chat = chat(&Model::open(model).unwrap());
+    let of = eval["prompts"].as_array().unwrap().iter().filter(|p| p["set"] == set).take(most);
+    of.map(|p| json!([p["tokens"], chat.tokenizer.encode(p["continuation"].as_str().unwrap(), false)]))
+        .collect()
+}
+
+fn logprobs(answer: &Value) -> Vec<f64> {
+    let lists = answer["logprobs"].as_array().unwrap();
+    lists.iter().flat_map(|l| l.as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// The adapter beside the base against the folded file, in llama.cpp.
+fn adapter_and_fold_agree(kind: &str, options: &[&str], most: f64) {
+    let dir = tempfile::tempdir().unwrap();
+    let base = first().file(kind);
+    let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
+    let (code, weights) = run(&[&[text(&base), text(&folded)][..], options].concat());
+    assert_eq!((code, &weights["outcome"]), (0, &"patched".into()));
+    let (code, lora) = run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], options].concat());
+    assert_eq!((code, &lora["outcome"]), (0, &"patched".into()));
+    assert!(lora["load"].as_str().unwrap().contains("--lora"), "{}", lora["load"]);
+    for key in ["layers", "writers", "strength"] {
+        assert_eq!(lora["chosen"][key], weights["chosen"][key], "the same edit");
+    }
+
+    let (_, eval) = run(&["eval", text(&folded)]);
+    let (_, beside) = run(&["eval", text(&base), "--sidecar", text(&adapter)]);
+    let rate = |v: &Value| v["summary"]["harmful"]["refusal_rate"].as_f64().unwrap();
+    println!("{kind}: refusal of the folded file {:.3}, with the adapter {:.3}", rate(&eval), rate(&beside));
+    assert!((rate(&eval) - rate(&beside)).abs() <= 0.02);
+
+    let Some(theirs) = llama_cpp(&folded, &eval, dir.path(), &[]) else { return };
+    let with = llama_cpp(&base, &eval, dir.path(), &["--lora", text(&adapter)]).unwrap();
+    println!("  llama.cpp: {theirs:?} folded, {with:?} with the adapter");
+    assert!((theirs.0 - with.0).abs() <= 0.02 && (theirs.1 - with.1).abs() <= 0.02);
+
+    let texts = [forced(&eval, &base, "harmless", 40), forced(&eval, &base, "harmful", 40)].concat();
+    let a = logprobs(&ask(json!({ "model": folded, "forced": texts }), dir.path()).unwrap());
+    let b = logprobs(&ask(json!({ "model": base, "lora": adapter, "forced": texts }), dir.path()).unwrap());
+    let mean = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).sum::<f64>() / a.len() as f64;
+    println!("  mean |difference of log-probability| {mean:.4} over {} tokens", a.len());
+    assert!(a.len() > 400 && mean <= most, "{mean}");
+}
+
+#[test]
+fn an_adapter_does_what_the_folded_file_does() {
+    adapter_and_fold_agree("broken-Q4_K_M", &[], 0.05);
+}
+
+#[test]
+#[ignore = "a minute more; part of .ci/run"]
+fn adapters_agree_with_folds_in_every_encoding() {
+    adapter_and_fold_agree("broken-Q8_0", &[], 0.02);
+    adapter_and_fold_agree("healthy-F16", &["--strength", "0.35"], 0.01);
+}
+
+#[test]
+fn a_control_vector_moves_the_residual_stream_by_what_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = first().file("broken-Q4_K_M");
+    let out = dir.path().join("vector.gguf");
+    let (code, report) = run(&[text(&base), text(&out), "--emit", "control-vector"]);
+    assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
+    assert!(report["load"].as_str().unwrap().contains("--control-vector"));
+    let layer = report["chosen"]["layers"][0].as_u64().unwrap();
+    let file = Gguf::open(&out).unwrap();
+    let tensor = file.tensor(&format!("direction.{layer}")).unwrap();
+    let asked: Vec<f32> =
+        file.bytes(tensor).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+
+    let (_, eval) = run(&["eval", text(&base), "--sidecar", text(&out)]);
+    for set in ["harmful", "harmless", "borderline"] {
+        assert_eq!(eval["summary"][set]["refused"], report["test"][1][set]["refused"], "the reported rates");
+    }
+    let chat = chat(&Model::open(&base).unwrap());
+    let prompts: Vec<&Value> = eval["prompts"].as_array().unwrap().iter().map(|p| &p["tokens"]).collect();
+    let one = forced(&eval, &base, "harmless", 1);
+    let end: Vec<u32> = (0..16).filter(|&t| chat.tokenizer.is_end(t)).collect();
+    let request = |vector: Option<&Path>, prompts: &[&Value]| {
+        let more = json!({ "max_new_tokens": 32, "end": end, "prompts": prompts });
+        let mut all = json!({ "model": base, "control_vector": vector, "forced": one });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        ask(all, dir.path())
+    };
+    let Some(plain) = request(None, &[]) else { return };
+    let steered = request(Some(&out), &prompts).unwrap();
+    let stream = |v: &Value| -> Vec<f64> {
+        let values = v["residual"][layer.to_string()].as_array().unwrap();
+        values.iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let worst = stream(&plain)
+        .iter()
+        .zip(stream(&steered))
+        .zip(&asked)
+        .map(|((a, b), u)| (b - a - f64::from(*u)).abs())
+        .fold(0.0, f64::max);
+    println!("block {layer}: moved as asked to within {worst:.1e}");
+    assert!(worst < 1e-4);
+    let texts: Vec<String> = steered["answers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| {
+            let ids: Vec<u32> = a.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
+            chat.tokenizer.decode(&ids)
+        })
+        .collect();
+    let theirs = rates(&eval, &texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let ours = |set: &str| eval["summary"][set]["refusal_rate"].as_f64().unwrap();
+    println!("  here {:.3} {:.3}, llama.cpp {theirs:.3?}", ours("harmful"), ours("harmless"));
+    assert!((ours("harmful") - theirs.0).abs() <= 0.03 && (ours("harmless") - theirs.1).abs() <= 0.03);
+}
+
+#[test]
+fn a_bias_carries_a_constant_where_the_architecture_allows_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = first().file("broken-Q4_K_M");
+    let out = dir.path().join("out.gguf");
+    let (code, report) = run(&[
+        text(&base),
+        text(&out),
+        "--method",
+        "add",
+        "--strength",
+        "0.05",
+        "--max-kl",
+        "1",
+        "--max-over-refusal",
+        "1",
+    ]);
+    assert_eq!(code, 0, "{report}");
+    let (_, diff) = run(&["diff", text(&base), text(&out)]);
+    let layer = &report["chosen"]["layers"][0];
+    assert_eq!(diff["added"], json!([format!("blk.{layer}.ffn_down.bias")]));
+    assert_eq!(diff["changed"], json!([]));
+    let (_, eval) = run(&["eval", text(&out)]);
+    let Some(theirs) = llama_cpp(&out, &eval, dir.path(), &[]) else { return };
+    let ours = eval["summary"]["harmful"]["refusal_rate"].as_f64().unwrap();
+    println!("bias: {ours:.3}, llama.cpp {:.3}", theirs.0);
+    assert!((ours - theirs.0).abs() <= 0.03);
+}
+
+#[test]
+fn a_saved_direction_gives_the_same_bytes_at_any_thread_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = first().file("broken-Q4_K_M");
+    let saved = dir.path().join("d.safetensors");
+    assert_eq!(run(&["derive", text(&base), "-o", text(&saved)]).0, 0);
+    let mut hashes = Vec::new();
+    for (name, options) in [
+        ("own.gguf", &["--threads", "2"][..]),
+        ("one.gguf", &["--threads", "1", "--direction", text(&saved)]),
+        ("four.gguf", &["--threads", "4", "--direction", text(&saved)]),
+    ] {
+        let out = dir.path().join(name);
+        let (code, report) = run(&[&[text(&base), text(&out)][..], options].concat());
+        assert_eq!((code, &report["outcome"]), (0, &"patched".into()));
+        hashes.push(sha256_file(&out, &Silent).unwrap());
+    }
+    assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
+}
+
+#[test]
+fn sidecars_of_another_model_or_version_and_damaged_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, other) = (first().file("broken-Q4_K_M"), first().file("broken-Q8_0"));
+    let adapter = dir.path().join("adapter.gguf");
+    let (code, _) = run(&[text(&base), text(&adapter), "--emit", "lora"]);
+    assert_eq!(code, 0);
+    let bytes = std::fs::read(&adapter).unwrap();
+    let refused = |model: &Path, file: &Path, word: &str| {
+        let o = assert_cmd::Command::cargo_bin("refusal-patch")
+            .unwrap()
+            .args(["eval", text(model), "--sidecar", text(file)])
+            .output()
+            .unwrap();
+        let line = String::from_utf8_lossy(&o.stderr).trim().to_string();
+        assert_eq!(o.status.code(), Some(1), "{line}");
+        assert!(line.lines().count() == 1 && line.contains(word), "{line}");
+    };
+    refused(&other, &adapter, "another model");
+    let cut = dir.path().join("cut.gguf");
+    std::fs::write(&cut, &bytes[..bytes.len() - 64]).unwrap();
+    refused(&base, &cut, "cut.gguf");
+    // The version is a u32 behind its key's type.
+    let key = b"refusal_patch.sidecar_version";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+    let mut future = bytes.clone();
+    future[at] = 9;
+    let later = dir.path().join("later.gguf");
+    std::fs::write(&later, future).unwrap();
+    refused(&base, &later, "version 9");
+    refused(&base, &base, "no sidecar");
+}
