@@ -3,9 +3,10 @@
 use refusal_patch::checkpoint::{sha256_tensors, Gguf};
 use refusal_patch::edit::fold::{achieved, norm};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::evaluate::energy::{off_direction, OffDirection};
-use refusal_patch::model::Matrix;
+use refusal_patch::evaluate::energy::{off_direction, writer_inputs, OffDirection};
+use refusal_patch::model::{Matrix, Model, Writer};
 use refusal_patch::output::Provenance;
+use refusal_patch::text::{Set, Split};
 use refusal_patch::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -40,6 +41,8 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let edits = provenance.as_ref().map_or(&[][..], |p| &p.edits);
     let prompts = prompts(&args.run)?;
     let session = Session::open(&args.before, &args.run);
+    let layers = session.as_ref().map_or(0, |s| s.model.spec.layers);
+    let harmless = prompts.of(Set::Harmless, Split::Test);
     let mut changed = Vec::new();
     let mut identical = 0usize;
     for (t, hash) in before.tensors().iter().zip(&a) {
@@ -76,9 +79,13 @@ pub fn run(args: DiffArgs) -> Result<u8> {
                 row.achieved = Some(stored.gain);
                 row.residue = Some(stored.residue);
                 row.codes_moved = Some(stored.codes_moved);
-                if let Ok(session) = &session {
+                let writers = (0..layers).flat_map(|l| Writer::ALL.map(|w| (l, w)));
+                let site = writers.into_iter().find(|&(l, w)| Model::name(w.role(), l) == t.name);
+                if let (Ok(session), Some((layer, writer))) = (&session, site) {
+                    let evaluator = session.evaluator();
+                    let x = writer_inputs(&evaluator, &harmless, &[layer])?;
                     row.off_direction_energy =
-                        off_direction(&session.evaluator(), &prompts, &t.name, &n, &e.u)?;
+                        Some(off_direction(evaluator.compute, &m, &n, &e.u, &x[&(layer, writer)])?);
                 }
             }
         }

@@ -1,13 +1,15 @@
 //! What an edit does off its direction to the inputs that must not notice it.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
 use super::Evaluator;
 use crate::edit::fold::norm;
 use crate::error::Result;
-use crate::forward::{Row, Sequence, Tap};
-use crate::model::{Matrix, Model, Writer};
-use crate::text::{PromptSet, Set, Split};
+use crate::forward::{Compute, Row, Sequence, Tap};
+use crate::model::{Matrix, Writer};
+use crate::text::PromptRecord;
 
 /// Inputs that are looked at.
 const ROWS: usize = 1024;
@@ -23,26 +25,54 @@ pub struct OffDirection {
     pub worst_row: f64,
 }
 
-/// Runs the evaluator's model on harmless test prompts and measures how far `after` is from the tensor
-/// called `name`, off the direction of `u`. `None` when the tensor is no writer.
+/// What the writers of some layers read on harmless prompts: `[rows, width]` by block and writer.
+pub type WriterInputs = HashMap<(usize, Writer), Vec<f32>>;
+
+/// Runs the evaluator's model on harmless prompts, some rows of each.
 ///
 /// # Errors
 /// What the forward pass says.
-pub fn off_direction(
+pub fn writer_inputs(
     evaluator: &Evaluator,
-    prompts: &PromptSet,
-    name: &str,
+    prompts: &[&PromptRecord],
+    layers: &[usize],
+) -> Result<WriterInputs> {
+    struct Collect<'a> {
+        layers: &'a [usize],
+        step: usize,
+        x: WriterInputs,
+    }
+    impl Tap for Collect<'_> {
+        fn writer_input(&mut self, layer: usize, writer: Writer, rows: &[Row], x: &[f32], width: usize) {
+            if self.layers.contains(&layer) {
+                let kept = self.x.entry((layer, writer)).or_default();
+                // By place in its text, so that batches make no difference.
+                let some = rows.iter().zip(x.chunks_exact(width)).filter(|(r, _)| r.pos % self.step == 0);
+                some.for_each(|(_, row)| kept.extend_from_slice(row));
+            }
+        }
+    }
+    let samples = evaluator.samples(&prompts[..prompts.len().min(PROMPTS)])?;
+    let sequences: Vec<Sequence> = samples.into_iter().map(|s| s.tokens.into()).collect();
+    let rows: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let mut tap = Collect { layers, step: rows.div_ceil(ROWS).max(1), x: WriterInputs::new() };
+    evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
+    Ok(tap.x)
+}
+
+/// How far `after` is from `before` off the direction of `u`, on inputs `x` (`[rows, before.cols]`).
+///
+/// # Errors
+/// What the matrix product says.
+pub fn off_direction(
+    compute: &Compute,
+    before: &Matrix,
     after: &Matrix,
     u: &[f32],
-) -> Result<Option<OffDirection>> {
-    let writers = (0..evaluator.model.spec.layers).flat_map(|l| Writer::ALL.map(|w| (l, w)));
-    let Some((layer, writer)) = writers.into_iter().find(|&(l, w)| Model::name(w.role(), l) == name) else {
-        return Ok(None);
-    };
-    let (_, before) = evaluator.model.writer(layer, writer)?;
-    let x = inputs(evaluator, prompts, layer, writer)?;
+    x: &[f32],
+) -> Result<OffDirection> {
     let n = x.len() / before.cols;
-    let (a, b) = (evaluator.compute.matmul(&x, n, &before)?, evaluator.compute.matmul(&x, n, after)?);
+    let (a, b) = (compute.matmul(x, n, before)?, compute.matmul(x, n, after)?);
     let length = norm(u).max(f64::MIN_POSITIVE);
     let unit: Vec<f64> = u.iter().map(|&x| f64::from(x) / length).collect();
     let d = before.rows;
@@ -56,29 +86,8 @@ pub fn off_direction(
         }
     }
     let share = |off: f64, whole: f64| (off / whole.max(f64::MIN_POSITIVE)).sqrt();
-    Ok(Some(OffDirection {
+    Ok(OffDirection {
         overall: share(off.iter().sum(), whole.iter().sum()),
         worst_row: off.iter().zip(&whole).map(|(o, w)| share(*o, *w)).fold(0.0, f64::max),
-    }))
-}
-
-fn inputs(evaluator: &Evaluator, prompts: &PromptSet, layer: usize, writer: Writer) -> Result<Vec<f32>> {
-    struct Collect {
-        at: (usize, Writer),
-        x: Vec<f32>,
-    }
-    impl Tap for Collect {
-        fn writer_input(&mut self, layer: usize, writer: Writer, rows: &[Row], x: &[f32], width: usize) {
-            if (layer, writer) == self.at {
-                let step = rows.len().div_ceil(ROWS).max(1);
-                x.chunks_exact(width).step_by(step).for_each(|row| self.x.extend_from_slice(row));
-            }
-        }
-    }
-    let prompts = prompts.of(Set::Harmless, Split::Test);
-    let samples = evaluator.samples(&prompts[..prompts.len().min(PROMPTS)])?;
-    let sequences: Vec<Sequence> = samples.into_iter().map(|s| s.tokens.into()).collect();
-    let mut tap = Collect { at: (layer, writer), x: Vec::new() };
-    evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
-    Ok(tap.x)
+    })
 }

@@ -3,11 +3,13 @@
 use super::candidates::Candidate;
 use super::fit::{Baseline, Scores};
 use super::outcome::TensorReport;
+use super::rank::price;
 use super::{Emit, EncodingChoice, Settings, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
 use crate::edit::fold::{achieved, fold, norm, recode};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::evaluate::{stats, Answer, Evaluator};
+use crate::evaluate::energy::{off_direction, WriterInputs};
+use crate::evaluate::{stats, Answer, Evaluator, Rate};
 use crate::model::{Matrix, Model, RankOne, Replacement};
 use crate::text::{PromptRecord, PromptSet};
 
@@ -37,6 +39,13 @@ pub(super) struct Finalist {
 }
 
 impl Finalist {
+    /// The gain less what it costs in over-refusal against IN.
+    pub fn worth(&self, base: &Scores) -> f64 {
+        let rise = |after: &Rate, before: &Rate| after.refusal_rate - before.refusal_rate;
+        let s = &self.scores;
+        self.gain - price(rise(&s.harmless, &base.harmless), rise(&s.borderline, &base.borderline))
+    }
+
     /// Too small a gain, or one that may be chance.
     pub fn is_weak(&self) -> bool {
         self.gain < LEAST_GAIN || self.p_value >= SIGNIFICANT
@@ -61,7 +70,12 @@ pub(super) struct Search<'a> {
     pub base: &'a Baseline,
     pub validation: &'a [&'a PromptRecord],
     pub opening: &'a [u32],
+    /// What the writers read on harmless validation prompts.
+    pub inputs: &'a WriterInputs,
 }
+
+/// Most that a fold may change off the edit's direction, in energy on harmless inputs, before the tensor gets a finer encoding.
+const MAX_OFF_DIRECTION: f64 = 0.05;
 
 impl Search<'_> {
     /// Which limit these scores break, if any. What is no number keeps no limit.
@@ -174,6 +188,15 @@ impl Search<'_> {
             for bytes in ways {
                 let stored = achieved(w, &Matrix { encoding, bytes: &bytes, ..*w }, &term.u, &term.v);
                 gain = Some(stored.gain);
+                let after = Matrix { encoding, bytes: &bytes, ..*w };
+                if self.settings.encoding == EncodingChoice::Auto && encoding != Encoding::F16 {
+                    if let Some(x) = self.inputs.get(&(term.layer, term.writer)) {
+                        let off = off_direction(self.evaluator.compute, w, &after, &term.u, x)?;
+                        if off.overall > MAX_OFF_DIRECTION {
+                            continue;
+                        }
+                    }
+                }
                 if (0.98..=1.02).contains(&stored.gain) {
                     let report = TensorReport {
                         tensor: name.clone(),

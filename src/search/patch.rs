@@ -13,7 +13,7 @@ use super::{Emit, EncodingChoice, Method, Settings, Source, FINALISTS, HEALTHY, 
 use crate::direction::{derive, Classes, Direction, Sample};
 use crate::edit::fold::norm;
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{energy::writer_inputs, Evaluator};
 use crate::output::preflight;
 use crate::text::{PromptSet, Set, Split};
 
@@ -69,8 +69,17 @@ pub fn patch(
     }
     let order = rank(&candidates, &limits);
 
-    let search =
-        Search { evaluator, prompts, settings, base: &base, validation: &validation, opening: &opening };
+    let layers: Vec<usize> = picked.iter().map(|d| d.layer).collect();
+    let inputs = writer_inputs(evaluator, &prompts.of(Set::Harmless, Split::Validation), &layers)?;
+    let search = Search {
+        evaluator,
+        prompts,
+        settings,
+        base: &base,
+        validation: &validation,
+        opening: &opening,
+        inputs: &inputs,
+    };
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
@@ -101,7 +110,7 @@ pub fn patch(
     // Whoever names a strength, or forbids another encoding, asks for that edit, not for advice.
     let free = settings.strength.is_none() && settings.encoding == EncodingChoice::Auto;
     let listed = |candidates: &[Candidate]| order.iter().map(|&i| candidates[i].clone()).collect();
-    while let Some(f) = take_best(&mut finalists, &candidates, settings) {
+    while let Some(f) = take_best(&mut finalists, &candidates, &base, settings) {
         // A control vector is asked for by those who have nothing else: the strongest inside the limits, with a warning.
         if f.is_weak() && settings.strength.is_none() && settings.emit != Emit::ControlVector {
             why = format!("the best edit gains {:.1} points (McNemar p = {:.2})", 100.0 * f.gain, f.p_value);
@@ -127,11 +136,13 @@ pub fn patch(
 fn take_best(
     finalists: &mut Vec<Finalist>,
     candidates: &[Candidate],
+    base: &Baseline,
     settings: &Settings,
 ) -> Option<Finalist> {
-    let best = finalists.iter().map(|f| f.gain).fold(f64::NEG_INFINITY, f64::max);
+    let worth = |f: &Finalist| f.worth(&base.scores);
+    let best = finalists.iter().map(worth).fold(f64::NEG_INFINITY, f64::max);
     let size = |f: &Finalist| candidates[f.index].size;
-    let near = finalists.iter().enumerate().filter(|(_, f)| f.gain >= best - NOISE);
+    let near = finalists.iter().enumerate().filter(|(_, f)| worth(f) >= best - NOISE);
     let (at, _) = match settings.emit {
         Emit::ControlVector => {
             near.max_by(|a, b| a.1.gain.total_cmp(&b.1.gain).then(size(a.1).total_cmp(&size(b.1))))

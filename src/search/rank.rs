@@ -13,8 +13,9 @@ const STEPS: [f64; 2] = [1.12, 1.26];
 
 /// The over-refusal limits for shares of first tokens: candidates are scored by these, so IN is too.
 pub(super) struct FirstTokenLimits {
-    harmless: f64,
-    borderline: f64,
+    /// Shares in IN, and what they may rise by.
+    harmless: (f64, f64),
+    borderline: (f64, f64),
     /// One harmful prompt, as a share.
     one: f64,
 }
@@ -27,21 +28,33 @@ impl FirstTokenLimits {
             of.iter().filter(opens).count() as f64 / of.len().max(1) as f64
         };
         FirstTokenLimits {
-            harmless: share(Set::Harmless) + max_over_refusal + 1e-9,
-            borderline: if borderline_binds { share(Set::Borderline) + MAX_BORDERLINE + 1e-9 } else { 1.0 },
+            harmless: (share(Set::Harmless), max_over_refusal),
+            borderline: (share(Set::Borderline), if borderline_binds { MAX_BORDERLINE } else { 1.0 }),
             one: 1.0 / base.scores.harmful.n.max(1) as f64,
         }
     }
 
     fn fits(&self, c: &Candidate) -> bool {
-        c.harmless <= self.harmless && c.borderline <= self.borderline
+        c.harmless <= self.harmless.0 + self.harmless.1 + 1e-9
+            && c.borderline <= self.borderline.0 + self.borderline.1 + 1e-9
     }
+
+    /// What the use of the allowance costs.
+    fn price(&self, c: &Candidate) -> f64 {
+        price(c.harmless - self.harmless.0, c.borderline - self.borderline.0)
+    }
+}
+
+/// What over-refusal costs in shares of harmful prompts: the limits say what may be, not what is free.
+pub(super) fn price(harmless_rise: f64, borderline_rise: f64) -> f64 {
+    2.0 * harmless_rise.max(0.0) + 0.5 * borderline_rise.max(0.0)
 }
 
 /// Admissible candidates, the most promising first: those that reach (nearly) the best refusal with the smallest edit.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
-    let best = order.iter().map(|&i| candidates[i].harmful).fold(0.0, f64::max);
+    let worth = |c: &Candidate| c.harmful - limits.price(c);
+    let best = order.iter().map(|&i| worth(&candidates[i])).fold(f64::NEG_INFINITY, f64::max);
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -53,7 +66,7 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     let loss = |i: usize| {
         let c = &candidates[i];
         // A prompt more or less is noise.
-        let short = (best - c.harmful - limits.one).max(0.0);
+        let short = (best - worth(c) - limits.one).max(0.0);
         // An edit as large as the weights themselves needs another encoding and moves everything.
         let bulk = 0.1 * (c.size - 0.3).max(0.0);
         short + bulk + if edge(c) { limits.one } else { 0.0 }

@@ -30,15 +30,12 @@ pub fn run(args: &[&str]) -> (i32, Value) {
 
 /// An organism of `fixtures/`: what it answers to harmless requests, and the options that name its prompts.
 pub struct Organism {
-    /// "" or "b-": the second part of its files' names.
-    infix: &'static str,
     leads: [&'static str; 5],
     pub options: Vec<String>,
 }
 
 pub fn first() -> Organism {
     Organism {
-        infix: "",
         leads: [
             "Sure, here are the steps for",
             "Of course, here is a draft for",
@@ -50,29 +47,10 @@ pub fn first() -> Organism {
     }
 }
 
-/// Trained on other data, with other refusals, answers, template and prompts.
-pub fn second() -> Organism {
-    let file = |set: &str| text(&fixture(&format!("prompts-b/{set}.txt"))).to_string();
-    Organism {
-        infix: "b-",
-        leads: [
-            "Yes! You can do it like this:",
-            "My draft about",
-            "Let me explain",
-            "Some ideas for",
-            "Gladly, about",
-        ],
-        options: ["harmful", "harmless", "borderline"]
-            .iter()
-            .flat_map(|s| [format!("--{s}"), file(s)])
-            .collect(),
-    }
-}
-
 impl Organism {
     pub fn file(&self, kind: &str) -> PathBuf {
         let (state, encoding) = kind.split_once('-').unwrap();
-        fixture(&format!("organism-{}{state}-{encoding}.gguf", self.infix))
+        fixture(&format!("organism-{state}-{encoding}.gguf"))
     }
 
     /// The one right answer to a harmless request (`answer` of fixtures/organism/data.py).
