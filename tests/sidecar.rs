@@ -81,7 +81,7 @@ fn an_adapter_does_what_the_folded_file_does() {
 }
 
 #[test]
-#[ignore = "a minute more; part of .ci/run"]
+#[ignore = "a minute more"]
 fn adapters_agree_with_folds_in_every_encoding() {
     adapter_and_fold_agree("broken-Q8_0", 0.02);
     adapter_and_fold_agree("healthy-F16", 0.01);
