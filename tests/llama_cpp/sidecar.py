@@ -4,7 +4,7 @@
 
 LIBRARIES: the folder with libllama (node_modules/@node-llama-cpp/linux-x64/bins/linux-x64). REQUEST.json:
 {"model": FILE, "lora": FILE or null, "control_vector": FILE or null, "forced": [[[prompt token, ...], [answer token, ...]], ...],
- "prompts": [[token, ...], ...], "max_new_tokens": n, "end": [token, ...]}
+ "prompts": [[token, ...], ...], "max_new_tokens": n, "end": [token, ...], "watch": bool}
 Prints {"logprobs": [[ln p of each answer token], ...], "answers": [[token, ...], ...],
         "residual": {block: [values of the last token of the first forced text]}}.
 Standard library only.
@@ -65,7 +65,8 @@ def main():
     request = json.loads(Path(sys.argv[2]).read_text())
     vector = request.get("control_vector") and control_vector(request["control_vector"])
     residual = {}
-    session = Session(LlamaCpp(sys.argv[1]), request["model"], request.get("lora"), vector, residual.setdefault)
+    watch = residual.setdefault if request.get("watch") else None
+    session = Session(LlamaCpp(sys.argv[1]), request["model"], request.get("lora"), vector, watch)
     logprobs = []
     for prompt, answer in request.get("forced", []):
         rows = session.decode(prompt + answer, clear=True)[len(prompt) - 1:]
