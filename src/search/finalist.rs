@@ -186,9 +186,9 @@ impl Search<'_> {
                 ways.push(recode(w, encoding, Some((&term.u, &term.v))));
             }
             for bytes in ways {
-                let stored = achieved(w, &Matrix { encoding, bytes: &bytes, ..*w }, &term.u, &term.v);
-                gain = Some(stored.gain);
                 let after = Matrix { encoding, bytes: &bytes, ..*w };
+                let stored = achieved(w, &after, &term.u, &term.v);
+                gain = Some(stored.gain);
                 if self.settings.encoding == EncodingChoice::Auto && encoding != Encoding::F16 {
                     if let Some(x) = self.inputs.get(&(term.layer, term.writer)) {
                         let off = off_direction(self.evaluator.compute, w, &after, &term.u, x)?;

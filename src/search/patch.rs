@@ -131,8 +131,8 @@ pub fn patch(
     Ok(Outcome::OutOfLimits { why, validation, candidates: listed(&candidates) })
 }
 
-/// The finalist to write: of those within a prompt or two of the one that gains most, which is noise, the smallest; of
-/// control vectors the strongest.
+/// The finalist to write: of those within a prompt of the one that is worth most, which is noise, the smallest; of control
+/// vectors the strongest.
 fn take_best(
     finalists: &mut Vec<Finalist>,
     candidates: &[Candidate],
