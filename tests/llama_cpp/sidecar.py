@@ -12,7 +12,6 @@ Standard library only.
 import ctypes as C
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -88,9 +87,8 @@ def main():
             out.append(token)
             row = session.decode([token])[-1]
         answers.append(out)
-    print(json.dumps({"logprobs": logprobs, "answers": answers, "residual": residual}), flush=True)
-    # Freeing a context that was watched stops this build of the library with an illegal instruction.
-    os._exit(0)
+    session.close()
+    print(json.dumps({"logprobs": logprobs, "answers": answers, "residual": residual}))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ class Session:
     """
 
     def __init__(self, library, path, lora=None, control_vector=None, watch=None):
-        self.lib, base = library.lib, library.base
+        # The library calls back into `library` as long as it runs.
+        self.library, self.lib, base = library, library.lib, library.base
         lib = self.lib
         mp = lib.llama_model_default_params()
         mp.n_gpu_layers, mp.use_extra_bufts = 0, False
