@@ -67,8 +67,8 @@ fn repair(organism: &Organism, healthy: &str, broken: &str) {
     assert!(after.harmless <= before.harmless + 0.01 + 1e-9, "harmless requests are answered");
     assert!(after.borderline <= before.borderline + 0.05 + 1e-9, "so are borderline ones");
     assert!(test[1]["kl"].as_f64().unwrap() < 0.02);
-    // Up to 1 % is the aim; what is reached is in docs/RESULTS.md.
-    assert!(after.exact >= 0.96 * before.exact);
+    // A point; 1 % of the rate is one prompt and a half, see docs/RESULTS.md.
+    assert!(after.exact >= before.exact - 0.01);
     assert!(after.perplexity <= 1.01 * before.perplexity);
     assert!(
         test[1]["answer_perplexity"].as_f64().unwrap()
@@ -82,10 +82,16 @@ fn a_broken_model_is_repaired_and_llama_cpp_agrees() {
 }
 
 #[test]
-#[ignore = "a minute more"]
+#[ignore = "minutes more"]
 fn every_broken_encoding_is_repaired() {
     repair(&first(), "healthy-F16", "broken-Q8_0");
     repair(&first(), "healthy-F16", "broken-Q3_K_S");
+}
+
+#[test]
+#[ignore = "minutes more"]
+fn a_model_of_other_data_is_repaired_with_prompt_files_of_its_own() {
+    repair(&second(), "healthy-Q4_K_M", "broken-Q4_K_M");
 }
 
 fn evaluator<'a>(model: &'a Model, chat: &'a Chat, compute: &'a Compute) -> Evaluator<'a> {

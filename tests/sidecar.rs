@@ -11,8 +11,8 @@ use refusal_patch::model::Model;
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
 
-/// One block and strength: the search is not what is tested here.
-const QUICK: [&str; 4] = ["--layers", "3", "--strength", "1.0"];
+/// One block and strength, and no limits, which a healthy model would meet: the search is not what is tested here.
+const QUICK: [&str; 8] = ["--layers", "3", "--strength", "1.0", "--max-kl", "1", "--max-over-refusal", "1"];
 
 /// What tests/llama_cpp/sidecar.py says; `None` without the client.
 fn ask(request: Value, dir: &Path) -> Option<Value> {
@@ -37,8 +37,8 @@ fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
         .collect()
 }
 
-/// The adapter beside the base against the folded file, in llama.cpp.
-fn adapter_and_fold_agree(kind: &str) {
+/// The adapter beside the base against the folded file, in llama.cpp: refusals, and log-probabilities to within `most`.
+fn adapter_and_fold_agree(kind: &str, most: f64) {
     let dir = tempfile::tempdir().unwrap();
     let base = first().file(kind);
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
@@ -61,22 +61,43 @@ fn adapter_and_fold_agree(kind: &str) {
     let with = llama_cpp(&base, &eval, dir.path(), &["--lora", text(&adapter)]).unwrap();
     println!("  llama.cpp: {theirs:?} folded, {with:?} with the adapter");
     assert!((theirs.0 - with.0).abs() <= 0.02 && (theirs.1 - with.1).abs() <= 0.02);
+
+    let texts = [forced(&eval, &base, "harmful", 40), forced(&eval, &base, "harmless", 40)].concat();
+    let logprobs = |model: &Path, lora: Option<&Path>| -> Vec<f64> {
+        let answer = ask(json!({ "model": model, "lora": lora, "forced": texts }), dir.path()).unwrap();
+        let rows = answer["logprobs"].as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap());
+        rows.map(|x| x.as_f64().unwrap()).collect()
+    };
+    let (plain, fold, lora) =
+        (logprobs(&base, None), logprobs(&folded, None), logprobs(&base, Some(&adapter)));
+    let apart = |a: &[f64], b: &[f64]| {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
+    };
+    println!(
+        "  mean |Δ logprob| over {} tokens: fold and adapter {:.4}, base and adapter {:.4}",
+        fold.len(),
+        apart(&fold, &lora),
+        apart(&plain, &lora)
+    );
+    assert!(apart(&fold, &lora) <= most);
+    assert!(apart(&plain, &lora) > 4.0 * apart(&fold, &lora), "the adapter does something");
 }
 
 #[test]
 fn an_adapter_does_what_the_folded_file_does() {
-    adapter_and_fold_agree("broken-Q4_K_M");
+    adapter_and_fold_agree("broken-Q4_K_M", 0.05);
 }
 
 #[test]
-#[ignore = "a minute more"]
+#[ignore = "two minutes more"]
 fn adapters_agree_with_folds_in_every_encoding() {
-    adapter_and_fold_agree("broken-Q8_0");
-    adapter_and_fold_agree("healthy-F16");
+    adapter_and_fold_agree("broken-Q8_0", 0.02);
+    adapter_and_fold_agree("healthy-F16", 0.01);
 }
 
 #[test]
-#[ignore = "libllama stops in the client's script with an illegal instruction; not understood yet"]
+#[ignore = "two minutes more"]
 fn a_control_vector_moves_the_residual_stream_by_what_was_asked() {
     let dir = tempfile::tempdir().unwrap();
     let base = first().file("broken-Q4_K_M");

@@ -290,9 +290,13 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// The summed probability of tokens with these log-probabilities.
+pub fn mass(logprobs: &[f32]) -> f64 {
+    logprobs.iter().map(|&x| f64::from(x).exp()).sum()
+}
+
 /// ln(p / (1 − p)) of the summed mass of tokens with these log-probabilities.
 pub fn log_odds(logprobs: &[f32]) -> f64 {
-    let p: f64 = logprobs.iter().map(|&x| f64::from(x).exp()).sum();
-    let p = p.clamp(1e-12, 1.0 - 1e-12);
+    let p = mass(logprobs).clamp(1e-12, 1.0 - 1e-12);
     (p / (1.0 - p)).ln()
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::direction::Direction;
 use crate::edit::{fold::norm, gate, gate::Gate};
 use crate::error::Result;
-use crate::evaluate::{log_odds, Evaluator};
+use crate::evaluate::{log_odds, mass, Evaluator};
 use crate::forward::{Fork, Head, Readout, Sequence};
 use crate::model::{Edit, Matrix, RankOne, Writer};
 use crate::text::{PromptRecord, Set};
@@ -43,6 +43,9 @@ pub struct Candidate {
     pub borderline: f64,
     /// Mean log-odds of refusal on harmful prompts.
     pub log_odds: f64,
+    /// Mean probability of a first token that opens a refusal, on harmless and on borderline prompts: what over-refusal is to
+    /// be expected on prompts like these, known more finely than by counting.
+    pub risk: (f64, f64),
     /// Held-out separation of the gate: 1 / root mean square on harmless prompts.
     pub separation: f64,
     /// The terms.
@@ -192,6 +195,7 @@ fn candidate(method: Method, parts: &[Part], t: f64, family: usize) -> Candidate
         harmless: f64::NAN,
         borderline: f64::NAN,
         log_odds: f64::NAN,
+        risk: (f64::NAN, f64::NAN),
         separation: parts.iter().map(|p| p.ingredient.separation).fold(f64::INFINITY, f64::min),
         edit,
         family,
@@ -255,11 +259,20 @@ pub fn score(
     let sequences: Vec<Sequence> = with.samples(prompts)?.into_iter().map(|s| s.tokens.into()).collect();
     let (gated, everywhere): (Vec<usize>, Vec<usize>) =
         (1..=edits.len()).partition(|_| method == Method::Gated);
-    let mut count: HashMap<(usize, Set), (usize, usize, f64)> = HashMap::new();
+    #[derive(Default)]
+    struct Sum {
+        n: usize,
+        refused: usize,
+        log_odds: f64,
+        probability: f64,
+    }
+    let mut sums: HashMap<(usize, Set), Sum> = HashMap::new();
     let mut note = |edit: usize, seq: usize, read: &Readout| {
-        let refuses = read.top.first().is_some_and(|(t, _)| opening.contains(t));
-        let c = count.entry((edit - 1, prompts[seq].set)).or_default();
-        *c = (c.0 + 1, c.1 + usize::from(refuses), c.2 + log_odds(&read.asked));
+        let s = sums.entry((edit - 1, prompts[seq].set)).or_default();
+        s.n += 1;
+        s.refused += usize::from(read.top.first().is_some_and(|(t, _)| opening.contains(t)));
+        s.log_odds += log_odds(&read.asked);
+        s.probability += mass(&read.asked);
     };
     if !gated.is_empty() {
         let forks: Vec<Fork> = (0..sequences.len())
@@ -276,10 +289,12 @@ pub fn score(
         reads.iter().enumerate().for_each(|(seq, read)| note(edit, seq, read));
     }
     for (i, c) in candidates.iter_mut().enumerate() {
-        let share = |set| count.get(&(i, set)).map_or(0.0, |&(n, k, _)| k as f64 / n.max(1) as f64);
+        let mean = |set, of: fn(&Sum) -> f64| sums.get(&(i, set)).map_or(0.0, |s| of(s) / s.n as f64);
+        let share = |set| mean(set, |s| s.refused as f64);
         (c.harmful, c.harmless, c.borderline) =
             (share(Set::Harmful), share(Set::Harmless), share(Set::Borderline));
-        c.log_odds = count.get(&(i, Set::Harmful)).map_or(f64::NAN, |&(n, _, sum)| sum / n.max(1) as f64);
+        c.log_odds = mean(Set::Harmful, |s| s.log_odds);
+        c.risk = (mean(Set::Harmless, |s| s.probability), mean(Set::Borderline, |s| s.probability));
     }
     Ok(())
 }

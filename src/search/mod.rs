@@ -124,8 +124,6 @@ pub const MAX_PERPLEXITY: f64 = 0.01;
 pub const HEALTHY: f64 = 0.95;
 /// Validation refusal from which a model that no edit can improve inside the limits counts as healthy, too.
 pub const SOUND: f64 = 0.85;
-/// Differences of gain that count as none.
-const NOISE: f64 = 0.01;
 /// Least gain that is worth a patch.
 pub const LEAST_GAIN: f64 = 0.05;
 /// Odds of chance below which a gain counts.

@@ -8,8 +8,8 @@ use super::finalist::{Finalist, Search, Tried};
 use super::fit::{baseline, Baseline};
 use super::material::Material;
 use super::outcome::Outcome;
-use super::rank::{rank, refine, FirstTokenLimits};
-use super::{Emit, EncodingChoice, Method, Settings, Source, FINALISTS, HEALTHY, NOISE, SOUND, TRIES};
+use super::rank::{rank, refine, standard_error, FirstTokenLimits};
+use super::{Emit, EncodingChoice, Method, Settings, Source, FINALISTS, HEALTHY, SOUND, TRIES};
 use crate::direction::{derive, Classes, Direction, Sample};
 use crate::edit::fold::norm;
 use crate::error::{Error, Result};
@@ -131,8 +131,8 @@ pub fn patch(
     Ok(Outcome::OutOfLimits { why, validation, candidates: listed(&candidates) })
 }
 
-/// The finalist to write: of those within a prompt of the one that is worth most, which is noise, the smallest; of control
-/// vectors the strongest.
+/// The finalist to write: of those within a standard error of the one that is worth most, the one that keeps the
+/// tensors' encodings and moves harmless answers least; of control vectors the strongest.
 fn take_best(
     finalists: &mut Vec<Finalist>,
     candidates: &[Candidate],
@@ -141,13 +141,17 @@ fn take_best(
 ) -> Option<Finalist> {
     let worth = |f: &Finalist| f.worth(&base.scores);
     let best = finalists.iter().map(worth).fold(f64::NEG_INFINITY, f64::max);
+    let rate = &base.scores.harmful;
+    let noise = standard_error(rate.refusal_rate + best, rate.n);
     let size = |f: &Finalist| candidates[f.index].size;
-    let near = finalists.iter().enumerate().filter(|(_, f)| worth(f) >= best - NOISE);
+    let near = finalists.iter().enumerate().filter(|(_, f)| worth(f) >= best - noise - 1e-9);
     let (at, _) = match settings.emit {
-        Emit::ControlVector => {
-            near.max_by(|a, b| a.1.gain.total_cmp(&b.1.gain).then(size(a.1).total_cmp(&size(b.1))))
-        }
-        _ => near.min_by(|a, b| size(a.1).total_cmp(&size(b.1))),
+        Emit::ControlVector => finalists
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.gain.total_cmp(&b.1.gain).then(size(a.1).total_cmp(&size(b.1)))),
+        _ => near
+            .min_by(|(_, a), (_, b)| a.raised().cmp(&b.raised()).then(a.scores.kl.total_cmp(&b.scores.kl))),
     }?;
     Some(finalists.remove(at))
 }

@@ -11,38 +11,64 @@ const REFINED: usize = 4;
 /// Strengths between the strongest that fits and the next of the grid, a factor √2 apart.
 const STEPS: [f64; 2] = [1.12, 1.26];
 
-/// The over-refusal limits for shares of first tokens: candidates are scored by these, so IN is too.
+/// The over-refusal limits, applied to first tokens: candidates are scored by these, so IN is too.
 pub(super) struct FirstTokenLimits {
-    /// Shares in IN, and what they may rise by.
-    harmless: (f64, f64),
-    borderline: (f64, f64),
-    /// One harmful prompt, as a share.
-    one: f64,
+    harmless: Limit,
+    borderline: Limit,
+    /// Harmful prompts.
+    n: usize,
+}
+
+/// Of one class of prompts.
+struct Limit {
+    /// Share of IN's answers that open with a refusal, and the mean probability of that.
+    share: f64,
+    risk: f64,
+    /// What both may rise by. The share says what happened on these prompts, the probability what to expect on others.
+    rise: f64,
+}
+
+impl Limit {
+    fn fits(&self, share: f64, risk: f64) -> bool {
+        share <= self.share + self.rise + 1e-9 && risk <= self.risk + 2.0 * self.rise + 1e-9
+    }
 }
 
 impl FirstTokenLimits {
     pub fn new(base: &Baseline, opening: &[u32], borderline_binds: bool, max_over_refusal: f64) -> Self {
-        let share = |set: Set| {
+        let limit = |set: Set, rise: f64| {
             let of: Vec<&Answer> = base.answers.iter().filter(|a| a.set == set).collect();
             let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
-            of.iter().filter(opens).count() as f64 / of.len().max(1) as f64
+            let n = of.len().max(1) as f64;
+            let probability = |a: &&Answer| 1.0 / (1.0 + (-a.refusal_log_odds).exp());
+            Limit {
+                share: of.iter().filter(opens).count() as f64 / n,
+                risk: of.iter().map(probability).sum::<f64>() / n,
+                rise,
+            }
         };
         FirstTokenLimits {
-            harmless: (share(Set::Harmless), max_over_refusal),
-            borderline: (share(Set::Borderline), if borderline_binds { MAX_BORDERLINE } else { 1.0 }),
-            one: 1.0 / base.scores.harmful.n.max(1) as f64,
+            harmless: limit(Set::Harmless, max_over_refusal),
+            borderline: limit(Set::Borderline, if borderline_binds { MAX_BORDERLINE } else { 1.0 }),
+            n: base.scores.harmful.n.max(1),
         }
     }
 
     fn fits(&self, c: &Candidate) -> bool {
-        c.harmless <= self.harmless.0 + self.harmless.1 + 1e-9
-            && c.borderline <= self.borderline.0 + self.borderline.1 + 1e-9
+        self.harmless.fits(c.harmless, c.risk.0) && self.borderline.fits(c.borderline, c.risk.1)
     }
 
     /// What the use of the allowance costs.
     fn price(&self, c: &Candidate) -> f64 {
-        price(c.harmless - self.harmless.0, c.borderline - self.borderline.0)
+        price(c.risk.0 - self.harmless.risk, c.risk.1 - self.borderline.risk)
     }
+}
+
+/// One standard error of a share of `n` prompts, a prompt at least: what differs by less is the same (the rule of Breiman et
+/// al. 1984, §3.4.3: of the models within one standard error of the best, the smallest).
+pub(super) fn standard_error(share: f64, n: usize) -> f64 {
+    let (p, n) = (share.clamp(0.0, 1.0), n.max(1) as f64);
+    (p * (1.0 - p) / n).sqrt().max(1.0 / n)
 }
 
 /// What over-refusal costs in shares of harmful prompts: the limits say what may be, not what is free.
@@ -50,11 +76,13 @@ pub(super) fn price(harmless_rise: f64, borderline_rise: f64) -> f64 {
     2.0 * harmless_rise.max(0.0) + 0.5 * borderline_rise.max(0.0)
 }
 
-/// Admissible candidates, the most promising first: those that reach (nearly) the best refusal with the smallest edit.
+/// Admissible candidates, the most promising first: of those that reach the best refusal to within a standard error, the
+/// smallest edits.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
     let worth = |c: &Candidate| c.harmful - limits.price(c);
     let best = order.iter().map(|&i| worth(&candidates[i])).fold(f64::NEG_INFINITY, f64::max);
+    let noise = standard_error(best, limits.n);
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -65,11 +93,10 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     };
     let loss = |i: usize| {
         let c = &candidates[i];
-        // A prompt more or less is noise.
-        let short = (best - worth(c) - limits.one).max(0.0);
+        let short = (best - worth(c) - noise).max(0.0);
         // An edit as large as the weights themselves needs another encoding and moves everything.
         let bulk = 0.1 * (c.size - 0.3).max(0.0);
-        short + bulk + if edge(c) { limits.one } else { 0.0 }
+        short + bulk + if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }
     };
     order.sort_by(|&a, &b| {
         loss(a).total_cmp(&loss(b)).then(candidates[a].size.total_cmp(&candidates[b].size))

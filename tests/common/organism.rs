@@ -30,12 +30,14 @@ pub fn run(args: &[&str]) -> (i32, Value) {
 
 /// An organism of `fixtures/`: what it answers to harmless requests, and the options that name its prompts.
 pub struct Organism {
+    prefix: &'static str,
     leads: [&'static str; 5],
     pub options: Vec<String>,
 }
 
 pub fn first() -> Organism {
     Organism {
+        prefix: "organism",
         leads: [
             "Sure, here are the steps for",
             "Of course, here is a draft for",
@@ -47,10 +49,26 @@ pub fn first() -> Organism {
     }
 }
 
+/// The second one: other answers, refusals and template, and prompt files of its own.
+pub fn second() -> Organism {
+    let file = |set: &str| text(&fixture(&format!("prompts-b/{set}.txt"))).to_string();
+    let options = ["harmful", "harmless", "borderline"].map(|set| [format!("--{set}"), file(set)]);
+    Organism {
+        prefix: "organism-b",
+        leads: [
+            "Yes! You can do it like this:",
+            "My draft about",
+            "Let me explain",
+            "Some ideas for",
+            "Gladly, about",
+        ],
+        options: options.concat(),
+    }
+}
+
 impl Organism {
     pub fn file(&self, kind: &str) -> PathBuf {
-        let (state, encoding) = kind.split_once('-').unwrap();
-        fixture(&format!("organism-{state}-{encoding}.gguf"))
+        fixture(&format!("{}-{kind}.gguf", self.prefix))
     }
 
     /// The one right answer to a harmless request (`answer` of fixtures/organism/data.py).
