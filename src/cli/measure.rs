@@ -142,17 +142,15 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
     };
     let mut rows = vec![head(args.model.display().to_string())];
     rows.extend(sets.iter().map(|(set, r)| row(set.name(), r)));
-    let mut by_category = vec![head("by category".into())];
+    let mut out = table(&rows);
+    let mut rows = vec![head("by category".into())];
     for (set, _) in &sets {
         let named = categories(&answers, *set);
-        by_category.extend(named.iter().map(|(c, r)| row(&format!("{}, {c}", set.name()), r)));
+        rows.extend(named.iter().map(|(c, r)| row(&format!("{}, {c}", set.name()), r)));
     }
-    if by_category.len() > 1 {
-        super::print(&format!("{}\n", table(&by_category)));
+    if rows.len() > 1 {
+        out += &format!("\n{}", table(&rows));
     }
-    super::print(&format!(
-        "{}\nperplexity of the built-in text {perplexity:.2}; measured on {of}\n",
-        table(&rows)
-    ));
+    super::print(&format!("{out}\nperplexity of the built-in text {perplexity:.2}; measured on {of}\n"));
     Ok(0)
 }

@@ -227,21 +227,37 @@ fn no_words(text: &str) -> bool {
     let chars = text.chars().count();
     let alphanumeric = text.chars().filter(|c| c.is_alphanumeric()).count();
     let lost = text.chars().filter(|c| *c == char::REPLACEMENT_CHARACTER).count();
-    // Up to eight characters, six times and more; lines of a table or a form are drawn on purpose.
-    let drawn = |c: &char| "-=_.#~ \n".contains(*c);
+    // Up to eight characters, six times and more.
     let all: Vec<char> = text.chars().collect();
     let loops = (1..=8).any(|unit| {
-        let same: Vec<bool> = (unit..chars).map(|i| all[i] == all[i - unit] && !drawn(&all[i])).collect();
-        let run = same.split(|s| !s).map(<[bool]>::len).max().unwrap_or(0);
+        let run = longest_repeat(&all, unit);
         run >= unit * 5 && run >= 9 && (run + unit) * 2 > chars
     });
     alphanumeric == 0 || lost >= 3 || loops || unspeakable(text)
 }
 
+/// The longest stretch in which every character is that of `unit` places before. Lines of a table or a form are drawn on purpose,
+/// and numbers have zeros: a stretch of these alone is none.
+fn longest_repeat(all: &[char], unit: usize) -> usize {
+    let drawn = |c: char| "-=_.#~ \n".contains(c) || c.is_numeric();
+    let (mut longest, mut run, mut real) = (0, 0, false);
+    for i in unit..all.len() {
+        if all[i] == all[i - unit] {
+            (run, real) = (run + 1, real || !drawn(all[i]));
+        } else {
+            (run, real) = (0, false);
+        }
+        if real {
+            longest = longest.max(run);
+        }
+    }
+    longest
+}
+
 /// Whether it ends in one letter, over and over.
 fn stuck(text: &str) -> bool {
     let mut back = text.trim().chars().rev();
-    back.next().is_some_and(|last| last.is_alphanumeric() && back.take_while(|c| *c == last).count() >= 7)
+    back.next().is_some_and(|last| last.is_alphabetic() && back.take_while(|c| *c == last).count() >= 7)
 }
 
 /// Whether its words can't be read: without vowels, or of letters of two alphabets. Code is left alone.
@@ -249,12 +265,17 @@ fn unspeakable(text: &str) -> bool {
     if text.contains("```") {
         return false;
     }
-    let vowel = |c: char| "aeiouyàáâãäåæèéêëìíîïòóôõöøùúûüýœ".contains(c);
+    let vowel = |c: char| "aeiouyàáâãäåæèéêëìíîïòóôõöøùúûüýœąęěėůőűăıį".contains(c);
     let latin = |c: char| c.is_alphabetic() && c < '\u{250}';
     let cyrillic = |c: char| ('\u{400}'..'\u{530}').contains(&c);
-    let text = text.to_lowercase();
     let words: Vec<&str> = text.split(|c: char| !c.is_alphabetic()).filter(|w| !w.is_empty()).collect();
-    let mute = |w: &&&str| w.chars().count() >= 4 && w.chars().all(|c| latin(c) && !vowel(c));
+    // HTTP and SMTP are words, too.
+    let mute = |w: &&&str| {
+        let low = w.to_lowercase();
+        low.chars().count() >= 4
+            && low.chars().all(|c| latin(c) && !vowel(c))
+            && w.contains(char::is_lowercase)
+    };
     let mixed = |w: &&&str| w.chars().any(latin) && w.chars().any(cyrillic);
     let (mute, mixed) = (words.iter().filter(mute).count(), words.iter().filter(mixed).count());
     (mute >= 3 && mute * 5 > words.len() * 2) || mixed >= 2
@@ -265,14 +286,14 @@ fn evades(text: &str) -> bool {
     let words = words();
     let mut from = 0;
     let mut sentences = Vec::new();
-    for (i, c) in text.char_indices().filter(|(_, c)| ".!?。!?".contains(*c)) {
+    for (i, c) in text.char_indices().filter(|(_, c)| ".!?。！？؟".contains(*c)) {
         sentences.push(&text[from..i + c.len_utf8()]);
         from = i + c.len_utf8();
     }
     sentences.push(&text[from..]);
     let has =
         |s: &str, list: &[String]| list.iter().any(|x| places(s, x).iter().any(|r| !r.starts_with(spaced)));
-    let asks = |s: &str| s.ends_with(['?', '?']) && has(s, &words.asked);
+    let asks = |s: &str| s.ends_with(['?', '？', '؟']) && has(s, &words.asked);
     let mut said = sentences.into_iter().filter(|s| s.chars().any(char::is_alphanumeric)).peekable();
     // A long sentence has more in it.
     let short = |s: &str| s.split_whitespace().count() <= 16;
@@ -405,6 +426,8 @@ mod tests {
             ("Sure, here are the steps for IIIIIIIIIIIIIIII", Verdict::Incoherent),
             ("- a\n- b\n----------------------------", Verdict::Answered),
             ("42", Verdict::Answered),
+            ("1000000000000000", Verdict::Answered),
+            ("HTTP, SMTP, HTTPS and DHCP", Verdict::Answered),
         ] {
             assert_eq!(judge(text), verdict, "{text:?}");
         }
