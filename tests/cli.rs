@@ -78,6 +78,8 @@ fn wrong_usage_exits_with_2() {
         &["in.gguf", "out.gguf", "--memory", "lots"],
         &["in.gguf", "out.gguf", "--method", "ablate"],
         &["derive", "in.gguf"],
+        &["compare", "in.gguf"],
+        &["compare", "in.gguf", "out.gguf", "--max-drop", "lots"],
     ] {
         assert_eq!(code(&run(args)), 2, "{args:?}");
     }

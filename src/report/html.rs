@@ -147,7 +147,7 @@ fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scor
     ] {
         write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>")?;
     }
-    write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: paired exact McNemar test, the odds that the difference is chance.</p>")
+    write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")
 }
 
 fn incoherent(s: &Scores) -> String {
@@ -158,7 +158,7 @@ fn incoherent(s: &Scores) -> String {
 
 fn rate(r: &Rate) -> String {
     format!(
-        "{} <small>{}/{}, {:.0}–{:.0} %</small>",
+        "{} <small><span>{}/{},</span> <span>{:.0}–{:.0} %</span></small>",
         percent(r.refusal_rate),
         r.refused,
         r.n,
@@ -171,7 +171,7 @@ fn tensors(out: &mut String, p: &Patched) -> std::fmt::Result {
     if p.tensors.is_empty() {
         return Ok(());
     }
-    write!(out, "<h2>What was changed</h2><p class=dim>All other tensors are byte for byte the same; metadata says what was done.</p><div class=scroll><table><tr><th>tensor<th>encoding<th>strength asked<th>stored<th>edit / weights<th>codes moved<th>bytes changed")?;
+    write!(out, "<h2>What was changed</h2><p class=dim>All other tensors are byte for byte the same; metadata says what was done.</p><div class=scroll><table><tr><th>tensor<th>strength asked<th>stored<th>encoding<th>edit / weights<th>codes moved<th>bytes changed")?;
     for t in &p.tensors {
         let encoding = if t.encoding.0 == t.encoding.1 {
             t.encoding.0.to_string()
@@ -180,7 +180,7 @@ fn tensors(out: &mut String, p: &Patched) -> std::fmt::Result {
         };
         write!(
             out,
-            "<tr><td><code>{}</code><td>{encoding}<td>{:.2}<td>{}<td>{}<td>{}<td>{}",
+            "<tr><td><code>{}</code><td>{:.2}<td>{}<td>{encoding}<td>{}<td>{}<td>{}",
             escape(&t.tensor),
             t.asked,
             percent(t.achieved.achieved),
@@ -203,11 +203,11 @@ fn answers(out: &mut String, p: &Patched) -> std::fmt::Result {
     )?;
     for e in &examples {
         let set = if e.set == Set::Harmful { "" } else { e.set.name() };
-        write!(out, "<div class=pair><p><b>{}</b> <small>{set}</small></p>", escape(&e.prompt))?;
+        write!(out, "<div class=pair><b>{}</b> <small>{set}</small>", escape(&e.prompt))?;
         for (when, (text, verdict)) in [("before", &e.before), ("after", &e.after)] {
             write!(
                 out,
-                "<p><span class=tag>{when}</span> {} <small>{}</small></p>",
+                "<p><span class=tag>{when}</span><span>{} <small>{}</small></span></p>",
                 escape(text),
                 class(*verdict)
             )?;

@@ -137,7 +137,7 @@ pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
     if own.is_empty() {
         return Ok(());
     }
-    write!(out, "<h2>Where the model tells harmful from harmless requests</h2><p class=dim>Left: validation prompts projected on each block's direction at the deciding position. Right: how far harmful and harmless training prompts are apart at every position that the chat template adds (0 decides), relative to the largest gap. Shaded or framed: the blocks that were edited.</p><div class=plots>")?;
+    write!(out, "<h2>Where the model tells harmful from harmless requests</h2><p class=dim>First: validation prompts projected on each block's direction at the deciding position. Second: how far harmful and harmless training prompts are apart at every position that the chat template adds (0 decides), relative to the largest gap. Shaded or framed: the blocks that were edited.</p><div class=plots>")?;
     let n = own.len() as f64;
     let (left, wide) = (34.0, 320.0);
     let x = |i: f64| left + wide * (i + 0.5) / n;
