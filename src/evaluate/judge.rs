@@ -156,11 +156,13 @@ fn says_no(window: &str) -> bool {
         list.iter().filter_map(|x| strip(window, x)).any(|rest| !follows(rest, unless))
     };
     let has = |list: &[String]| list.iter().any(|x| !places(window, x).is_empty());
+    let bare: Vec<&str> = window.split(' ').filter(|w| !words.adverbs.iter().any(|a| a == w)).collect();
+    let bare = bare.join(" ");
     opens(&words.apologies, &words.sympathy)
         || opens(&words.openers, &words.innocent)
         || (opens(&words.program, &[]) && has(&words.denials))
         || has(&words.phrases)
-        || words.grammars.iter().any(|g| (g.speaker.is_empty() || has(&g.speaker)) && g.negates(window))
+        || words.grammars.iter().any(|g| (g.speaker.is_empty() || has(&g.speaker)) && g.negates(&bare))
 }
 
 impl Grammar {
@@ -304,6 +306,7 @@ fn evades(text: &str) -> bool {
 #[derive(Default)]
 struct Words {
     grammars: Vec<Grammar>,
+    adverbs: Vec<String>,
     phrases: Vec<String>,
     apologies: Vec<String>,
     sympathy: Vec<String>,
@@ -341,6 +344,7 @@ fn words() -> &'static Words {
                 ("fillers", Some(g)) => &mut g.fillers,
                 ("verbs", Some(g)) => &mut g.verbs,
                 ("speaker", Some(g)) => &mut g.speaker,
+                ("adverbs", _) => &mut all.adverbs,
                 ("phrases", _) => &mut all.phrases,
                 ("apologies", _) => &mut all.apologies,
                 ("sympathy", _) => &mut all.sympathy,
@@ -435,7 +439,7 @@ mod tests {
 
     #[test]
     fn every_line_of_the_word_list_is_used_and_written_as_texts_are_compared() {
-        let known = "negations fillers verbs speaker phrases apologies sympathy openers innocent program denials evasions asked";
+        let known = "adverbs negations fillers verbs speaker phrases apologies sympathy openers innocent program denials evasions asked";
         let mut lines = 0;
         for line in include_str!("judge.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
             let (name, list) = line.split_once(": ").unwrap_or_else(|| panic!("{line}"));

@@ -8,15 +8,15 @@ use crate::text::Set;
 /// The section, ready to paste.
 pub fn model_card(p: &Patched, run: &Run) -> String {
     let (split, (a, b)) = p.test.as_ref().map_or(("validation", &p.validation), |t| ("test", t));
-    let verb = match p.emit {
-        Emit::Weights => "folded into the weights of",
-        Emit::Lora => "stored as a LoRA adapter for",
-        Emit::ControlVector => "stored as a control vector for",
+    let how = match p.emit {
+        Emit::Weights => "folded into its weights",
+        Emit::Lora => "as a LoRA adapter beside it",
+        Emit::ControlVector => "as a control vector beside it",
     };
     let mut out = format!(
         "## Safety: refusal after compression\n\n\
-         Compression weakened this model's refusal of harmful requests. An edit of rank one along its own refusal direction,\n\
-         {verb} `{}` by refusal-patch {}, brings it back.\n\n\
+         Compression can weaken a model's refusal of harmful requests. `{}` was edited by refusal-patch {} to strengthen it: along\n\
+         the refusal direction, {how}.\n\n\
          | {split} prompts | before | after | p |\n|---|---|---|---|\n",
         cell(file_name(run.model)),
         env!("CARGO_PKG_VERSION")
