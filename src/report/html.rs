@@ -54,7 +54,7 @@ fn render(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
     answers(out, p)?;
     write!(
         out,
-        "<h2>For the model card</h2><details><summary>Markdown to paste</summary><pre>{}</pre></details>",
+        "<div class=screen><h2>For the model card</h2><details><summary>Markdown to paste</summary><pre>{}</pre></details></div>",
         escape(&card::model_card(p, run))
     )?;
     provenance(out, p, run)?;
