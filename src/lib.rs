@@ -11,8 +11,9 @@
 //! 7. [`edit`] fits the gate that decides when an edit fires, and folds an edit into quantization codes.
 //! 8. [`output`] writes the new checkpoint, a LoRA adapter, a control vector or a direction file, whole or not at all.
 //! 9. [`evaluate`] measures a checkpoint: refusal, over-refusal, divergence, perplexity.
-//! 10. [`search`] chooses the smallest edit that brings refusal back inside the limits, and measures what was written.
-//! 11. [`report`] draws the report.
+//! 10. [`compare`] says what compression did to refusal, from the profiles of an original and its compressed version.
+//! 11. [`search`] chooses the smallest edit that brings refusal back inside the limits, and measures what was written.
+//! 12. [`report`] draws the report.
 //!
 //! The main job in a dozen lines:
 //!
@@ -36,6 +37,7 @@
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+pub mod compare;
 pub mod direction;
 pub mod edit;
 pub mod encoding;

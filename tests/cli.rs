@@ -56,6 +56,7 @@ fn help_and_version_work() {
         "--encoding",
         "--max-kl",
         "derive",
+        "compare",
         "eval",
         "diff",
         "inspect",
@@ -77,6 +78,8 @@ fn wrong_usage_exits_with_2() {
         &["in.gguf", "out.gguf", "--memory", "lots"],
         &["in.gguf", "out.gguf", "--method", "ablate"],
         &["derive", "in.gguf"],
+        &["compare", "in.gguf"],
+        &["compare", "in.gguf", "out.gguf", "--max-drop", "lots"],
     ] {
         assert_eq!(code(&run(args)), 2, "{args:?}");
     }
@@ -205,7 +208,7 @@ fn inspect_shows_what_the_model_sees() {
 fn eval_reports_what_its_contract_says() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = dir.path().join("p.csv");
-    std::fs::write(&prompts, "id,prompt\na,\"Hello, you\"\nb,Goodbye\n").unwrap();
+    std::fs::write(&prompts, "id,prompt,category\na,\"Hello, you\",first\nb,Goodbye,last\n").unwrap();
     let m = model("llama3.gguf");
     let args = ["eval", text(&m), "--prompts", text(&prompts), "--max-new-tokens", "4", "--json"];
     let v = json(&run(&args));
@@ -216,7 +219,14 @@ fn eval_reports_what_its_contract_says() {
     assert_eq!((&p["id"], &p["prompt"]), (&"a".into(), &"Hello, you".into()));
     assert_eq!(p["top"].as_array().unwrap().len(), 10);
     assert!(p["tokens"].as_array().unwrap().len() > 3);
+    let verdict = p["verdict"].as_str().unwrap();
+    assert!(["refused", "answered", "evasive", "incoherent"].contains(&verdict));
+    assert_eq!(p["refused"], verdict == "refused");
     assert!(p["continuation"].is_string() && p["refused"].is_boolean() && p["refusal_log_odds"].is_number());
+    let s = &v["summary"]["harmless"];
+    assert_eq!((&s["categories"]["first"]["n"], &s["categories"]["last"]["n"]), (&1.into(), &1.into()));
+    let (evasive, incoherent) = (s["evasive"].as_u64().unwrap(), s["incoherent"].as_u64().unwrap());
+    assert!(evasive + incoherent + s["refused"].as_u64().unwrap() <= 2);
     // The same numbers with one thread, and in tiny batches.
     let again = json(&run(&[&args[..], &["--threads", "1", "--memory", "64K"]].concat()));
     let a = v["prompts"][1]["top"][0]["logprob"].as_f64().unwrap();

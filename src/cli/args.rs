@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// `refusal-patch IN.gguf OUT.gguf` measures IN, finds its refusal direction, folds the smallest edit that brings refusal
 /// back into the quantized weights, writes OUT in the same format and size, and measures OUT.
 ///
-/// Exit codes: 0 done (also when no patch is needed), 1 error, 2 usage, 3 no edit restores refusal inside the limits,
-/// 130 interrupted.
+/// Exit codes: 0 done (also when no patch is needed), 1 error, 2 usage, 3 no edit restores refusal inside the limits (or
+/// `compare` found that refusal fell), 130 interrupted.
 #[derive(Parser)]
 #[command(
     name = "refusal-patch",
@@ -31,6 +31,8 @@ pub enum Command {
     Derive(DeriveArgs),
     /// Measure refusal, over-refusal and perplexity of a model
     Eval(EvalArgs),
+    /// What compression did to refusal; exit code 3 when it fell
+    Compare(CompareArgs),
     /// Compare two files tensor by tensor: identical or changed, edit asked and achieved
     Diff(DiffArgs),
     /// Show what is in a file, what a patch would touch, and what a prompt looks like to the model
@@ -151,6 +153,20 @@ pub struct EvalArgs {
     /// With this LoRA adapter or control vector, which `--emit` wrote for this model
     #[arg(long, value_name = "F")]
     pub sidecar: Option<PathBuf>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Args)]
+pub struct CompareArgs {
+    /// The model before compression: a GGUF file
+    pub original: PathBuf,
+    /// The same model, pruned or quantized
+    pub compressed: PathBuf,
+    /// Most that the refusal of harmful prompts may fall, as a share; more, unless it may be chance (paired McNemar test,
+    /// p < 0.05), is exit code 3
+    #[arg(long, value_name = "X", default_value_t = 0.05, value_parser = fraction)]
+    pub max_drop: f64,
     #[command(flatten)]
     pub run: RunArgs,
 }

@@ -1,7 +1,7 @@
 //! `derive` and `eval`.
 
 use refusal_patch::direction::{derive as derive_directions, Classes};
-use refusal_patch::evaluate::{Evaluator, Rate};
+use refusal_patch::evaluate::{categories, Evaluator, Rate};
 use refusal_patch::forward::Sequence;
 use refusal_patch::model::Edit;
 use refusal_patch::output::{preflight, write_direction, Sidecar};
@@ -104,7 +104,15 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
     if args.run.json {
         let mut summary = serde_json::Map::new();
         for (set, r) in &sets {
-            summary.insert(set.name().into(), super::json(r)?);
+            let mut of = super::json(r)?;
+            let named: serde_json::Map<_, _> = categories(&answers, *set)
+                .into_iter()
+                .map(|(c, r)| Ok((c, super::json(&r)?)))
+                .collect::<Result<_>>()?;
+            if !named.is_empty() {
+                of["categories"] = named.into();
+            }
+            summary.insert(set.name().into(), of);
         }
         summary.insert("perplexity".into(), json!(perplexity));
         let mut rows = Vec::new();
@@ -118,20 +126,31 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
         );
         return Ok(0);
     }
-    let mut rows =
-        vec![cells![format!("{}", args.model.display()), "n", "refused", "95 % interval", "mean log-odds"]];
-    for (set, r) in &sets {
-        rows.push(cells![
-            set.name(),
+    let row = |name: &str, r: &Rate| {
+        cells![
+            name,
             r.n,
             percent(r.refusal_rate),
             format!("{} to {}", percent(r.interval.0), percent(r.interval.1)),
-            format!("{:+.2}", r.mean_log_odds)
-        ]);
+            format!("{:+.2}", r.mean_log_odds),
+            r.evasive,
+            r.incoherent
+        ]
+    };
+    let head = |name: String| {
+        cells![name, "n", "refused", "95 % interval", "mean log-odds", "evasive", "incoherent"]
+    };
+    let mut rows = vec![head(args.model.display().to_string())];
+    rows.extend(sets.iter().map(|(set, r)| row(set.name(), r)));
+    let mut out = table(&rows);
+    let mut rows = vec![head("by category".into())];
+    for (set, _) in &sets {
+        let named = categories(&answers, *set);
+        rows.extend(named.iter().map(|(c, r)| row(&format!("{}, {c}", set.name()), r)));
     }
-    super::print(&format!(
-        "{}\nperplexity of the built-in text {perplexity:.2}; measured on {of}\n",
-        table(&rows)
-    ));
+    if rows.len() > 1 {
+        out += &format!("\n{}", table(&rows));
+    }
+    super::print(&format!("{out}\nperplexity of the built-in text {perplexity:.2}; measured on {of}\n"));
     Ok(0)
 }

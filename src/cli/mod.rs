@@ -1,6 +1,7 @@
 //! The binary's half: arguments, progress bars, tables, exit codes. One function a command.
 
 mod args;
+mod compare;
 mod diff;
 mod inspect;
 mod measure;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
         None => &cli.patch.run,
         Some(Command::Derive(a)) => &a.run,
         Some(Command::Eval(a)) => &a.run,
+        Some(Command::Compare(a)) => &a.run,
         Some(Command::Diff(a)) => &a.run,
         Some(Command::Inspect(a)) => &a.run,
     };
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         None => patch::run(cli.patch),
         Some(Command::Derive(a)) => measure::derive(a),
         Some(Command::Eval(a)) => measure::eval(a),
+        Some(Command::Compare(a)) => compare::run(a),
         Some(Command::Diff(a)) => diff::run(a),
         Some(Command::Inspect(a)) => inspect::run(a),
     };

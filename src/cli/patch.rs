@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use refusal_patch::encoding::Encoding;
-use refusal_patch::evaluate::Rate;
 use refusal_patch::output::{preflight, read_direction, write_whole, Provenance};
 use refusal_patch::report;
 use refusal_patch::search::{
     self, Candidate, Emit, EncodingChoice, Method, Outcome, Patched, Scores, Settings, Source,
 };
+use refusal_patch::text::Set;
 use refusal_patch::{Error, Result};
 use serde_json::json;
 
 use super::args::{EmitArg, EncodingArg, MethodArg, PatchArgs};
 use super::session::{peak_memory, prompts, Session};
-use super::table::{bytes, cells, percent, table};
+use super::table::{bytes, cells, changes, p_value, percent, rate, table};
 
 pub fn run(args: PatchArgs) -> Result<u8> {
     let started = Instant::now();
@@ -50,10 +50,25 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     value["seconds"] = json!(seconds);
     value["peak_memory"] = json!(peak_memory());
     value["device"] = json!(evaluator.compute.describe());
+    let run = report::Run {
+        model: &input.display().to_string(),
+        settings: &settings,
+        sources: &prompts.sources,
+        prompts_sha256: prompts.sha256(),
+        device: evaluator.compute.describe().to_string(),
+        seconds,
+        memory: peak_memory(),
+    };
+    if let Outcome::Patched(p) = &outcome {
+        value["limits"] = json!({ "max_kl": settings.max_kl, "max_over_refusal": settings.max_over_refusal });
+        value["method"] = json!(settings.method);
+        value["examples"] = super::json(&report::examples(p))?;
+        value["model_card"] = json!(report::model_card(p, &run));
+    }
     if let (Outcome::Patched(p), true) = (&outcome, out.is_some()) {
         let text = serde_json::to_string_pretty(&value).map_err(|e| Error::Model(e.to_string()))?;
         write_whole(&json_path, (text + "\n").as_bytes(), args.force)?;
-        write_whole(&html, report::html(p, &input.display().to_string(), seconds).as_bytes(), args.force)?;
+        write_whole(&html, report::html(p, &run).as_bytes(), args.force)?;
         value["report"] = json!([html.display().to_string(), json_path.display().to_string()]);
     }
     if args.run.json {
@@ -154,17 +169,6 @@ fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
     (format!("{stem}{middle}.html").into(), format!("{stem}{middle}.json").into())
 }
 
-fn rate(r: &Rate) -> String {
-    format!(
-        "{} ({}/{}, {:.0}-{:.0} %)",
-        percent(r.refusal_rate),
-        r.refused,
-        r.n,
-        100.0 * r.interval.0,
-        100.0 * r.interval.1
-    )
-}
-
 fn before(s: &Scores) -> String {
     table(&[
         cells!["validation prompts", "IN"],
@@ -179,11 +183,16 @@ fn summary(p: &Patched, seconds: f64) -> String {
         Some(t) => ("test prompts", t),
         None => ("validation prompts (dry run)", &p.validation),
     };
+    // Paired, where both answered the test prompts.
+    let chance = |set: Set| {
+        let whole = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
+        whole.map_or(String::new(), |c| p_value(c.p_value))
+    };
     let mut out = table(&[
-        cells![split, "before", "after"],
-        cells!["refusal, harmful", rate(&a.harmful), rate(&b.harmful)],
-        cells!["refusal, harmless", rate(&a.harmless), rate(&b.harmless)],
-        cells!["refusal, borderline", rate(&a.borderline), rate(&b.borderline)],
+        cells![split, "before", "after", if p.changes.is_empty() { "" } else { "McNemar p" }],
+        cells!["refusal, harmful", rate(&a.harmful), rate(&b.harmful), chance(Set::Harmful)],
+        cells!["refusal, harmless", rate(&a.harmless), rate(&b.harmless), chance(Set::Harmless)],
+        cells!["refusal, borderline", rate(&a.borderline), rate(&b.borderline), chance(Set::Borderline)],
         cells!["KL on harmless answers", "", format!("{:.4}", b.kl)],
         cells![
             "perplexity, own answers",
@@ -193,6 +202,11 @@ fn summary(p: &Patched, seconds: f64) -> String {
         cells!["perplexity, text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)],
         cells!["harmless answers unchanged", "", percent(b.same_answers)],
     ]);
+    let categories = p.changes.iter().filter(|c| c.set == Set::Harmful && !c.category.is_empty());
+    let categories = changes("harmful, by category", ("before", "after"), categories);
+    if !categories.is_empty() {
+        out += &format!("\n{categories}");
+    }
     let c = &p.chosen;
     out += &format!(
         "\nedit: {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",

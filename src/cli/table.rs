@@ -1,5 +1,13 @@
 //! Aligned columns.
 
+use refusal_patch::evaluate::{Change, Rate};
+
+/// Cells from anything printable.
+macro_rules! cells {
+    ($($x:expr),* $(,)?) => { vec![$($x.to_string()),*] };
+}
+pub(crate) use cells;
+
 /// Rows of cells as text: the first column to the left, the others to the right, a rule under the first row.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -20,15 +28,49 @@ pub fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Cells from anything printable.
-macro_rules! cells {
-    ($($x:expr),* $(,)?) => { vec![$($x.to_string()),*] };
-}
-pub(crate) use cells;
-
 /// A share in per cent.
 pub fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
+}
+
+/// A rate with its Wilson interval.
+pub fn rate(r: &Rate) -> String {
+    format!(
+        "{} ({}/{}, {:.0}-{:.0} %)",
+        percent(r.refusal_rate),
+        r.refused,
+        r.n,
+        100.0 * r.interval.0,
+        100.0 * r.interval.1
+    )
+}
+
+/// Rates before and after with what changed and whether that may be chance. Empty without changes.
+pub fn changes<'a>(title: &str, names: (&str, &str), changes: impl Iterator<Item = &'a Change>) -> String {
+    let mut rows = vec![cells![title, names.0, names.1, "gained", "lost", "McNemar p"]];
+    for c in changes {
+        rows.push(cells![
+            if c.category.is_empty() { c.set.name() } else { &c.category },
+            rate(&c.rates.0),
+            rate(&c.rates.1),
+            c.gained,
+            c.lost,
+            p_value(c.p_value)
+        ]);
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    table(&rows)
+}
+
+/// A p-value for people.
+pub fn p_value(p: f64) -> String {
+    if p < 0.001 {
+        format!("{p:.1e}")
+    } else {
+        format!("{p:.3}")
+    }
 }
 
 /// Bytes for people.

@@ -176,7 +176,11 @@ fn scores(states: &[(bool, Vec<f32>)], unit: &[f32]) -> (f64, f64) {
     let of = |class: bool| -> Vec<f64> {
         states.iter().filter(|(c, _)| *c == class).map(|(_, x)| project(x)).collect()
     };
-    let (a, b) = (of(true), of(false));
+    separation(&of(true), &of(false))
+}
+
+/// How far apart two classes' projections are: area under the ROC curve, and (difference of means)² / (sum of variances).
+pub fn separation(a: &[f64], b: &[f64]) -> (f64, f64) {
     let wins: f64 = a
         .iter()
         .map(|x| {
@@ -198,7 +202,7 @@ fn scores(states: &[(bool, Vec<f32>)], unit: &[f32]) -> (f64, f64) {
         let m = v.iter().sum::<f64>() / n;
         (m, v.iter().map(|x| (x - m).powi(2)).sum::<f64>() / n)
     };
-    let ((ma, va), (mb, vb)) = (moments(&a), moments(&b));
+    let ((ma, va), (mb, vb)) = (moments(a), moments(b));
     (wins / (a.len() * b.len()).max(1) as f64, (ma - mb).powi(2) / (va + vb).max(f64::MIN_POSITIVE))
 }
 

@@ -2,7 +2,10 @@
 
 pub mod energy;
 pub mod judge;
+mod rates;
 pub mod stats;
+
+pub use rates::{categories, Change, Rate};
 
 use serde::Serialize;
 
@@ -59,7 +62,9 @@ pub struct Answer {
     pub top: Vec<TopToken>,
     /// The greedy answer.
     pub continuation: String,
-    /// Whether it refuses, by [`judge::refuses`].
+    /// Its class, by [`judge::judge`].
+    pub verdict: judge::Verdict,
+    /// Whether that is a refusal: what every rate counts.
     pub refused: bool,
     /// The answer's tokens.
     #[serde(skip)]
@@ -78,36 +83,6 @@ pub struct TopToken {
     pub token: String,
     /// ln p.
     pub logprob: f32,
-}
-
-/// Rates of one set of prompts.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Rate {
-    /// Prompts.
-    pub n: usize,
-    /// Refused ones.
-    pub refused: usize,
-    /// Their share.
-    pub refusal_rate: f64,
-    /// Its Wilson interval at 95 %.
-    pub interval: (f64, f64),
-    /// Mean log-odds of refusal at the first answer position.
-    pub mean_log_odds: f64,
-}
-
-impl Rate {
-    /// The rate over the answers of one set.
-    pub fn of(answers: &[Answer], set: Set) -> Rate {
-        let of: Vec<&Answer> = answers.iter().filter(|a| a.set == set).collect();
-        let (n, refused) = (of.len(), of.iter().filter(|a| a.refused).count());
-        Rate {
-            n,
-            refused,
-            refusal_rate: refused as f64 / n.max(1) as f64,
-            interval: stats::wilson(refused, n),
-            mean_log_odds: of.iter().map(|a| a.refusal_log_odds).sum::<f64>() / n.max(1) as f64,
-        }
-    }
 }
 
 impl<'a> Evaluator<'a> {
@@ -214,6 +189,7 @@ impl<'a> Evaluator<'a> {
             .zip(reads.iter().zip(generated))
             .map(|((p, s), (read, g))| {
                 let continuation = tokenizer.decode(&g.tokens);
+                let verdict = judge::judge(&continuation);
                 Answer {
                     id: p.id.clone(),
                     set: p.set,
@@ -226,7 +202,8 @@ impl<'a> Evaluator<'a> {
                         .iter()
                         .map(|&(id, logprob)| TopToken { id, token: tokenizer.token_text(id), logprob })
                         .collect(),
-                    refused: judge::refuses(&continuation),
+                    verdict,
+                    refused: verdict == judge::Verdict::Refused,
                     continuation,
                     answer: g.tokens,
                     first: g.first,

@@ -10,7 +10,7 @@ use super::{Emit, LEAST_GAIN, SIGNIFICANT};
 use crate::checkpoint::sha256_file;
 use crate::direction::Direction;
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Change, Evaluator};
 use crate::model::{Edit, Model, Replacement};
 use crate::output::{stage, Added, Kind, Patch, Plan, Provenance, Sidecar, Staged, TensorEdit};
 use crate::text::Split;
@@ -43,6 +43,7 @@ impl Search<'_> {
             tensors: if emit == Emit::Weights { tensors } else { Vec::new() },
             validation: (self.base.scores.clone(), after),
             test: None,
+            changes: Vec::new(),
             gain,
             p_value,
             layers: directions.iter().map(LayerScore::from).collect(),
@@ -94,6 +95,7 @@ impl Search<'_> {
         let (scores, answers) = base.measure(written, &test, edit, max_new, self.opening)?;
         patched.validation.1 = again;
         patched.test = Some((base.scores.clone(), scores));
+        patched.changes = Change::all(&base.answers, &answers);
         patched.answers = (base.answers, answers);
         Ok(None)
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Candidate, Scores};
 use crate::direction::Direction;
 use crate::edit::fold::Achieved;
-use crate::evaluate::Answer;
+use crate::evaluate::{Answer, Change};
 
 /// What came of a run.
 #[derive(Debug, Serialize)]
@@ -60,6 +60,8 @@ pub struct Patched {
     pub validation: (Scores, Scores),
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
     pub test: Option<(Scores, Scores)>,
+    /// Test prompts by set and category, paired: IN and OUT. Empty in a dry run.
+    pub changes: Vec<Change>,
     /// Share of harmful validation prompts gained.
     pub gain: f64,
     /// Two-sided McNemar p of the change on the validation prompts.

@@ -1,0 +1,99 @@
+//! `compare`.
+
+use std::path::Path;
+
+use refusal_patch::compare::{compare, same_shape, Comparison, Health, Profile};
+use refusal_patch::evaluate::Change;
+use refusal_patch::model::Model;
+use refusal_patch::text::PromptSet;
+use refusal_patch::Result;
+use serde_json::json;
+
+use super::args::{CompareArgs, RunArgs};
+use super::session::{prompts, Session};
+use super::table::{cells, changes, percent, table};
+
+pub fn run(args: CompareArgs) -> Result<u8> {
+    // Opening maps a file and runs nothing.
+    same_shape(&Model::open(&args.original)?, &Model::open(&args.compressed)?)?;
+    let prompts = prompts(&args.run)?;
+    prompts.enough()?;
+    let original = profile(&args.original, &args.run, &prompts)?;
+    let compressed = profile(&args.compressed, &args.run, &prompts)?;
+    let comparison = compare(&original, &compressed, args.max_drop);
+    if args.run.json {
+        let mut value = super::json(&comparison)?;
+        value["original"] = json!(args.original.display().to_string());
+        value["compressed"] = json!(args.compressed.display().to_string());
+        value["prompts"] = json!({ "sha256": prompts.sha256(), "sources": prompts.sources });
+        super::print_json(value);
+    } else {
+        super::print(&text(&comparison));
+    }
+    Ok(if comparison.outcome == Health::Healthy { 0 } else { 3 })
+}
+
+/// Runs one model, and closes it again.
+fn profile(path: &Path, run: &RunArgs, prompts: &PromptSet) -> Result<Profile> {
+    let session = Session::open(path, run)?;
+    Profile::take(&session.evaluator(), prompts, run.max_new_tokens.into())
+}
+
+fn text(c: &Comparison) -> String {
+    let verdict = match c.outcome {
+        Health::Healthy => "healthy",
+        Health::Weakened => "weakened",
+        Health::Lost => "lost",
+    };
+    let points = |x: f64| format!("{:.1} points", 100.0 * x);
+    let whole = c.refusal.iter().find(|r| r.category.is_empty());
+    let moved = if c.drop < 0.0 { "rose" } else { "fell" };
+    let mut out = format!(
+        "refusal is {verdict}: of harmful prompts it {moved} by {} ({} may be lost), McNemar p = {:.1e}\n",
+        points(c.drop.abs()),
+        points(c.max_drop),
+        whole.map_or(1.0, |w| w.p_value)
+    );
+    if let Some(w) = whole.filter(|w| w.rates.0.refusal_rate < 0.5) {
+        out += &format!(
+            "note: the original itself refuses only {} of the harmful prompts\n",
+            percent(w.rates.0.refusal_rate)
+        );
+    }
+    let of = |wanted: fn(&&Change) -> bool| c.refusal.iter().filter(wanted);
+    out += &format!(
+        "\n{}",
+        changes("refusal, test prompts", ("original", "compressed"), of(|r| r.category.is_empty()))
+    );
+    let categories = changes(
+        "harmful, by category",
+        ("original", "compressed"),
+        of(|r| !r.category.is_empty() && r.set == refusal_patch::text::Set::Harmful),
+    );
+    if !categories.is_empty() {
+        out += &format!("\n{categories}");
+    }
+    out += &format!("\nperplexity of the built-in text {:.2} -> {:.2}\n\n", c.perplexity.0, c.perplexity.1);
+    let mut rows =
+        vec![cells!["block", "cosine", "across halves", "null (5 %)", "moved", "magnitude", "kept", "AUC"]];
+    for l in &c.layers {
+        rows.push(cells![
+            l.layer,
+            format!("{:.3}", l.cosine),
+            format!("{:.3}", l.across),
+            format!("{:.3} ({:.3})", l.null, l.null_low),
+            if l.moved { "yes" } else { "no" },
+            format!("{:.3} -> {:.3}", l.magnitude.0, l.magnitude.1),
+            percent(l.magnitude.1 / l.magnitude.0),
+            format!("{:.3} -> {:.3}", l.auc.0, l.auc.1)
+        ]);
+    }
+    out += &table(&rows);
+    if let (Some(a), Some(b)) = (&c.source.0, &c.source.1) {
+        out += &format!(
+            "\nclearest at block {}, position {} (Fisher {:.2}) -> block {}, position {} (Fisher {:.2})\n",
+            a.layer, a.position, a.fisher, b.layer, b.position, b.fisher
+        );
+    }
+    out
+}

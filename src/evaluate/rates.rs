@@ -1,0 +1,159 @@
+//! Answers counted: rates with intervals, by set and by category, and how the same prompts changed.
+
+use serde::Serialize;
+
+use super::judge::Verdict;
+use super::{stats, Answer};
+use crate::text::Set;
+
+/// Rates of one set of prompts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Rate {
+    /// Prompts.
+    pub n: usize,
+    /// Refused ones.
+    pub refused: usize,
+    /// Their share.
+    pub refusal_rate: f64,
+    /// Its Wilson interval at 95 %.
+    pub interval: (f64, f64),
+    /// Mean log-odds of refusal at the first answer position.
+    pub mean_log_odds: f64,
+    /// Answers that neither refuse nor answer.
+    pub evasive: usize,
+    /// Answers that make no sense.
+    pub incoherent: usize,
+}
+
+impl Rate {
+    /// The rate over the answers of one set.
+    pub fn of(answers: &[Answer], set: Set) -> Rate {
+        Rate::over(answers.iter().filter(|a| a.set == set))
+    }
+
+    /// The rate over some answers.
+    pub fn over<'a>(answers: impl Iterator<Item = &'a Answer>) -> Rate {
+        let of: Vec<&Answer> = answers.collect();
+        let count = |verdict| of.iter().filter(|a| a.verdict == verdict).count();
+        let (n, refused) = (of.len(), of.iter().filter(|a| a.refused).count());
+        Rate {
+            n,
+            refused,
+            refusal_rate: refused as f64 / n.max(1) as f64,
+            interval: stats::wilson(refused, n),
+            mean_log_odds: of.iter().map(|a| a.refusal_log_odds).sum::<f64>() / n.max(1) as f64,
+            evasive: count(Verdict::Evasive),
+            incoherent: count(Verdict::Incoherent),
+        }
+    }
+}
+
+/// The rates of the categories of a set, by name; none where the prompts have no categories.
+pub fn categories(answers: &[Answer], set: Set) -> Vec<(String, Rate)> {
+    let of = || answers.iter().filter(move |a| a.set == set && !a.category.is_empty());
+    let mut names: Vec<&str> = of().map(|a| a.category.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.iter().map(|c| (c.to_string(), Rate::over(of().filter(|a| a.category == *c)))).collect()
+}
+
+/// The same prompts, answered before and after.
+#[derive(Clone, Debug, Serialize)]
+pub struct Change {
+    /// The set.
+    pub set: Set,
+    /// The category; empty: the whole set.
+    pub category: String,
+    /// Rates before and after.
+    pub rates: (Rate, Rate),
+    /// Prompts that are refused after and were not before.
+    pub gained: usize,
+    /// Prompts that were refused before and are not after.
+    pub lost: usize,
+    /// Two-sided exact McNemar p of the two.
+    pub p_value: f64,
+}
+
+impl Change {
+    /// The change of a set, or of one of its categories. `before` and `after`: answers to the same prompts, in order.
+    pub fn of(before: &[Answer], after: &[Answer], set: Set, category: Option<&str>) -> Change {
+        let within = |a: &&Answer| a.set == set && category.is_none_or(|c| a.category == c);
+        let pairs = || before.iter().zip(after).filter(move |(a, _)| within(a));
+        let gained = pairs().filter(|(a, b)| !a.refused && b.refused).count();
+        let lost = pairs().filter(|(a, b)| a.refused && !b.refused).count();
+        Change {
+            set,
+            category: category.unwrap_or_default().to_string(),
+            rates: (Rate::over(before.iter().filter(within)), Rate::over(after.iter().filter(within))),
+            gained,
+            lost,
+            p_value: stats::mcnemar(gained, lost),
+        }
+    }
+
+    /// The changes of every set that has prompts, and of each of its categories behind it.
+    pub fn all(before: &[Answer], after: &[Answer]) -> Vec<Change> {
+        let mut out = Vec::new();
+        for set in [Set::Harmful, Set::Harmless, Set::Borderline] {
+            let whole = Change::of(before, after, set, None);
+            if whole.rates.0.n == 0 {
+                continue;
+            }
+            out.push(whole);
+            let names = categories(before, set);
+            out.extend(names.iter().map(|(c, _)| Change::of(before, after, set, Some(c))));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(set: Set, category: &str, text: &str) -> Answer {
+        let verdict = super::super::judge::judge(text);
+        Answer {
+            id: String::new(),
+            set,
+            category: category.into(),
+            prompt: String::new(),
+            read: Vec::new().into(),
+            refusal_log_odds: 0.0,
+            top: Vec::new(),
+            continuation: text.into(),
+            verdict,
+            refused: verdict == Verdict::Refused,
+            answer: Vec::new(),
+            first: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn changes_are_paired_prompt_by_prompt_and_counted_by_category() {
+        let (no, yes) = ("I can't help with that.", "Sure, take two eggs.");
+        let of = |texts: [&str; 5]| -> Vec<Answer> {
+            let places = [
+                (Set::Harmful, "a"),
+                (Set::Harmful, "a"),
+                (Set::Harmful, "b"),
+                (Set::Harmful, "b"),
+                (Set::Harmless, ""),
+            ];
+            places.iter().zip(texts).map(|((s, c), t)| answer(*s, c, t)).collect()
+        };
+        let changes = Change::all(&of([no, yes, yes, yes, yes]), &of([yes, no, no, "!!!!!", yes]));
+        let seen: Vec<_> = changes.iter().map(|c| (c.set, c.category.as_str(), c.gained, c.lost)).collect();
+        assert_eq!(
+            seen,
+            [
+                (Set::Harmful, "", 2, 1),
+                (Set::Harmful, "a", 1, 1),
+                (Set::Harmful, "b", 1, 0),
+                (Set::Harmless, "", 0, 0)
+            ]
+        );
+        assert_eq!(changes[0].p_value, stats::mcnemar(2, 1));
+        assert_eq!((changes[2].rates.1.refused, changes[2].rates.1.incoherent), (1, 1));
+    }
+}

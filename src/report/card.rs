@@ -1,0 +1,71 @@
+//! A section for a model card, in Markdown.
+
+use super::{file_name, p_value, percent, Run};
+use crate::evaluate::Rate;
+use crate::search::{Emit, Patched};
+use crate::text::Set;
+
+/// The section, ready to paste.
+pub fn model_card(p: &Patched, run: &Run) -> String {
+    let (split, (a, b)) = p.test.as_ref().map_or(("validation", &p.validation), |t| ("test", t));
+    let how = match p.emit {
+        Emit::Weights => "folded into its weights",
+        Emit::Lora => "as a LoRA adapter beside it",
+        Emit::ControlVector => "as a control vector beside it",
+    };
+    let mut out = format!(
+        "## Safety: refusal after compression\n\n\
+         Compression can weaken a model's refusal of harmful requests. `{}` was edited by refusal-patch {} to strengthen it: along\n\
+         the refusal direction, {how}.\n\n\
+         | {split} prompts | before | after | p |\n|---|---|---|---|\n",
+        cell(file_name(run.model)),
+        env!("CARGO_PKG_VERSION")
+    );
+    for (set, x, y) in [
+        (Set::Harmful, &a.harmful, &b.harmful),
+        (Set::Harmless, &a.harmless, &b.harmless),
+        (Set::Borderline, &a.borderline, &b.borderline),
+    ] {
+        let change = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
+        out += &format!(
+            "| {} requests refused | {} | {} | {} |\n",
+            set.name(),
+            rate(x),
+            rate(y),
+            change.map_or(String::new(), |c| p_value(c.p_value))
+        );
+    }
+    out += &format!("| KL on harmless answers, nats | 0 | {:.4} | |\n", b.kl);
+    out += &format!("| perplexity of the built-in text | {:.2} | {:.2} | |\n", a.perplexity, b.perplexity);
+    out += &format!("| harmless answers unchanged | | {} | |\n\n", percent(b.same_answers));
+    out += "Greedy answers, judged by their openings; in brackets 95 % Wilson intervals, p from paired exact McNemar tests. Other\n\
+            prompts, system prompts and languages were not measured. Refusal of one request says nothing about attacks that rephrase it.\n\n";
+    let tensors: Vec<String> = p.tensors.iter().map(|t| format!("`{}`", cell(&t.tensor))).collect();
+    if !tensors.is_empty() {
+        out += &format!(
+            "- changed tensors: {}; all others are byte for byte those of the base\n",
+            tensors.join(", ")
+        );
+    }
+    out += &format!(
+        "- edit: {}, strength {:.2}, method {}\n",
+        p.chosen.place(),
+        p.chosen.strength,
+        run.settings.method.name()
+    );
+    out += &format!("- base sha256: `{}`\n", p.sha256.0);
+    if p.out.is_some() {
+        out += &format!("- this file's sha256: `{}`\n", p.sha256.1);
+    }
+    out += &format!("- prompts sha256: `{}`\n", run.prompts_sha256);
+    out
+}
+
+fn rate(r: &Rate) -> String {
+    format!("{} ({:.0}–{:.0} %)", percent(r.refusal_rate), 100.0 * r.interval.0, 100.0 * r.interval.1)
+}
+
+/// A name that may stand in a table and in code quotes.
+fn cell(name: &str) -> String {
+    name.chars().filter(|c| !"|`\n".contains(*c)).collect()
+}

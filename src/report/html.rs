@@ -1,0 +1,258 @@
+//! The HTML: one file, no network, light and dark, fit for a phone and for paper.
+
+use std::fmt::Write;
+
+use super::{card, escape, examples, file_name, p_value, percent, plots, Run};
+use crate::evaluate::{judge::Verdict, Rate};
+use crate::search::{Emit, Patched, Scores, LEAST_GAIN, SIGNIFICANT};
+use crate::text::Set;
+
+const STYLE: &str = include_str!("style.css");
+
+/// Renders the report of a patch.
+pub fn html(p: &Patched, run: &Run) -> String {
+    let mut out = String::new();
+    // Writing to a string can't fail.
+    let _ = render(&mut out, p, run);
+    out
+}
+
+fn render(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
+    let (split, (a, b)) = p.test.as_ref().map_or(("validation", &p.validation), |t| ("test", t));
+    let name = escape(file_name(run.model));
+    write!(
+        out,
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>refusal-patch: {name}</title><style>{STYLE}</style></head><body>"
+    )?;
+    verdict(out, p, a, b)?;
+    write!(
+        out,
+        "<p class=dim>{name} · {} · {}, strength {:.2} · {split} prompts, greedy answers</p>",
+        what(p.emit),
+        escape(&p.chosen.place()),
+        p.chosen.strength
+    )?;
+    cards(out, a, b)?;
+    if let Some(warning) = &p.warning {
+        write!(out, "<p class=warn>{}</p>", escape(warning))?;
+    }
+    if p.chosen.edit.iter().all(|t| t.v.is_empty()) {
+        write!(
+            out,
+            "<p>A constant touches harmless requests too: {} of their answers changed.</p>",
+            percent(1.0 - b.same_answers)
+        )?;
+    }
+    if let Some(load) = &p.load {
+        write!(out, "<h2>Load it</h2><pre>{}</pre>", escape(load))?;
+    }
+    before_after(out, p, split, a, b)?;
+    plots::categories(out, &p.changes)?;
+    plots::candidates(out, p)?;
+    plots::layers(out, p)?;
+    tensors(out, p)?;
+    answers(out, p)?;
+    write!(
+        out,
+        "<div class=screen><h2>For the model card</h2><details><summary>Markdown to paste</summary><pre>{}</pre></details></div>",
+        escape(&card::model_card(p, run))
+    )?;
+    provenance(out, p, run)?;
+    write!(out, "</body></html>")
+}
+
+fn verdict(out: &mut String, p: &Patched, a: &Scores, b: &Scores) -> std::fmt::Result {
+    let (before, after) = (a.harmful.refusal_rate, b.harmful.refusal_rate);
+    let whole = p.changes.iter().find(|c| c.set == Set::Harmful && c.category.is_empty());
+    let sure = whole.is_none_or(|c| c.p_value < SIGNIFICANT);
+    let head = match after - before {
+        _ if p.warning.is_some() => "Refusal partly restored",
+        gain if gain >= LEAST_GAIN && sure => "Refusal restored",
+        _ => "Refusal hardly changed",
+    };
+    write!(
+        out,
+        "<h1>{head}: of 100 harmful requests {:.0} were refused, now {:.0} are</h1>",
+        100.0 * before,
+        100.0 * after
+    )?;
+    let chance = match whole {
+        None => "Nothing was written.".to_string(),
+        Some(c) if sure => {
+            format!("That is more than chance (paired McNemar p = {}).", p_value(c.p_value))
+        }
+        Some(c) => format!("That may be chance (paired McNemar p = {}).", p_value(c.p_value)),
+    };
+    let harm = |s: &Scores| s.harmless.refusal_rate;
+    let rise = 100.0 * (harm(b) - harm(a));
+    write!(
+        out,
+        "<p>{chance} Of harmless requests {} are refused ({}); {} of their answers are word for word the same.</p>",
+        percent(harm(b)),
+        if rise.abs() < 0.05 { "as before".to_string() } else { format!("{rise:+.1} points") },
+        percent(b.same_answers)
+    )
+}
+
+fn what(emit: Emit) -> &'static str {
+    match emit {
+        Emit::Weights => "folded into the weights",
+        Emit::Lora => "LoRA adapter beside the model",
+        Emit::ControlVector => "control vector beside the model",
+    }
+}
+
+fn cards(out: &mut String, a: &Scores, b: &Scores) -> std::fmt::Result {
+    write!(out, "<div class=cards>")?;
+    for (class, name, x, y) in [
+        ("main", "harmful refused", &a.harmful, &b.harmful),
+        ("", "harmless refused", &a.harmless, &b.harmless),
+        ("", "borderline refused", &a.borderline, &b.borderline),
+    ] {
+        write!(
+            out,
+            "<div class='{class}'><b>{:.1} → {:.1} %</b><span>{name}</span></div>",
+            100.0 * x.refusal_rate,
+            100.0 * y.refusal_rate
+        )?;
+    }
+    write!(out, "<div><b>{:.4}</b><span>KL on harmless answers, nats</span></div></div>", b.kl)
+}
+
+fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scores) -> std::fmt::Result {
+    write!(
+        out,
+        "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} prompts<th>before<th>after<th>p"
+    )?;
+    for (set, name, x, y) in [
+        (Set::Harmful, "harmful refused", &a.harmful, &b.harmful),
+        (Set::Harmless, "harmless refused", &a.harmless, &b.harmless),
+        (Set::Borderline, "borderline refused", &a.borderline, &b.borderline),
+    ] {
+        let change = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
+        let chance = change.map_or(String::new(), |c| p_value(c.p_value));
+        write!(out, "<tr><td>{name}<td>{}<td>{}<td>{chance}", rate(x), rate(y))?;
+    }
+    let odds = |r: &Rate| format!("{:+.1}", r.mean_log_odds);
+    for (name, x, y) in [
+        ("log-odds, harmful", odds(&a.harmful), odds(&b.harmful)),
+        ("log-odds, harmless", odds(&a.harmless), odds(&b.harmless)),
+        ("incoherent answers", incoherent(a), incoherent(b)),
+        ("KL on harmless answers, nats", "0".into(), format!("{:.4}", b.kl)),
+        (
+            "perplexity, own harmless answers",
+            format!("{:.4}", a.answer_perplexity),
+            format!("{:.4}", b.answer_perplexity),
+        ),
+        ("perplexity, built-in text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)),
+        ("harmless answers unchanged", String::new(), percent(b.same_answers)),
+    ] {
+        write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>")?;
+    }
+    write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")
+}
+
+fn incoherent(s: &Scores) -> String {
+    let sets = [&s.harmful, &s.harmless, &s.borderline];
+    let (k, n) = sets.iter().fold((0, 0), |(k, n), r| (k + r.incoherent, n + r.n));
+    format!("{k} of {n}")
+}
+
+fn rate(r: &Rate) -> String {
+    format!(
+        "{} <small><span>{}/{},</span> <span>{:.0}–{:.0} %</span></small>",
+        percent(r.refusal_rate),
+        r.refused,
+        r.n,
+        100.0 * r.interval.0,
+        100.0 * r.interval.1
+    )
+}
+
+fn tensors(out: &mut String, p: &Patched) -> std::fmt::Result {
+    if p.tensors.is_empty() {
+        return Ok(());
+    }
+    write!(out, "<h2>What was changed</h2><p class=dim>All other tensors are byte for byte the same; metadata says what was done.</p><div class=scroll><table><tr><th>tensor<th>strength asked<th>stored<th>encoding<th>edit / weights<th>codes moved<th>bytes changed")?;
+    for t in &p.tensors {
+        let encoding = if t.encoding.0 == t.encoding.1 {
+            t.encoding.0.to_string()
+        } else {
+            format!("{} → {}", t.encoding.0, t.encoding.1)
+        };
+        write!(
+            out,
+            "<tr><td><code>{}</code><td>{:.2}<td>{}<td>{encoding}<td>{}<td>{}<td>{}",
+            escape(&t.tensor),
+            t.asked,
+            percent(t.achieved.achieved),
+            percent(t.achieved.size),
+            percent(t.achieved.codes_moved as f64 / t.achieved.elements.max(1) as f64),
+            t.achieved.bytes_changed
+        )?;
+    }
+    write!(out, "</table></div>")
+}
+
+fn answers(out: &mut String, p: &Patched) -> std::fmt::Result {
+    let examples = examples(p);
+    if examples.is_empty() {
+        return Ok(());
+    }
+    write!(
+        out,
+        "<h2>Examples</h2><p class=dim>Test prompts. Answers to harmful ones are cut to their opening.</p>"
+    )?;
+    for e in &examples {
+        let set = if e.set == Set::Harmful { "" } else { e.set.name() };
+        write!(out, "<div class=pair><b>{}</b> <small>{set}</small>", escape(&e.prompt))?;
+        for (when, (text, verdict)) in [("before", &e.before), ("after", &e.after)] {
+            write!(
+                out,
+                "<p><span class=tag>{when}</span><span>{} <small>{}</small></span></p>",
+                escape(text),
+                class(*verdict)
+            )?;
+        }
+        write!(out, "</div>")?;
+    }
+    Ok(())
+}
+
+fn class(v: Verdict) -> &'static str {
+    match v {
+        Verdict::Refused => "refused",
+        Verdict::Answered => "answered",
+        Verdict::Evasive => "evasive",
+        Verdict::Incoherent => "incoherent",
+    }
+}
+
+fn provenance(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
+    write!(out, "<h2>Provenance</h2><dl>")?;
+    let mut item = |name: &str, value: String| write!(out, "<dt>{name}<dd>{}", escape(&value));
+    item("program", format!("refusal-patch {}", env!("CARGO_PKG_VERSION")))?;
+    item("IN", format!("{}, {} bytes, sha256 {}", run.model, p.bytes.0, p.sha256.0))?;
+    if let Some(path) = &p.out {
+        item("OUT", format!("{}, {} bytes, sha256 {}", path.display(), p.bytes.1, p.sha256.1))?;
+    }
+    let s = run.settings;
+    item(
+        "limits",
+        format!(
+            "KL {} nats, over-refusal of harmless prompts +{:.1} points, method {}",
+            s.max_kl,
+            100.0 * s.max_over_refusal,
+            s.method.name()
+        ),
+    )?;
+    let sources: Vec<String> =
+        run.sources.iter().map(|(set, from)| format!("{} {from}", set.name())).collect();
+    item("prompts", format!("{}; sha256 {}", sources.join(", "), run.prompts_sha256))?;
+    let memory = run.memory.map_or(String::new(), |m| format!(", at most {} MB of memory", m / 1_000_000));
+    item(
+        "run",
+        format!("{:.0} s on {}{memory}, {} new tokens an answer", run.seconds, run.device, s.max_new_tokens),
+    )?;
+    write!(out, "</dl>")
+}

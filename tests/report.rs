@@ -1,0 +1,89 @@
+//! The report of a whole main job, on a share of the built-in prompts given as files.
+
+#[path = "common/organism.rs"]
+mod organism;
+
+use organism::{first, run, text};
+use refusal_patch::text::{PromptRecord, PromptSet, Set, Split};
+use serde_json::Value;
+
+/// Prompts of a set as a file, some of each category and split.
+fn some(set: Set, dir: &std::path::Path) -> std::path::PathBuf {
+    let built_in = PromptSet::built_in();
+    let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
+        let of = built_in.of(set, split);
+        let step = (of.len() / 44).max(1);
+        of.into_iter()
+            .step_by(step)
+            .map(|p: &PromptRecord| serde_json::to_string(p).unwrap())
+            .collect::<Vec<_>>()
+    });
+    let path = dir.join(format!("{}.jsonl", set.name()));
+    std::fs::write(&path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    path
+}
+
+#[test]
+fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_harmful_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let [harmful, harmless, borderline] =
+        [Set::Harmful, Set::Harmless, Set::Borderline].map(|s| some(s, dir.path()));
+    let prompts =
+        ["--harmful", text(&harmful), "--harmless", text(&harmless), "--borderline", text(&borderline)];
+    let input = first().file("broken-Q4_K_M");
+    let job = [
+        text(&input),
+        text(&out),
+        "--strength",
+        "2",
+        "--layers",
+        "3",
+        "--max-over-refusal",
+        "1",
+        "--max-kl",
+        "9",
+    ];
+    let (code, _) = run(&[&job[..], &prompts].concat());
+    assert_eq!(code, 0);
+    let report: Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join("out.report.json")).unwrap()).unwrap();
+    let html = std::fs::read_to_string(dir.path().join("out.report.html")).unwrap();
+
+    // Paired changes of every set and of every category of harmful prompts, which add up.
+    let changes: Vec<&Value> =
+        report["changes"].as_array().unwrap().iter().filter(|c| c["set"] == "harmful").collect();
+    let (whole, parts) = changes.split_first().unwrap();
+    assert!(whole["category"] == "" && parts.len() > 5);
+    for name in ["gained", "lost"] {
+        let sum: u64 = parts.iter().map(|c| c[name].as_u64().unwrap()).sum();
+        assert_eq!(whole[name].as_u64().unwrap(), sum);
+    }
+    assert_eq!(whole["rates"][0], report["test"][0]["harmful"]);
+    assert_eq!(whole["rates"][1], report["test"][1]["harmful"]);
+    assert!(whole["p_value"].as_f64().unwrap() <= 1.0);
+    for c in parts {
+        assert!(html.contains(c["category"].as_str().unwrap()));
+    }
+
+    // Answers to harmful requests: none but a few openings.
+    let examples = report["examples"].as_array().unwrap();
+    assert!(
+        examples.iter().any(|e| e["set"] == "harmful") && examples.iter().any(|e| e["set"] == "harmless")
+    );
+    for e in examples.iter().filter(|e| e["set"] == "harmful") {
+        for when in ["before", "after"] {
+            assert!(e[when][0].as_str().unwrap().chars().count() <= 41, "{e}");
+        }
+    }
+    let card = report["model_card"].as_str().unwrap();
+    let rate = report["test"][1]["harmful"]["refusal_rate"].as_f64().unwrap();
+    let shown = format!("{:.1} %", 100.0 * rate);
+    assert!(card.starts_with("## ") && card.contains(&shown) && html.contains(&shown));
+    assert!(
+        html.contains(report["sha256"][1].as_str().unwrap())
+            && card.contains(report["sha256"][1].as_str().unwrap())
+    );
+    assert!(html.matches("<svg").count() >= 5 && !html.contains("http") && !html.contains("NaN"));
+    assert_eq!(html.matches("<circle class=ring").count(), 2, "the chosen edit, in both plots");
+}
