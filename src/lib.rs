@@ -2,7 +2,7 @@
 //!
 //! The pipeline, module by module; each imports only from those above it:
 //!
-//! 1. [`checkpoint`] maps a GGUF file: metadata in order, tensors as names, shapes and byte ranges. Nothing is decoded.
+//! 1. [`checkpoint`] maps a GGUF file or a Hugging Face folder: metadata in order, tensors as names, shapes and byte ranges. Nothing is decoded.
 //! 2. [`encoding`] turns a tensor's bytes into numbers, and opens blocks into codes that can move one step at a time.
 //! 3. [`model`] describes the decoder as data ([`model::Spec`]) and resolves a tensor's role to its name.
 //! 4. [`text`] holds the prompts, the tokenizer and the chat template: from a request to the tokens that the model reads.
@@ -21,8 +21,9 @@
 //! use refusal_patch::{evaluate::Evaluator, forward::Compute, model::Model, progress::Silent, search, text::*};
 //! # fn main() -> refusal_patch::Result<()> {
 //! let model = Model::open("in.gguf".as_ref())?;
-//! let tokenizer = Tokenizer::from_gguf(&model.file)?;
-//! let template = ChatTemplate::new(model.file.get_str("tokenizer.chat_template").unwrap_or(""), "", "")?;
+//! let file = model.file.gguf().expect("a GGUF file");
+//! let tokenizer = Tokenizer::from_gguf(file)?;
+//! let template = ChatTemplate::new(file.get_str("tokenizer.chat_template").unwrap_or(""), "", "")?;
 //! let chat = Chat { tokenizer, template, system: None };
 //! let compute = Compute::new("auto")?;
 //! let evaluator = Evaluator {

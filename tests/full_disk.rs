@@ -51,7 +51,7 @@ fn too_little_space_is_noticed_before_writing() {
     let source = Gguf::open(&path).unwrap();
     let out = disk.path().join("out.gguf");
     for result in [
-        preflight(&source, &out, source.file_len(), false),
+        preflight(source.path(), &out, source.file_len(), false),
         write(&Plan::new(&source), &out, false, &Silent).map(|_| ()),
     ] {
         let Err(Error::Limit(message)) = result else { panic!("{result:?}") };

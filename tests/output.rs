@@ -271,8 +271,8 @@ fn an_existing_file_is_replaced_only_by_force() {
     let out = dir.path().join("out.gguf");
     fs::write(&out, "precious").unwrap();
     fails(&plan, &out, false, "--force");
-    assert!(preflight(&source, &out, source.file_len(), false).is_err());
-    preflight(&source, &out, source.file_len(), true).unwrap();
+    assert!(preflight(source.path(), &out, source.file_len(), false).is_err());
+    preflight(source.path(), &out, source.file_len(), true).unwrap();
     assert_eq!(fs::read(&out).unwrap(), b"precious");
     write(&plan, &out, true, &Silent).unwrap();
     assert_eq!(fs::read(&out).unwrap(), fs::read(&path).unwrap());

@@ -7,7 +7,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::Gguf;
+use super::{Checkpoint, Tensors};
 use crate::progress::{check, Progress};
 use crate::{Error, Result};
 
@@ -34,10 +34,29 @@ pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// The SHA-256 of each tensor's bytes, in the order of [`Gguf::tensors`], computed on all cores.
-pub fn sha256_tensors(file: &Gguf, progress: &dyn Progress) -> Result<Vec<[u8; 32]>> {
+/// What names a checkpoint: the SHA-256 of its file, or, of a folder with several safetensors files, that of the lines which
+/// `sha256sum` prints for them in order.
+///
+/// # Errors
+/// What the file system says; `Interrupted`.
+pub fn sha256_checkpoint(file: &Checkpoint, progress: &dyn Progress) -> Result<String> {
+    let Checkpoint::Folder(folder) = file else { return sha256_file(file.path(), progress) };
+    let mut lines = Vec::new();
+    for (path, _) in folder.files() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        lines.push((sha256_file(path, progress)?, name));
+    }
+    if let [(only, _)] = &lines[..] {
+        return Ok(only.clone());
+    }
+    let text: String = lines.iter().map(|(sha256, name)| format!("{sha256}  {name}\n")).collect();
+    Ok(hex(&Sha256::digest(text)))
+}
+
+/// The SHA-256 of each tensor's bytes, in the order of the file's tensors, computed on all cores.
+pub fn sha256_tensors(file: &impl Tensors, progress: &dyn Progress) -> Result<Vec<[u8; 32]>> {
     progress.start("hashing", file.tensors().iter().map(|t| t.len).sum(), "bytes");
-    let hash = |t| {
+    let hash = |t: &super::Tensor| {
         let mut hasher = Sha256::new();
         for chunk in file.bytes(t).chunks(CHUNK) {
             check()?;

@@ -1,21 +1,150 @@
 //! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no weights.
 
+mod folder;
 mod gguf;
 mod hash;
 mod map;
 mod parse;
+mod safetensors;
 mod sniff;
 mod value;
 
+use std::ffi::OsStr;
 use std::ops::Range;
+use std::path::Path;
 
 use gguf_rs_lib::format::GGUFTensorType;
 
+use crate::{Error, Result};
+
+pub use folder::{read_json, Folder};
 pub use gguf::Gguf;
-pub use hash::{hex, sha256_file, sha256_tensors};
+pub use hash::{hex, sha256_checkpoint, sha256_file, sha256_tensors};
 pub use map::Map;
+pub use safetensors::dtype_id;
 pub(crate) use value::write_string;
 pub use value::{Numbers, Value};
+
+/// An open checkpoint of either kind.
+#[derive(Debug)]
+pub enum Checkpoint {
+    /// A GGUF file.
+    Gguf(Box<Gguf>),
+    /// A Hugging Face folder.
+    Folder(Folder),
+}
+
+/// What holds tensors.
+pub trait Tensors: Sync {
+    /// All of them, in the file's order.
+    fn tensors(&self) -> &[Tensor];
+    /// The bytes of one of them.
+    fn bytes(&self, t: &Tensor) -> &[u8];
+}
+
+impl Tensors for Gguf {
+    fn tensors(&self) -> &[Tensor] {
+        Gguf::tensors(self)
+    }
+    fn bytes(&self, t: &Tensor) -> &[u8] {
+        Gguf::bytes(self, t)
+    }
+}
+
+impl Tensors for Checkpoint {
+    fn tensors(&self) -> &[Tensor] {
+        Checkpoint::tensors(self)
+    }
+    fn bytes(&self, t: &Tensor) -> &[u8] {
+        Checkpoint::bytes(self, t)
+    }
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file, a `.safetensors` file beside its `config.json`, or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// What [`Gguf::open`] and [`Folder::open`] say.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let is_dir = std::fs::metadata(path).map_err(Error::io(path))?.is_dir();
+        if is_dir || path.extension() == Some(OsStr::new("safetensors")) {
+            return Folder::open(path).map(Checkpoint::Folder);
+        }
+        Gguf::open(path).map(|g| Checkpoint::Gguf(Box::new(g)))
+    }
+
+    /// The file, where it is a GGUF.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match self {
+            Checkpoint::Gguf(g) => Some(g),
+            Checkpoint::Folder(_) => None,
+        }
+    }
+
+    /// The folder, where it is one.
+    pub fn folder(&self) -> Option<&Folder> {
+        match self {
+            Checkpoint::Gguf(_) => None,
+            Checkpoint::Folder(f) => Some(f),
+        }
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        match self {
+            Checkpoint::Gguf(g) => g.path(),
+            Checkpoint::Folder(f) => f.path(),
+        }
+    }
+
+    /// The bytes of the file, or of all safetensors files.
+    pub fn file_len(&self) -> u64 {
+        match self {
+            Checkpoint::Gguf(g) => g.file_len(),
+            Checkpoint::Folder(f) => f.file_len(),
+        }
+    }
+
+    /// The tensors, in the order of the files.
+    pub fn tensors(&self) -> &[Tensor] {
+        match self {
+            Checkpoint::Gguf(g) => g.tensors(),
+            Checkpoint::Folder(f) => f.tensors(),
+        }
+    }
+
+    /// The tensor of a name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        match self {
+            Checkpoint::Gguf(g) => g.tensor(name),
+            Checkpoint::Folder(f) => f.tensor(name),
+        }
+    }
+
+    /// A tensor's bytes. The tensor must be one of this checkpoint's.
+    pub fn bytes(&self, t: &Tensor) -> &[u8] {
+        match self {
+            Checkpoint::Gguf(g) => g.bytes(t),
+            Checkpoint::Folder(f) => f.bytes(t),
+        }
+    }
+
+    /// Asks the system to read a tensor ahead.
+    pub fn advise_will_need(&self, t: &Tensor) {
+        match self {
+            Checkpoint::Gguf(g) => g.advise_will_need(t),
+            Checkpoint::Folder(f) => f.map(t).will_need(t.range()),
+        }
+    }
+
+    /// Tells the system that a tensor isn't needed soon.
+    pub fn advise_dont_need(&self, t: &Tensor) {
+        match self {
+            Checkpoint::Gguf(g) => g.advise_dont_need(t),
+            Checkpoint::Folder(f) => f.map(t).dont_need(t.range()),
+        }
+    }
+}
 
 /// One tensor of a checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,6 +193,9 @@ pub struct Entry {
 
 /// The name of an encoding, `type 77` for an unknown one.
 pub fn type_name(type_id: u32) -> String {
+    if let Some(name) = safetensors::dtype_name(type_id) {
+        return name.to_string();
+    }
     GGUFTensorType::from_u32(type_id).map_or_else(|_| format!("type {type_id}"), |t| t.name().to_string())
 }
 

@@ -1,11 +1,13 @@
 //! `diff`.
 
-use refusal_patch::checkpoint::{sha256_tensors, Gguf};
+use std::collections::BTreeMap;
+
+use refusal_patch::checkpoint::{sha256_file, sha256_tensors, Checkpoint};
 use refusal_patch::edit::fold::{achieved, norm};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::energy::{off_direction, writer_inputs, OffDirection};
-use refusal_patch::model::{Matrix, Model, Writer};
-use refusal_patch::output::Provenance;
+use refusal_patch::model::{Matrix, Writer};
+use refusal_patch::output::{other_files, Provenance};
 use refusal_patch::text::{Set, Split};
 use refusal_patch::{Error, Result};
 use serde::Serialize;
@@ -34,14 +36,18 @@ struct Changed {
 }
 
 pub fn run(args: DiffArgs) -> Result<u8> {
-    let (before, after) = (Gguf::open(&args.before)?, Gguf::open(&args.after)?);
+    let (before, after) = (Checkpoint::open(&args.before)?, Checkpoint::open(&args.after)?);
     let bars = Bars::new(args.run.quiet || args.run.json);
     let (a, b) = (sha256_tensors(&before, &bars)?, sha256_tensors(&after, &bars)?);
-    let provenance = Provenance::read(&after)?;
+    let provenance = Provenance::of(&after)?;
     let edits = provenance.as_ref().map_or(&[][..], |p| &p.edits);
     let prompts = prompts(&args.run)?;
     let session = Session::open(&args.before, &args.run);
-    let layers = session.as_ref().map_or(0, |s| s.model.spec.layers);
+    let site = |name: &str| {
+        let model = &session.as_ref().ok()?.model;
+        let writers = (0..model.spec.layers).flat_map(|l| Writer::ALL.map(|w| (l, w)));
+        writers.into_iter().find(|&(l, w)| model.name(w.role(), l) == name)
+    };
     let harmless = prompts.of(Set::Harmless, Split::Test);
     let mut changed = Vec::new();
     let mut identical = 0usize;
@@ -79,9 +85,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
                 row.achieved = Some(stored.gain);
                 row.residue = Some(stored.residue);
                 row.codes_moved = Some(stored.codes_moved);
-                let writers = (0..layers).flat_map(|l| Writer::ALL.map(|w| (l, w)));
-                let site = writers.into_iter().find(|&(l, w)| Model::name(w.role(), l) == t.name);
-                if let (Ok(session), Some((layer, writer))) = (&session, site) {
+                if let (Ok(session), Some((layer, writer))) = (&session, site(&t.name)) {
                     let evaluator = session.evaluator();
                     let x = writer_inputs(&evaluator, &harmless, &[layer])?;
                     row.off_direction_energy =
@@ -97,12 +101,11 @@ pub fn run(args: DiffArgs) -> Result<u8> {
         .map(|t| t.name.as_str())
         .filter(|name| before.tensor(name).is_none())
         .collect();
-    let keys = |f: &Gguf| f.metadata().iter().map(|e| e.key.clone()).collect::<Vec<_>>();
-    let (old, new) = (keys(&before), keys(&after));
-    let added: Vec<&String> = new.iter().filter(|k| !old.contains(k)).collect();
-    let removed: Vec<&String> = old.iter().filter(|k| !new.contains(k)).collect();
+    let (old, new) = (metadata(&before, &bars)?, metadata(&after, &bars)?);
+    let added: Vec<&String> = new.keys().filter(|k| !old.contains_key(*k)).collect();
+    let removed: Vec<&String> = old.keys().filter(|k| !new.contains_key(*k)).collect();
     let differ: Vec<&String> =
-        new.iter().filter(|k| old.contains(k) && before.get(k) != after.get(k)).collect();
+        new.iter().filter(|(k, v)| old.get(*k).is_some_and(|o| o != *v)).map(|(k, _)| k).collect();
     if let Err(e) = &session {
         eprintln!("note: the off-direction change was not measured: {e}");
     }
@@ -149,7 +152,8 @@ pub fn run(args: DiffArgs) -> Result<u8> {
         out += &format!("\nadded: {}\n", added_tensors.join(", "));
     }
     out += &format!(
-        "\nmetadata: {} keys added, {} removed, {} changed\n",
+        "\nmetadata: {} {} added, {} removed, {} changed\n",
+        if after.folder().is_some() { "files" } else { "keys" },
         added.len(),
         removed.len(),
         differ.len()
@@ -158,7 +162,19 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn matrix<'a>(file: &'a Gguf, name: &str) -> Option<Matrix<'a>> {
+/// What a checkpoint holds besides tensors: a GGUF's metadata by key, of a folder the other files by name.
+fn metadata(file: &Checkpoint, bars: &Bars) -> Result<BTreeMap<String, String>> {
+    match file {
+        Checkpoint::Gguf(g) => {
+            Ok(g.metadata().iter().map(|e| (e.key.clone(), format!("{:?}", e.value))).collect())
+        }
+        Checkpoint::Folder(f) => {
+            other_files(f)?.into_iter().map(|(name, path)| Ok((name, sha256_file(&path, bars)?))).collect()
+        }
+    }
+}
+
+fn matrix<'a>(file: &'a Checkpoint, name: &str) -> Option<Matrix<'a>> {
     let t = file.tensor(name)?;
     let &[cols, rows] = &t.dims[..] else { return None };
     Some(Matrix {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use refusal_patch::checkpoint::Gguf;
+use refusal_patch::checkpoint::{Checkpoint, Gguf};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{Model, Spec, Writer};
+use refusal_patch::model::{Names, Spec, Writer};
 use refusal_patch::output::Provenance;
 use refusal_patch::search::candidate_layers;
 use refusal_patch::text::{read_prompts, Prompt, Set};
@@ -12,11 +12,11 @@ use refusal_patch::Result;
 use serde_json::{json, Value};
 
 use super::args::InspectArgs;
-use super::session::chat;
+use super::session::{chat, template};
 use super::table::{bytes, cells, table};
 
 pub fn run(args: InspectArgs) -> Result<u8> {
-    let file = Gguf::open(&args.model)?;
+    let file = Checkpoint::open(&args.model)?;
     if args.prompt.is_some() || args.prompts.is_some() {
         return show_prompts(&args, &file);
     }
@@ -25,17 +25,22 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         let entry = types.entry(t.type_name()).or_default();
         *entry = (entry.0 + 1, entry.1 + t.len);
     }
-    let spec = Spec::from_gguf(&file);
+    let (spec, names) = (Spec::of(&file), Names::of(&file));
     // A patch touches writers of the first four fifths of the blocks.
     let touched: Vec<Value> = spec.as_ref().map_or(Vec::new(), |s| {
         (0..candidate_layers(s.layers))
-            .flat_map(|l| Writer::ALL.map(|w| Model::name(w.role(), l)))
+            .flat_map(|l| Writer::ALL.map(|w| format!("{}.weight", names.module(w.role(), l))))
             .filter_map(|name| file.tensor(&name))
             .map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": Encoding::from_ggml(t.type_id).is_some() }))
             .collect()
     });
-    let provenance = Provenance::read(&file)?;
-    let architecture = file.arch().unwrap_or("unknown");
+    let provenance = Provenance::of(&file)?;
+    let architecture = match &file {
+        Checkpoint::Gguf(g) => g.arch().unwrap_or("unknown"),
+        Checkpoint::Folder(f) => f.text_config()["model_type"].as_str().unwrap_or("unknown"),
+    };
+    let key = |key: &str| file.gguf().and_then(|g: &Gguf| g.get_str(key));
+    let has_template = template(&file)?.is_some();
     if args.run.json {
         let tensors: Vec<Value> = file
             .tensors()
@@ -48,8 +53,8 @@ pub fn run(args: InspectArgs) -> Result<u8> {
             "supported": spec.is_ok(),
             "tensors": tensors,
             "could_touch": touched,
-            "sidecar": file.get_str("refusal_patch.sidecar"),
-            "chat_template": file.get_str("tokenizer.chat_template").is_some(),
+            "sidecar": key("refusal_patch.sidecar"),
+            "chat_template": has_template,
             "provenance": provenance.map(|p| json!({
                 "version": p.version, "source_sha256": p.source_sha256, "method": p.method, "layers": p.layers,
                 "strength": p.strength, "tensors": p.edits.iter().map(|e| e.tensor.clone()).collect::<Vec<_>>(),
@@ -57,8 +62,8 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         }));
         return Ok(0);
     }
-    if let Some(kind) = file.get_str("refusal_patch.sidecar") {
-        let text = |key: &str| file.get_str(&format!("refusal_patch.{key}")).unwrap_or("?");
+    if let Some(kind) = key("refusal_patch.sidecar") {
+        let text = |name: &str| key(&format!("refusal_patch.{name}")).unwrap_or("?");
         super::print(&format!(
             "{}: {kind} of refusal-patch {} for a {} model with sha256 {}\nblocks {}: {}\n",
             args.model.display(),
@@ -71,9 +76,12 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         return Ok(0);
     }
     let mut out = format!(
-        "{}: GGUF v{}, {}, architecture {architecture}\n",
+        "{}: {}, {}, architecture {architecture}\n",
         args.model.display(),
-        file.version(),
+        match &file {
+            Checkpoint::Gguf(g) => format!("GGUF v{}", g.version()),
+            Checkpoint::Folder(f) => format!("{} safetensors files", f.files().len()),
+        },
         bytes(file.file_len())
     );
     match &spec {
@@ -85,16 +93,17 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         }
         Err(e) => out += &format!("can't be run: {e}\n"),
     }
-    let known = |key: &str| file.get_str(key).unwrap_or("none");
-    out += &format!(
-        "tokenizer {} ({}), chat template {}\n\n",
-        known("tokenizer.ggml.model"),
-        known("tokenizer.ggml.pre"),
-        if file.get_str("tokenizer.chat_template").is_some() {
-            "present"
-        } else {
-            "missing (use --chat-template)"
+    let known = |name: &str| key(name).unwrap_or("none");
+    out += &match &file {
+        Checkpoint::Gguf(_) => {
+            format!("tokenizer {} ({})", known("tokenizer.ggml.model"), known("tokenizer.ggml.pre"))
         }
+        Checkpoint::Folder(f) if f.dir().join("tokenizer.json").exists() => "tokenizer.json present".into(),
+        Checkpoint::Folder(_) => "tokenizer.json missing (use --tokenizer)".into(),
+    };
+    out += &format!(
+        ", chat template {}\n\n",
+        if has_template { "present" } else { "missing (use --chat-template)" }
     );
     let mut rows = vec![cells!["type", "tensors", "size", "can be patched"]];
     for (name, (n, size)) in &types {
@@ -102,7 +111,10 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         rows.push(cells![name, n, bytes(*size), if steppable { "yes" } else { "no" }]);
     }
     out += &table(&rows);
-    out += &format!("\na patch may touch one or two of {} writers (attn_output, ffn_down)\n", touched.len());
+    out += &format!(
+        "\na patch may touch one or two of {} writers (attention output, feed-forward down)\n",
+        touched.len()
+    );
     if let Some(p) = provenance {
         out += &format!(
             "patched by refusal-patch {}: {} edit of block {:?}, strength {}, of a file with sha256 {}\n",
@@ -113,7 +125,7 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn show_prompts(args: &InspectArgs, file: &Gguf) -> Result<u8> {
+fn show_prompts(args: &InspectArgs, file: &Checkpoint) -> Result<u8> {
     let texts: Vec<String> = match (&args.prompt, &args.prompts) {
         (Some(text), _) => vec![text.clone()],
         (None, Some(path)) => read_prompts(path, Set::Harmless)?.into_iter().map(|p| p.prompt).collect(),

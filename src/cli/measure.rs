@@ -16,7 +16,7 @@ use super::table::{cells, percent, table};
 
 pub fn derive(args: DeriveArgs) -> Result<u8> {
     let session = Session::open(&args.model, &args.run)?;
-    preflight(&session.model.file, &args.output, 1 << 20, args.force)?;
+    preflight(session.model.file.path(), &args.output, 1 << 20, args.force)?;
     let prompts = prompts(&args.run)?;
     prompts.enough()?;
     let evaluator = session.evaluator();

@@ -22,8 +22,10 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     let (Some(input), Some(output)) = (&args.input, &args.output) else {
         return Err(Error::Model("IN and OUT are needed; see --help".into()));
     };
+    // Without the slash that a folder's name may end in: the report's name is made from it.
+    let output: &PathBuf = &output.components().collect();
     let session = Session::open(input, &args.run)?;
-    if Provenance::read(&session.model.file)?.is_some() {
+    if Provenance::of(&session.model.file)?.is_some() {
         eprintln!("note: {} was patched before; the new edit comes on top of it", input.display());
     }
     let settings = settings(&args, &session)?;
@@ -39,7 +41,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
                     path.display()
                 )));
             }
-            preflight(&session.model.file, path, 1 << 20, args.force)?;
+            preflight(session.model.file.path(), path, 1 << 20, args.force)?;
         }
     }
     let outcome = search::patch(&evaluator, &prompts, &settings, out, args.force)?;

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use refusal_patch::checkpoint::Gguf;
+use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
-use refusal_patch::text::{Chat, ChatTemplate, PromptSet, Tokenizer};
+use refusal_patch::text::{folder_template, Chat, ChatTemplate, PromptSet, Tokenizer};
 use refusal_patch::{Error, Result};
 
 use super::args::RunArgs;
@@ -46,28 +46,34 @@ impl Session {
     }
 }
 
-/// The file's tokenizer, or the user's.
-pub fn tokenizer(file: &Gguf, run: &RunArgs) -> Result<Tokenizer> {
-    match &run.tokenizer {
-        Some(path) => Tokenizer::from_json(path, file),
-        None => Tokenizer::from_gguf(file),
+/// The checkpoint's tokenizer, or the user's.
+pub fn tokenizer(file: &Checkpoint, run: &RunArgs) -> Result<Tokenizer> {
+    match (file, &run.tokenizer) {
+        (Checkpoint::Folder(f), path) => Tokenizer::from_folder(f, path.as_deref()),
+        (Checkpoint::Gguf(g), Some(path)) => Tokenizer::from_json(path, g),
+        (Checkpoint::Gguf(g), None) => Tokenizer::from_gguf(g),
     }
 }
 
-/// The file's tokenizer and template, or the user's.
-pub fn chat(file: &Gguf, run: &RunArgs) -> Result<Chat> {
+/// The checkpoint's own chat template.
+pub fn template(file: &Checkpoint) -> Result<Option<String>> {
+    match file {
+        Checkpoint::Folder(f) => folder_template(f),
+        Checkpoint::Gguf(g) => Ok(g.get_str("tokenizer.chat_template").map(str::to_string)),
+    }
+}
+
+/// The checkpoint's tokenizer and template, or the user's.
+pub fn chat(file: &Checkpoint, run: &RunArgs) -> Result<Chat> {
     let tokenizer = tokenizer(file, run)?;
     let source = match &run.chat_template {
         Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
-        None => file
-            .get_str("tokenizer.chat_template")
-            .ok_or_else(|| {
-                Error::unsupported(
-                    format!("{}: the file has no chat template", file.path().display()),
-                    "give one with --chat-template FILE (Jinja, as in the model's tokenizer_config.json)",
-                )
-            })?
-            .to_string(),
+        None => template(file)?.ok_or_else(|| {
+            Error::unsupported(
+                format!("{}: has no chat template", file.path().display()),
+                "give one with --chat-template FILE (Jinja, as in the model's tokenizer_config.json)",
+            )
+        })?,
     };
     let text = |id: Option<u32>| id.map(|t| tokenizer.token_text(t)).unwrap_or_default();
     let template = ChatTemplate::new(&source, &text(tokenizer.bos()), &text(tokenizer.eos()))?;

@@ -1,13 +1,16 @@
 //! What the decoder is, as data: a [`Spec`] from the checkpoint's metadata, and tensor roles resolved to names.
 
+mod config;
+mod names;
 mod spec;
 
 use std::path::Path;
 
-use crate::checkpoint::{type_name, Gguf};
+use crate::checkpoint::{type_name, Checkpoint};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 
+pub use names::Names;
 pub use spec::{Rope, RopeStyle, Spec};
 
 /// The two matrices of a block that write into the residual stream.
@@ -65,24 +68,6 @@ pub enum Role {
     FfnDown,
 }
 
-impl Role {
-    fn gguf(self) -> &'static str {
-        match self {
-            Role::AttnNorm => "attn_norm",
-            Role::AttnQ => "attn_q",
-            Role::AttnK => "attn_k",
-            Role::AttnV => "attn_v",
-            Role::AttnQNorm => "attn_q_norm",
-            Role::AttnKNorm => "attn_k_norm",
-            Role::AttnOutput => "attn_output",
-            Role::FfnNorm => "ffn_norm",
-            Role::FfnGate => "ffn_gate",
-            Role::FfnUp => "ffn_up",
-            Role::FfnDown => "ffn_down",
-        }
-    }
-}
-
 /// A matrix as it is stored: `rows` outputs by `cols` inputs, row after row.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
@@ -122,10 +107,12 @@ pub struct Replacement {
 
 /// A checkpoint with its description.
 pub struct Model {
-    /// The mapped file.
-    pub file: Gguf,
+    /// The mapped file or folder.
+    pub file: Checkpoint,
     /// What the decoder is.
     pub spec: Spec,
+    /// What its tensors are called.
+    pub names: Names,
     /// Tensors that are read from memory in place of the file: a patch that is checked before it is written.
     pub replaced: Vec<Replacement>,
 }
@@ -135,48 +122,59 @@ impl Model {
     /// metadata says and in an encoding that can be read.
     ///
     /// # Errors
-    /// What [`Gguf::open`] says; an unsupported architecture or encoding; a tensor that is missing or misshapen.
+    /// What [`Checkpoint::open`] says; an unsupported architecture or encoding; a tensor that is missing or misshapen.
     pub fn open(path: &Path) -> Result<Model> {
-        let file = Gguf::open(path)?;
-        let spec = Spec::from_gguf(&file)?;
-        let model = Model { file, spec, replaced: Vec::new() };
+        let file = Checkpoint::open(path)?;
+        let spec = Spec::of(&file)?;
+        let names = Names::of(&file);
+        let model = Model { file, spec, names, replaced: Vec::new() };
         model.check()?;
         Ok(model)
     }
 
+    /// The same checkpoint, with some tensors read from memory.
+    ///
+    /// # Errors
+    /// The file is gone or was changed.
+    pub fn with(&self, replaced: Vec<Replacement>) -> Result<Model> {
+        let file = Checkpoint::open(self.file.path())?;
+        Ok(Model { file, spec: self.spec.clone(), names: self.names.clone(), replaced })
+    }
+
     /// The name of a block's tensor.
-    pub fn name(role: Role, layer: usize) -> String {
-        format!("blk.{layer}.{}.weight", role.gguf())
+    pub fn name(&self, role: Role, layer: usize) -> String {
+        format!("{}.weight", self.names.module(role, layer))
     }
 
     /// A block's matrix.
     pub fn matrix(&self, role: Role, layer: usize) -> Result<Matrix<'_>> {
-        self.matrix_named(&Self::name(role, layer))
+        self.matrix_named(&self.name(role, layer))
     }
 
     /// A block's norm weight, or another vector that must be there.
     pub fn vector(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
-        let name = Self::name(role, layer);
+        let name = self.name(role, layer);
         self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
     }
 
     /// The name of a block's bias.
-    pub fn bias_name(role: Role, layer: usize) -> String {
-        format!("blk.{layer}.{}.bias", role.gguf())
+    pub fn bias_name(&self, role: Role, layer: usize) -> String {
+        format!("{}.bias", self.names.module(role, layer))
     }
 
     /// A block's bias, where it has one.
     pub fn bias(&self, role: Role, layer: usize) -> Result<Option<Vec<f32>>> {
-        self.vector_named(&Self::bias_name(role, layer))
+        self.vector_named(&self.bias_name(role, layer))
     }
 
     /// Tells the system that a block's tensors are not needed soon, and those of the next one are.
     pub fn release(&self, layer: usize) {
-        let next = (layer + 1) % self.spec.layers;
+        let next = self.names.block((layer + 1) % self.spec.layers);
+        let this = self.names.block(layer);
         for t in self.file.tensors() {
-            if t.name.starts_with(&format!("blk.{layer}.")) {
+            if t.name.starts_with(&this) {
                 self.file.advise_dont_need(t);
-            } else if t.name.starts_with(&format!("blk.{next}.")) {
+            } else if t.name.starts_with(&next) {
                 self.file.advise_will_need(t);
             }
         }
@@ -184,25 +182,26 @@ impl Model {
 
     /// The token embedding, `[vocab, hidden]`.
     pub fn embedding(&self) -> Result<Matrix<'_>> {
-        self.matrix_named("token_embd.weight")
+        self.matrix_named(&self.names.embedding())
     }
 
     /// The output matrix, `[vocab, hidden]`; tied models use the embedding.
     pub fn output(&self) -> Result<Matrix<'_>> {
-        match self.file.tensor("output.weight") {
-            Some(_) => self.matrix_named("output.weight"),
-            None => self.embedding(),
+        match self.spec.tied {
+            true => self.embedding(),
+            false => self.matrix_named(self.names.output()),
         }
     }
 
     /// The final norm's weight, `[hidden]`.
     pub fn output_norm(&self) -> Result<Vec<f32>> {
-        self.vector_named("output_norm.weight")?.ok_or_else(|| self.missing("output_norm.weight"))
+        let name = self.names.output_norm();
+        self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
     }
 
     /// A writer's matrix and its tensor's name.
     pub fn writer(&self, layer: usize, writer: Writer) -> Result<(String, Matrix<'_>)> {
-        let name = Self::name(writer.role(), layer);
+        let name = self.name(writer.role(), layer);
         let matrix = self.matrix_named(&name)?;
         Ok((name, matrix))
     }
@@ -260,6 +259,14 @@ impl Model {
         self.file.path().display().to_string()
     }
 
+    /// Where the shapes are described.
+    fn description(&self) -> &'static str {
+        match self.file {
+            Checkpoint::Gguf(_) => "the metadata",
+            Checkpoint::Folder(_) => "config.json",
+        }
+    }
+
     fn missing(&self, name: &str) -> Error {
         Error::Model(format!(
             "{}: tensor {name} is missing; {} with {} blocks needs it",
@@ -271,11 +278,13 @@ impl Model {
 
     fn check(&self) -> Result<()> {
         let s = &self.spec;
-        let is_scale = |name: &str| name.starts_with("blk.") && name.ends_with(".scale");
-        let odd = self.file.tensors().iter().find(|t| is_scale(&t.name) || t.name == "output.bias");
-        if let Some(t) = odd {
+        if let Some(t) = self.file.tensors().iter().find(|t| self.is_odd(&t.name)) {
             return Err(Error::unsupported(
-                format!("{}: tensor {} (a scale or an output bias) can't be applied", self.path(), t.name),
+                format!(
+                    "{}: tensor {} can't be applied: the decoder has no place for it",
+                    self.path(),
+                    t.name
+                ),
                 "use a file of the same model without it",
             ));
         }
@@ -290,35 +299,56 @@ impl Model {
                 (Role::FfnUp, s.ffn, d),
                 (Role::FfnDown, d, s.ffn),
             ] {
-                self.expect(&Self::name(role, layer), rows, cols)?;
+                self.expect(&self.name(role, layer), rows, cols)?;
                 if let Some(bias) = self.bias(role, layer)? {
-                    self.expect_len(&Self::bias_name(role, layer), bias.len(), rows)?;
+                    self.expect_len(&self.bias_name(role, layer), bias.len(), rows)?;
                 }
             }
             for role in [Role::AttnNorm, Role::FfnNorm] {
-                self.expect_len(&Self::name(role, layer), self.vector(role, layer)?.len(), d)?;
+                self.expect_len(&self.name(role, layer), self.vector(role, layer)?.len(), d)?;
             }
             if s.qk_norm {
                 for role in [Role::AttnQNorm, Role::AttnKNorm] {
-                    self.expect_len(&Self::name(role, layer), self.vector(role, layer)?.len(), s.head_dim)?;
+                    self.expect_len(&self.name(role, layer), self.vector(role, layer)?.len(), s.head_dim)?;
                 }
             }
         }
-        self.expect("token_embd.weight", s.vocab, d)?;
-        if self.file.tensor("output.weight").is_some() {
-            self.expect("output.weight", s.vocab, d)?;
+        self.expect(&self.names.embedding(), s.vocab, d)?;
+        if !s.tied {
+            self.expect(self.names.output(), s.vocab, d)?;
         }
-        self.expect_len("output_norm.weight", self.output_norm()?.len(), d)
+        self.expect_len(&self.names.output_norm(), self.output_norm()?.len(), d)
+    }
+
+    /// A tensor that would change what the model computes, and isn't known.
+    fn is_odd(&self, name: &str) -> bool {
+        match &self.names {
+            Names::Gguf => (name.starts_with("blk.") && name.ends_with(".scale")) || name == "output.bias",
+            Names::HuggingFace { prefix, head } => {
+                if head.strip_suffix("weight").is_some_and(|h| name.strip_prefix(h) == Some("bias")) {
+                    return true;
+                }
+                let Some(rest) = name.strip_prefix(&format!("{prefix}layers.")) else { return false };
+                let Some((layer, rest)) = rest.split_once('.') else { return true };
+                // Blocks behind the last one (multi-token prediction) don't write the main stream.
+                let within = layer.parse().is_ok_and(|l: usize| l < self.spec.layers);
+                let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
+                // Scales of a quantized cache, and tables that follow from the configuration.
+                let cache = ["k_scale", "v_scale", "q_scale", "output_scale", "inv_freq"].contains(&last);
+                within && !cache && !Role::ALL.iter().any(|r| r.hugging_face() == module)
+            }
+        }
     }
 
     fn expect(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
         let m = self.matrix_named(name)?;
         if (m.rows, m.cols) != (rows, cols) {
             return Err(Error::Model(format!(
-                "{}: tensor {name} is {} x {}, but the metadata asks for {rows} x {cols}",
+                "{}: tensor {name} is {} x {}, but {} asks for {rows} x {cols}",
                 self.path(),
                 m.rows,
-                m.cols
+                m.cols,
+                self.description()
             )));
         }
         Ok(())
@@ -327,8 +357,9 @@ impl Model {
     fn expect_len(&self, name: &str, found: usize, expected: usize) -> Result<()> {
         if found != expected {
             return Err(Error::Model(format!(
-                "{}: tensor {name} has {found} elements, but the metadata asks for {expected}",
-                self.path()
+                "{}: tensor {name} has {found} elements, but {} asks for {expected}",
+                self.path(),
+                self.description()
             )));
         }
         Ok(())

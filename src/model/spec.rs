@@ -1,6 +1,6 @@
 //! The decoder's description. One forward pass reads it; architectures differ by its values only.
 
-use crate::checkpoint::Gguf;
+use crate::checkpoint::{Checkpoint, Gguf};
 use crate::error::{Error, Result};
 
 /// Which dimensions of a head rotate together.
@@ -30,7 +30,7 @@ pub struct Rope {
 /// What the decoder is.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// `general.architecture`.
+    /// The architecture as GGUF names it.
     pub arch: String,
     /// Blocks.
     pub layers: usize,
@@ -54,12 +54,25 @@ pub struct Spec {
     pub qk_norm: bool,
     /// Longest context the model was trained for; 0 when the file does not say.
     pub context: usize,
+    /// The output matrix is the token embedding.
+    pub tied: bool,
 }
 
 /// Architectures that the decoder runs.
 pub const SUPPORTED: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
 impl Spec {
+    /// Reads the description of either kind of checkpoint.
+    ///
+    /// # Errors
+    /// What [`Spec::from_gguf`] and [`Spec::from_config`] say.
+    pub fn of(file: &Checkpoint) -> Result<Spec> {
+        match file {
+            Checkpoint::Gguf(g) => Spec::from_gguf(g),
+            Checkpoint::Folder(f) => Spec::from_config(f),
+        }
+    }
+
     /// Reads the description from GGUF metadata (names: llama.cpp `gguf-py/gguf/constants.py`).
     ///
     /// # Errors
@@ -151,6 +164,7 @@ impl Spec {
             rope,
             qk_norm,
             context: optional("context_length").unwrap_or(0),
+            tied: file.tensor("output.weight").is_none(),
             arch,
         })
     }

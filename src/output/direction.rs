@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::place;
-use crate::checkpoint::sha256_file;
+use crate::checkpoint::sha256_checkpoint;
 use crate::direction::Direction;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -73,7 +73,7 @@ pub fn write_direction(
         architecture: model.spec.arch.clone(),
         layers: model.spec.layers,
         hidden: model.spec.hidden,
-        model_sha256: sha256_file(model.file.path(), progress)?,
+        model_sha256: sha256_checkpoint(&model.file, progress)?,
         prompts_sha256: prompts_sha256.to_string(),
         meaning: "unit vectors from harmless to harmful and the class means they come from, residual stream after the block; \
                   row 0: the deciding position, row k: the k-th post-instruction token before it"
@@ -150,7 +150,7 @@ pub fn read_direction(
         }
         saved.push((layer, unit));
     }
-    let here = sha256_file(model.file.path(), progress)?;
+    let here = sha256_checkpoint(&model.file, progress)?;
     let warning = (origin.model_sha256 != here).then(|| {
         format!(
             "{}: the direction was derived from another file than {}",

@@ -4,7 +4,9 @@
 //! [`Staged::commit`] gives it its name. Until then OUT doesn't exist, and on any error or interrupt nothing is left.
 
 mod direction;
+mod folder;
 mod layout;
+mod peft;
 mod place;
 mod provenance;
 mod sidecar;
@@ -13,14 +15,15 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
-use crate::checkpoint::{sha256_file, Gguf, Value};
+use crate::checkpoint::{sha256_file, Checkpoint, Gguf, Value};
 use crate::progress::{check, Progress};
 use crate::{Error, Result};
 use layout::{Layout, Piece};
 
 pub use direction::{read_direction, write_direction, Saved};
+pub use folder::{load_command, other_files, stage_folder, unpatched};
 pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
@@ -89,20 +92,32 @@ pub struct Written {
 /// A complete new checkpoint that doesn't have its name yet. Dropping it deletes it.
 #[derive(Debug)]
 pub struct Staged {
-    temp: NamedTempFile,
+    temp: Temporary,
     force: bool,
     written: Written,
 }
 
+#[derive(Debug)]
+enum Temporary {
+    File(NamedTempFile),
+    Folder(TempDir),
+}
+
 impl Staged {
-    /// Where it lies for now. Close it (drop the `Gguf`) before [`Staged::commit`]: Windows doesn't rename open files.
+    /// Where it lies for now. Close it (drop the model) before [`Staged::commit`]: Windows doesn't rename open files.
     pub fn path(&self) -> &Path {
-        self.temp.path()
+        match &self.temp {
+            Temporary::File(f) => f.path(),
+            Temporary::Folder(d) => d.path(),
+        }
     }
 
     /// Gives the file its name, at once and whole.
     pub fn commit(self) -> Result<Written> {
-        place::rename(self.temp, &self.written.path, self.force)?;
+        match self.temp {
+            Temporary::File(f) => place::rename(f, &self.written.path, self.force)?,
+            Temporary::Folder(d) => place::rename_folder(d, &self.written.path, self.force)?,
+        }
         Ok(self.written)
     }
 }
@@ -123,20 +138,50 @@ pub fn stage(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> R
 
     progress.start("writing", total, "bytes");
     let mut done = 0;
-    for piece in &layout.pieces {
-        copy_piece(piece, &source, temp.as_file(), &mut done, progress).map_err(|e| match e {
-            Copy::Interrupted => Error::Interrupted,
-            Copy::Read(e) => Error::io(plan.source.path())(e),
-            Copy::Write(e) => place::write_error(out, done, total, e),
-        })?;
-    }
+    let path = plan.source.path();
+    copy_pieces(&layout.pieces, &source, path, temp.as_file(), out, (&mut done, total), progress)?;
     // Some systems find only now that there is no space.
     temp.as_file().sync_all().map_err(|e| place::write_error(out, done, total, e))?;
     progress.finish();
     // The source may have been replaced while it was read; a mixture of two files must not get a name.
     plan.source.reopen()?;
     let sha256 = sha256_file(temp.path(), progress)?;
+    let temp = Temporary::File(temp);
     Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
+}
+
+/// Checks that OUT could be written for a checkpoint, before hours of work: a file for a GGUF, a folder for a folder.
+///
+/// # Errors
+/// What is in the way.
+pub fn preflight_checkpoint(source: &Checkpoint, out: &Path, bytes: u64, force: bool) -> Result<()> {
+    match source {
+        Checkpoint::Gguf(g) => preflight(g.path(), out, bytes, force),
+        Checkpoint::Folder(f) => {
+            folder::check_folder(f, out, force)?;
+            place::check_space(out, bytes)
+        }
+    }
+}
+
+/// Writes pieces of `source` (at `path`) and new bytes one after the other. The last pair: bytes of OUT that are done, and all.
+fn copy_pieces(
+    pieces: &[Piece],
+    source: &File,
+    path: &Path,
+    target: &File,
+    out: &Path,
+    (done, total): (&mut u64, u64),
+    progress: &dyn Progress,
+) -> Result<()> {
+    for piece in pieces {
+        copy_piece(piece, source, target, done, progress).map_err(|e| match e {
+            Copy::Interrupted => Error::Interrupted,
+            Copy::Read(e) => Error::io(path)(e),
+            Copy::Write(e) => place::write_error(out, *done, total, e),
+        })?;
+    }
+    Ok(())
 }
 
 /// Why a copy stopped.

@@ -5,15 +5,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
-use crate::checkpoint::Gguf;
 use crate::{Error, Result};
 
 /// Checks that a file of `bytes` could be written, before hours of work: not the input itself, not an existing file
 /// (unless `force`), in an existing folder with enough space.
-pub fn preflight(source: &Gguf, out: &Path, bytes: u64, force: bool) -> Result<()> {
-    check_target(source.path(), out, force)?;
+pub fn preflight(source: &Path, out: &Path, bytes: u64, force: bool) -> Result<()> {
+    check_target(source, out, force)?;
     check_space(out, bytes)
 }
 
@@ -30,7 +29,8 @@ fn folder(out: &Path) -> &Path {
     out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()> {
+/// OUT has a name, and its folder exists.
+fn check_place(out: &Path) -> Result<()> {
     let shown = out.display();
     if out.file_name().is_none() {
         return Err(Error::unsupported(format!("{shown}: names no file"), "give the new file a name"));
@@ -50,6 +50,12 @@ pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()>
         }
         Err(e) => return Err(Error::io(dir)(e)),
     }
+    Ok(())
+}
+
+pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()> {
+    check_place(out)?;
+    let shown = out.display();
     // Not followed: a link to nowhere is in the way too.
     if let Err(e) = fs::symlink_metadata(out) {
         return match e.kind() {
@@ -73,6 +79,46 @@ pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()>
     if !force {
         let what = format!("{shown}: exists already");
         return Err(Error::unsupported(what, "pass --force to replace it, or choose another name"));
+    }
+    Ok(())
+}
+
+/// The same for a new folder: it lies neither in the input nor around it, and with `force` it replaces nothing but a
+/// folder that is empty or holds a model.
+pub(super) fn check_folder_target(source: &Path, out: &Path, force: bool) -> Result<()> {
+    check_place(out)?;
+    let shown = out.display();
+    if let Some(ending) = out.extension().filter(|e| *e == "gguf" || *e == "safetensors") {
+        let what =
+            format!("{shown}: OUT is a folder here, as IN is, and its name ends in .{}", ending.display());
+        return Err(Error::unsupported(what, "name a folder"));
+    }
+    let source = fs::canonicalize(source).map_err(Error::io(source))?;
+    let place = fs::canonicalize(folder(out)).map_err(Error::io(folder(out)))?;
+    let target = place.join(out.file_name().unwrap_or_default());
+    let target = fs::canonicalize(&target).unwrap_or(target);
+    if target.starts_with(&source) || source.starts_with(&target) {
+        let what =
+            format!("{shown}: is the input's folder, or lies in it or around it; the input is never changed");
+        return Err(Error::unsupported(what, "choose another place for the output"));
+    }
+    match fs::symlink_metadata(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(out)(e)),
+        Ok(m) if !m.is_dir() => {
+            return Err(Error::unsupported(format!("{shown}: is not a folder"), "choose another name"))
+        }
+        Ok(_) => {}
+    }
+    if !force {
+        let what = format!("{shown}: exists already");
+        return Err(Error::unsupported(what, "pass --force to replace it, or choose another name"));
+    }
+    let empty = fs::read_dir(out).map_err(Error::io(out))?.next().is_none();
+    let model = ["config.json", "adapter_config.json"].iter().any(|n| out.join(n).is_file());
+    if !empty && !model {
+        let what = format!("{shown}: holds no model (no config.json), and --force replaces models only");
+        return Err(Error::unsupported(what, "empty it, or choose another name"));
     }
     Ok(())
 }
@@ -125,6 +171,15 @@ pub(super) fn temporary(out: &Path) -> Result<NamedTempFile> {
     builder.tempfile_in(folder(out)).map_err(Error::io(folder(out)))
 }
 
+/// A new folder beside OUT, deleted with all that is in it when it's dropped.
+pub(super) fn temporary_folder(out: &Path) -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".refusal-patch-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(folder(out)).map_err(Error::io(folder(out)))
+}
+
 /// What a failed write means to the user.
 pub(super) fn write_error(out: &Path, done: u64, total: u64, e: io::Error) -> Error {
     let why = match e.kind() {
@@ -160,6 +215,35 @@ pub(super) fn rename(temp: NamedTempFile, out: &Path, force: bool) -> Result<()>
         ),
         _ => Error::io(out)(failed.error),
     })?;
+    sync_folder(folder(out));
+    Ok(())
+}
+
+/// Gives a finished folder its name. With `force` a folder of that name is set aside first, and deleted afterwards.
+pub(super) fn rename_folder(temp: TempDir, out: &Path, force: bool) -> Result<()> {
+    sync_folder(temp.path());
+    let old = match fs::symlink_metadata(out) {
+        Err(_) => None,
+        Ok(_) if !force => {
+            return Err(Error::unsupported(
+                format!("{}: has appeared while the output was being made", out.display()),
+                "pass --force to replace it, or choose another name",
+            ))
+        }
+        Ok(_) => {
+            let aside = temporary_folder(out)?;
+            fs::rename(out, aside.path().join("old")).map_err(Error::io(out))?;
+            Some(aside)
+        }
+    };
+    if let Err(e) = fs::rename(temp.path(), out) {
+        if let Some(aside) = &old {
+            let _ = fs::rename(aside.path().join("old"), out);
+        }
+        return Err(Error::io(out)(e));
+    }
+    // Its place is empty now: there is nothing to delete.
+    let _ = temp.keep();
     sync_folder(folder(out));
     Ok(())
 }

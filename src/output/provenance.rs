@@ -1,7 +1,10 @@
 //! What a patched checkpoint says about itself: where it comes from, what was done, and the edit in full.
 
+use serde::{Deserialize, Serialize};
+
+use super::folder::RECORD;
 use super::{layout::PADDING_KEY, Plan};
-use crate::checkpoint::{Gguf, Value};
+use crate::checkpoint::{Checkpoint, Folder, Gguf, Value};
 use crate::{Error, Result};
 
 const PREFIX: &str = "refusal_patch.";
@@ -10,7 +13,7 @@ const TAGS: &str = "general.tags";
 const TAG: &str = "refusal-patch";
 
 /// The edit of one tensor: W + u·vᵀ was asked for.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct TensorEdit {
     /// The tensor's name.
     pub tensor: String,
@@ -20,8 +23,8 @@ pub struct TensorEdit {
     pub v: Vec<f32>,
 }
 
-/// How a checkpoint was patched: the `refusal_patch.*` metadata.
-#[derive(Clone, PartialEq, Debug)]
+/// How a checkpoint was patched: the `refusal_patch.*` metadata of a GGUF, `refusal_patch.json` of a folder.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Provenance {
     /// The version of this program.
     pub version: String,
@@ -70,6 +73,29 @@ impl Provenance {
             entries.push((format!("{EDIT}{}.v", e.tensor), Value::f32s(&e.v)));
         }
         entries
+    }
+
+    /// The provenance of either kind of checkpoint; `None` for one that wasn't patched.
+    ///
+    /// # Errors
+    /// A record that is damaged.
+    pub fn of(file: &Checkpoint) -> Result<Option<Provenance>> {
+        match file {
+            Checkpoint::Gguf(g) => Provenance::read(g),
+            Checkpoint::Folder(f) => Provenance::read_folder(f),
+        }
+    }
+
+    fn read_folder(folder: &Folder) -> Result<Option<Provenance>> {
+        let Some(value) = folder.json(RECORD)? else { return Ok(None) };
+        serde_json::from_value(value).map(Some).map_err(|e| {
+            Error::format(folder.dir().join(RECORD), None, format!("the record of the patch is damaged: {e}"))
+        })
+    }
+
+    /// The record as a folder holds it.
+    pub(super) fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::Model(format!("the record can't be written: {e}")))
     }
 
     /// The provenance of a file; `None` for one that wasn't patched.

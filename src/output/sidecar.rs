@@ -10,15 +10,15 @@ use gguf_rs_lib::builder::GGUFBuilder;
 use gguf_rs_lib::error::GGUFError;
 use gguf_rs_lib::format::MetadataValue;
 
-use super::{place, Staged, Written};
-use crate::checkpoint::{sha256_file, Gguf, Tensor, Value};
+use super::{peft, place, Staged, Temporary, Written};
+use crate::checkpoint::{sha256_checkpoint, sha256_file, Checkpoint, Gguf, Tensor, Value};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::model::{Edit, Model, RankOne, Writer};
 use crate::progress::{Progress, Silent};
 
 /// Format version; a reader refuses a later one.
-const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 1;
 
 /// What a sidecar is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,16 +46,24 @@ impl Kind {
     }
 
     /// What a user types to load it.
-    pub fn command(self, base: &Path, sidecar: &Path) -> String {
+    pub fn command(self, model: &Model, sidecar: &Path) -> String {
+        let base = model.file.path();
+        if model.file.folder().is_some() {
+            return peft::command(base, sidecar);
+        }
         let option = match self {
             Kind::Lora => "--lora",
             Kind::ControlVector => "--control-vector",
         };
-        let quote = |p: &Path| match p.to_string_lossy() {
-            p if p.chars().all(|c| c.is_alphanumeric() || "/._-+~".contains(c)) => p.into_owned(),
-            p => format!("'{}'", p.replace('\'', "'\\''")),
-        };
         format!("llama-cli -m {} {option} {}", quote(base), quote(sidecar))
+    }
+}
+
+/// A path as a shell takes it.
+pub(super) fn quote(path: &Path) -> String {
+    match path.to_string_lossy() {
+        p if p.chars().all(|c| c.is_alphanumeric() || "/._-+~".contains(c)) => p.into_owned(),
+        p => format!("'{}'", p.replace('\'', "'\\''")),
     }
 }
 
@@ -81,10 +89,13 @@ impl Sidecar {
     ///
     /// # Errors
     /// What the file system says; OUT exists or is the base itself.
-    pub fn stage(&self, base: &Path, out: &Path, force: bool) -> Result<Staged> {
-        place::check_target(base, out, force)?;
+    pub fn stage(&self, model: &Model, out: &Path, force: bool) -> Result<Staged> {
+        if let Checkpoint::Folder(base) = &model.file {
+            return peft::stage(self, base, model, out, force);
+        }
+        place::check_target(model.file.path(), out, force)?;
         let wrong = |e: GGUFError| Error::Model(format!("{}: can't be written: {e}", out.display()));
-        let (mut bytes, _) = self.build().and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
+        let (mut bytes, _) = self.build(model).and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
         // llama.cpp reads the data with its padding, after the last tensor too.
         bytes.resize(bytes.len().next_multiple_of(32), 0);
         let total = bytes.len() as u64;
@@ -94,10 +105,11 @@ impl Sidecar {
             .and_then(|()| temp.as_file().sync_all())
             .map_err(|e| place::write_error(out, 0, total, e))?;
         let sha256 = sha256_file(temp.path(), &Silent)?;
+        let temp = Temporary::File(temp);
         Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
     }
 
-    fn build(&self) -> std::result::Result<GGUFBuilder, GGUFError> {
+    fn build(&self, model: &Model) -> std::result::Result<GGUFBuilder, GGUFError> {
         let text = |s: &str| MetadataValue::String(s.to_string());
         let mut layers: Vec<String> = self.edit.iter().map(|t| t.layer.to_string()).collect();
         layers.dedup();
@@ -120,7 +132,7 @@ impl Sidecar {
                     // llama.cpp scales by alpha / rank.
                     .add_metadata("adapter.lora.alpha", MetadataValue::F32(1.0));
                 for t in &self.edit {
-                    let name = Model::name(t.writer.role(), t.layer);
+                    let name = model.name(t.writer.role(), t.layer);
                     let (n, m) = (t.v.len() as u64, t.u.len() as u64);
                     b = b.add_f32_tensor(format!("{name}.lora_a"), vec![n, 1], t.v.clone())?.add_f32_tensor(
                         format!("{name}.lora_b"),
@@ -148,6 +160,9 @@ impl Sidecar {
     /// # Errors
     /// Not a sidecar of this program, a later version, a damaged one, or one of another model.
     pub fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Result<Sidecar> {
+        if model.file.folder().is_some() {
+            return peft::read(path, model, progress);
+        }
         let file = Gguf::open(path)?;
         let bad = |what: String| Error::format(path, None, what);
         let text = |key: &str| file.get_str(&format!("refusal_patch.{key}")).map(str::to_string);
@@ -174,18 +189,11 @@ impl Sidecar {
             }
         }
         let (architecture, base_sha256) = (need("base_architecture")?, need("base_sha256")?);
-        let here = sha256_file(model.file.path(), progress)?;
-        if architecture != model.spec.arch || base_sha256 != here {
-            return Err(Error::Model(format!(
-                "{}: belongs to another model (architecture {architecture}, sha256 {base_sha256}) than {}",
-                path.display(),
-                model.file.path().display()
-            )));
-        }
+        belongs(path, &architecture, &base_sha256, model, progress)?;
         let mut edit = Edit::new();
         for layer in 0..model.spec.layers {
             for writer in Writer::ALL {
-                if let Some((u, v)) = terms(&file, kind, layer, writer)? {
+                if let Some((u, v)) = terms(&file, kind, model.name(writer.role(), layer), layer, writer)? {
                     let (_, w) = model.writer(layer, writer)?;
                     if u.len() != w.rows || (kind == Kind::Lora && v.len() != w.cols) {
                         return Err(bad(format!(
@@ -209,7 +217,25 @@ impl Sidecar {
     }
 }
 
-fn later(path: &Path, what: &str) -> Error {
+/// Refuses another model's sidecar.
+pub(super) fn belongs(
+    path: &Path,
+    architecture: &str,
+    base_sha256: &str,
+    model: &Model,
+    progress: &dyn Progress,
+) -> Result<()> {
+    if architecture != model.spec.arch || base_sha256 != sha256_checkpoint(&model.file, progress)? {
+        return Err(Error::Model(format!(
+            "{}: belongs to another model (architecture {architecture}, sha256 {base_sha256}) than {}",
+            path.display(),
+            model.file.path().display()
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn later(path: &Path, what: &str) -> Error {
     Error::unsupported(
         format!("{}: sidecar of {what}", path.display()),
         format!("this program reads version {VERSION}; update it"),
@@ -217,7 +243,13 @@ fn later(path: &Path, what: &str) -> Error {
 }
 
 /// (u, v) of a block's writer.
-fn terms(file: &Gguf, kind: Kind, layer: usize, writer: Writer) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+fn terms(
+    file: &Gguf,
+    kind: Kind,
+    name: String,
+    layer: usize,
+    writer: Writer,
+) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
     let vector = |t: &Tensor| -> Result<Vec<f32>> {
         if t.type_id != Encoding::F32.ggml_id() {
             return Err(Error::format(file.path(), t.offset, format!("tensor {} must be F32", t.name)));
@@ -231,7 +263,6 @@ fn terms(file: &Gguf, kind: Kind, layer: usize, writer: Writer) -> Result<Option
     };
     match kind {
         Kind::Lora => {
-            let name = Model::name(writer.role(), layer);
             let half = |h: &str| file.tensor(&format!("{name}.lora_{h}"));
             match (half("b"), half("a")) {
                 (Some(b), Some(a)) => Ok(Some((vector(b)?, vector(a)?))),

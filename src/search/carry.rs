@@ -26,15 +26,22 @@ const DEAF: [&str; 16] = [
 /// Architectures whose llama.cpp loader takes a bias of the residual writers that most of their files don't have.
 const TAKE_BIAS: [&str; 4] = ["llama", "mistral3", "granite", "minicpm"];
 
-/// Whether llama.cpp would hear an edit in the form that is asked for.
+/// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in the form that is asked for.
 ///
 /// # Errors
 /// An architecture whose graph ignores control vectors, or whose loader refuses a bias; a gate in a form that has none.
-pub fn can_carry(arch: &str, emit: Emit, method: Method) -> Result<()> {
+pub fn can_carry(arch: &str, folder: bool, emit: Emit, method: Method) -> Result<()> {
     let refuse = |what: &str| {
         let hint = "use --emit weights or --emit lora, with --method auto";
         Err(Error::unsupported(format!("{what} (architecture {arch})"), hint))
     };
+    if folder {
+        return match (emit, method) {
+            (Emit::ControlVector, _) => refuse("control vectors are for GGUF files"),
+            (_, Method::Add) => refuse("these models have no bias that could carry a constant"),
+            _ => Ok(()),
+        };
+    }
     match (emit, method) {
         (Emit::ControlVector, _) if DEAF.contains(&arch) => refuse("llama.cpp ignores control vectors here"),
         (Emit::ControlVector, Method::Gated | Method::Amplify) => refuse("a control vector is a constant"),
@@ -52,11 +59,14 @@ mod tests {
 
     #[test]
     fn forms_that_llama_cpp_would_not_hear_are_refused() {
-        assert!(can_carry("llama", Emit::ControlVector, Method::Add).is_ok());
-        assert!(can_carry("plamo2", Emit::ControlVector, Method::Add).is_err());
-        assert!(can_carry("llama", Emit::Weights, Method::Add).is_ok());
-        assert!(can_carry("qwen2", Emit::Weights, Method::Add).is_err());
-        assert!(can_carry("qwen2", Emit::Weights, Method::Gated).is_ok());
-        assert!(can_carry("llama", Emit::Lora, Method::Add).is_err());
+        assert!(can_carry("llama", false, Emit::ControlVector, Method::Add).is_ok());
+        assert!(can_carry("plamo2", false, Emit::ControlVector, Method::Add).is_err());
+        assert!(can_carry("llama", false, Emit::Weights, Method::Add).is_ok());
+        assert!(can_carry("qwen2", false, Emit::Weights, Method::Add).is_err());
+        assert!(can_carry("qwen2", false, Emit::Weights, Method::Gated).is_ok());
+        assert!(can_carry("llama", false, Emit::Lora, Method::Add).is_err());
+        assert!(can_carry("llama", true, Emit::Lora, Method::Gated).is_ok());
+        assert!(can_carry("llama", true, Emit::Weights, Method::Add).is_err());
+        assert!(can_carry("llama", true, Emit::ControlVector, Method::Add).is_err());
     }
 }

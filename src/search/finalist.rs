@@ -10,7 +10,7 @@ use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{off_direction, WriterInputs};
 use crate::evaluate::{stats, Answer, Evaluator, Rate};
-use crate::model::{Matrix, Model, RankOne, Replacement};
+use crate::model::{Matrix, RankOne, Replacement};
 use crate::text::{PromptRecord, PromptSet};
 
 fn describe(c: &Candidate, s: &Scores) -> String {
@@ -122,11 +122,7 @@ impl Search<'_> {
                 Err(e) => return Err(e),
             }
         }
-        let patched = Model {
-            file: crate::checkpoint::Gguf::open(self.evaluator.model.file.path())?,
-            spec: self.evaluator.model.spec.clone(),
-            replaced,
-        };
+        let patched = self.evaluator.model.with(replaced)?;
         let edits = std::slice::from_ref(&candidate.edit);
         let after = Evaluator { model: &patched, edits, ..*self.evaluator };
         let max_new = self.settings.max_new_tokens;
@@ -173,9 +169,17 @@ impl Search<'_> {
     }
 
     fn store_term(&self, name: String, w: &Matrix, term: &RankOne) -> Result<(Replacement, TensorReport)> {
+        let folder = self.evaluator.model.file.folder().is_some();
         let ladder: Vec<Encoding> = match self.settings.encoding {
+            EncodingChoice::Fixed(e) if folder && e != w.encoding => {
+                return Err(Error::unsupported(
+                    format!("tensor {name} is {}: safetensors keep their types", w.encoding.name()),
+                    "use --encoding auto, or --emit lora",
+                ))
+            }
             EncodingChoice::Keep => vec![w.encoding],
             EncodingChoice::Fixed(e) => vec![e],
+            EncodingChoice::Auto if folder => vec![w.encoding],
             EncodingChoice::Auto => [w.encoding, Encoding::Q8_0, Encoding::F16]
                 .into_iter()
                 .filter(|e| *e == w.encoding || e.bytes_for(w.cols) > w.row_bytes())
@@ -217,9 +221,7 @@ impl Search<'_> {
             Some(gain) => format!("holds {:.1} % of the edit", 100.0 * gain),
             None => format!("has rows of {} elements, which the encoding asked for can't hold", w.cols),
         };
-        Err(Error::Gate(format!(
-            "tensor {name} ({}) {what}; use --encoding auto, q8_0 or f16",
-            w.encoding.name()
-        )))
+        let hint = if folder { "--emit lora" } else { "--encoding auto, q8_0 or f16" };
+        Err(Error::Gate(format!("tensor {name} ({}) {what}; use {hint}", w.encoding.name())))
     }
 }

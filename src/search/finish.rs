@@ -7,12 +7,15 @@ use super::finalist::{Finalist, Search};
 use super::fit::{baseline, Scores};
 use super::outcome::{LayerScore, Patched};
 use super::{Emit, LEAST_GAIN, SIGNIFICANT};
-use crate::checkpoint::sha256_file;
+use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
 use crate::direction::Direction;
 use crate::error::{Error, Result};
 use crate::evaluate::{Change, Evaluator};
 use crate::model::{Edit, Model, Replacement};
-use crate::output::{stage, Added, Kind, Patch, Plan, Provenance, Sidecar, Staged, TensorEdit};
+use crate::output::{
+    load_command, stage, stage_folder, unpatched, Added, Kind, Patch, Plan, Provenance, Sidecar, Staged,
+    TensorEdit,
+};
 use crate::text::Split;
 
 impl Search<'_> {
@@ -28,7 +31,7 @@ impl Search<'_> {
     ) -> Result<std::result::Result<Patched, String>> {
         let Finalist { index, replaced, tensors, scores: after, p_value, gain } = finalist;
         let source = &self.evaluator.model.file;
-        let sha_in = sha256_file(source.path(), self.evaluator.progress)?;
+        let sha_in = sha256_checkpoint(source, self.evaluator.progress)?;
         let emit = self.settings.emit;
         let mut patched = Patched {
             emit,
@@ -52,8 +55,7 @@ impl Search<'_> {
         let Some(out) = out else { return Ok(Ok(patched)) };
         let (staged, miss) = match emit {
             Emit::Weights => {
-                let plan = self.plan(&patched, &replaced, sha_in)?;
-                let staged = stage(&plan, out, force, self.evaluator.progress)?;
+                let staged = self.stage(&mut patched, &replaced, sha_in, out, force)?;
                 let written = Model::open(staged.path())?;
                 let miss =
                     self.measure(&mut patched, &Evaluator { model: &written, ..*self.evaluator }, 0)?;
@@ -117,28 +119,54 @@ impl Search<'_> {
             strength: patched.chosen.strength as f32,
             edit: patched.chosen.edit.clone(),
         };
-        let staged = sidecar.stage(model.file.path(), out, force)?;
+        let staged = sidecar.stage(model, out, force)?;
         let read = Sidecar::read(staged.path(), model, self.evaluator.progress)?;
         let edits = [read.edit];
         let miss = self.measure(patched, &Evaluator { edits: &edits, ..*self.evaluator }, 1)?;
-        patched.load = Some(kind.command(model.file.path(), out));
+        patched.load = Some(kind.command(model, out));
         Ok((staged, miss))
     }
 
-    /// The new checkpoint: folded tensors, or biases that carry a constant.
-    fn plan(&self, patched: &Patched, replaced: &[Replacement], sha_in: String) -> Result<Plan<'_>> {
+    /// Writes the new checkpoint under a temporary name.
+    fn stage(
+        &self,
+        patched: &mut Patched,
+        replaced: &[Replacement],
+        sha_in: String,
+        out: &Path,
+        force: bool,
+    ) -> Result<Staged> {
+        let progress = self.evaluator.progress;
+        match &self.evaluator.model.file {
+            Checkpoint::Gguf(g) => stage(&self.plan(g, patched, replaced, sha_in)?, out, force, progress),
+            Checkpoint::Folder(f) => {
+                let others = unpatched(f)?;
+                if !others.is_empty() {
+                    patched.warning = Some(format!(
+                        "OUT also holds weights that were not patched, as they came: {}",
+                        others.join(", ")
+                    ));
+                }
+                patched.load = Some(load_command(out));
+                let record = self.provenance(patched, sha_in)?;
+                stage_folder(f, &patches(replaced), &record, out, force, progress)
+            }
+        }
+    }
+
+    /// The new GGUF: folded tensors, or biases that carry a constant.
+    fn plan<'g>(
+        &self,
+        file: &'g Gguf,
+        patched: &Patched,
+        replaced: &[Replacement],
+        sha_in: String,
+    ) -> Result<Plan<'g>> {
         let model = self.evaluator.model;
-        let mut plan = Plan::new(&model.file);
-        plan.patches = replaced
-            .iter()
-            .map(|r| Patch {
-                tensor: r.tensor.clone(),
-                bytes: r.bytes.clone(),
-                type_id: r.encoding.ggml_id(),
-            })
-            .collect();
+        let mut plan = Plan::new(file);
+        plan.patches = patches(replaced);
         for t in patched.chosen.edit.iter().filter(|t| t.v.is_empty()) {
-            let name = Model::bias_name(t.writer.role(), t.layer);
+            let name = model.bias_name(t.writer.role(), t.layer);
             let old = model.bias(t.writer.role(), t.layer)?;
             let sum = t.u.iter().enumerate().map(|(i, u)| u + old.as_ref().map_or(0.0, |b| b[i]));
             let bytes: Vec<u8> = sum.flat_map(f32::to_le_bytes).collect();
@@ -164,16 +192,25 @@ impl Search<'_> {
             strength: p.chosen.strength as f32,
             before: json(&p.validation.0)?,
             after: json(&p.validation.1)?,
-            edits: tensor_edits(&p.chosen.edit),
+            edits: tensor_edits(self.evaluator.model, &p.chosen.edit),
         })
     }
 }
 
+fn patches(replaced: &[Replacement]) -> Vec<Patch> {
+    let patch = |r: &Replacement| Patch {
+        tensor: r.tensor.clone(),
+        bytes: r.bytes.clone(),
+        type_id: r.encoding.ggml_id(),
+    };
+    replaced.iter().map(patch).collect()
+}
+
 /// The edit with its tensors' names; a constant's are biases.
-fn tensor_edits(edit: &Edit) -> Vec<TensorEdit> {
+fn tensor_edits(model: &Model, edit: &Edit) -> Vec<TensorEdit> {
     let name = |t: &crate::model::RankOne| match t.v.is_empty() {
-        true => Model::bias_name(t.writer.role(), t.layer),
-        false => Model::name(t.writer.role(), t.layer),
+        true => model.bias_name(t.writer.role(), t.layer),
+        false => model.name(t.writer.role(), t.layer),
     };
     edit.iter().map(|t| TensorEdit { tensor: name(t), u: t.u.clone(), v: t.v.clone() }).collect()
 }

@@ -14,7 +14,7 @@ use crate::direction::{derive, Classes, Direction, Sample};
 use crate::edit::fold::norm;
 use crate::error::{Error, Result};
 use crate::evaluate::{energy::writer_inputs, Evaluator};
-use crate::output::preflight;
+use crate::output::preflight_checkpoint;
 use crate::text::{PromptSet, Set, Split};
 
 /// Runs the main job. `out`: where to write, `None` for a dry run.
@@ -29,10 +29,11 @@ pub fn patch(
     force: bool,
 ) -> Result<Outcome> {
     prompts.enough()?;
-    can_carry(&evaluator.model.spec.arch, settings.emit, settings.method)?;
+    let file = &evaluator.model.file;
+    can_carry(&evaluator.model.spec.arch, file.folder().is_some(), settings.emit, settings.method)?;
     if let Some(out) = out {
-        let bytes = if settings.emit == Emit::Weights { evaluator.model.file.file_len() } else { 1 << 20 };
-        preflight(&evaluator.model.file, out, bytes, force)?;
+        let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
+        preflight_checkpoint(file, out, bytes, force)?;
     }
     let validation = prompts.split(Split::Validation);
     let max_new = settings.max_new_tokens;

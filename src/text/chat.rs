@@ -82,7 +82,7 @@ impl Chat {
         // Tokens from the first one on that begins after the user's text.
         let head = self.tokenizer.encode_template(&text[..end], &contents).len();
         let tail = tokens.len().saturating_sub(head).clamp(1, tokens.len());
-        if self.tokenizer.add_bos() {
+        if self.tokenizer.chat_bos() {
             if let Some(bos) = self.tokenizer.bos().filter(|b| tokens.first() != Some(b)) {
                 tokens.insert(0, bos);
             }

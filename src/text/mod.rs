@@ -2,6 +2,7 @@
 
 mod bpe;
 mod chat;
+mod hub;
 mod merge;
 mod pre;
 mod prompts;
@@ -13,6 +14,7 @@ mod tokenizer;
 mod vocab;
 
 pub use chat::{Chat, Message, Prompt};
+pub use hub::folder_template;
 pub use prompts::{read as read_prompts, PromptRecord, PromptSet, Set, Split};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

@@ -22,6 +22,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
+    chat_bos: bool,
 }
 
 enum Engine {
@@ -80,14 +81,27 @@ impl Tokenizer {
                 Engine::Spm(vocab, Spm::new(scores(file, size)?, prefix, unknown))
             }
         };
-        Ok(Tokenizer { engine, specials, ends, bos, eos, add_bos: add_bos(file) })
+        let add_bos = add_bos(file);
+        Ok(Tokenizer { engine, specials, ends, bos, eos, add_bos, chat_bos: add_bos })
     }
 
-    /// The tokenizer of a `tokenizer.json`, with the end and begin tokens that the checkpoint names.
+    /// The tokenizer of a `tokenizer.json`, with the end and begin tokens that a GGUF file names.
     ///
     /// # Errors
     /// A file that can't be read or isn't one.
     pub fn from_json(path: &Path, file: &Gguf) -> Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::plain_json(path)?;
+        let Engine::Json(json) = &tokenizer.engine else { return Ok(tokenizer) };
+        let size = json.inner.get_vocab_size(true);
+        let size = file.get_strings("tokenizer.ggml.tokens").map_or(size, |tokens| tokens.len().max(size));
+        [tokenizer.bos, tokenizer.eos] = ["bos", "eos"].map(|key| token_key(file, key, size));
+        tokenizer.ends = vocab::ends(file, size, |name| json.inner.token_to_id(name)).into_iter().collect();
+        (tokenizer.add_bos, tokenizer.chat_bos) = (add_bos(file), add_bos(file));
+        Ok(tokenizer)
+    }
+
+    /// The tokenizer of a `tokenizer.json`, which doesn't say what begins and ends a text.
+    pub(super) fn plain_json(path: &Path) -> Result<Tokenizer> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let wrong =
             |e: &dyn std::fmt::Display| Error::format(path, None, format!("not a tokenizer.json: {e}"));
@@ -111,14 +125,28 @@ impl Tokenizer {
             .map(|(id, t)| Special { id, text: t.content, user: false, lstrip: t.lstrip, rstrip: t.rstrip })
             .collect();
         let specials = Specials::new(specials);
-        let size = file
-            .get_strings("tokenizer.ggml.tokens")
-            .map_or(inner.get_vocab_size(true), |tokens| tokens.len().max(inner.get_vocab_size(true)));
-        let [bos, eos] = ["bos", "eos"].map(|key| token_key(file, key, size));
-        let ends = vocab::ends(file, size, |name| inner.token_to_id(name)).into_iter().collect();
         let hidden = specials.ids();
         let engine = Engine::Json(Box::new(Json { inner, later, hidden }));
-        Ok(Tokenizer { engine, specials, ends, bos, eos, add_bos: add_bos(file) })
+        let ends = HashSet::new();
+        Ok(Tokenizer { engine, specials, ends, bos: None, eos: None, add_bos: false, chat_bos: false })
+    }
+
+    /// Says what begins and ends a text, as transformers does: plain text begins with `bos` where the file's own
+    /// post-processor puts it there, a chat where its template does.
+    pub(super) fn name_ends(&mut self, bos: Option<u32>, eos: Option<u32>, ends: HashSet<u32>) {
+        (self.bos, self.eos, self.ends) = (bos, eos, ends);
+        if let Engine::Json(json) = &self.engine {
+            let begin = json.inner.encode("a", true).ok().and_then(|e| e.get_ids().first().copied());
+            self.add_bos = begin.is_some() && begin == bos;
+        }
+    }
+
+    /// The token of a spelling.
+    pub(super) fn token_id(&self, text: &str) -> Option<u32> {
+        match &self.engine {
+            Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab.id(text),
+            Engine::Json(json) => json.inner.token_to_id(text),
+        }
     }
 
     /// Token ids of a text. Without `parse_special`, tokens of structure are ordinary text; those that the file calls
@@ -216,6 +244,11 @@ impl Tokenizer {
     /// Whether `bos` is put in front of plain text.
     pub fn add_bos(&self) -> bool {
         self.add_bos
+    }
+
+    /// Whether `bos` is put in front of a rendered chat that doesn't begin with it.
+    pub fn chat_bos(&self) -> bool {
+        self.chat_bos
     }
 }
 

@@ -169,8 +169,9 @@ pub fn rates(eval: &Value, texts: &[&str]) -> (f64, f64) {
 
 /// The tokenizer and template of an organism.
 pub fn chat(model: &Model) -> Chat {
-    let tokenizer = Tokenizer::from_gguf(&model.file).unwrap();
-    let source = model.file.get_str("tokenizer.chat_template").unwrap();
+    let file = model.file.gguf().unwrap();
+    let tokenizer = Tokenizer::from_gguf(file).unwrap();
+    let source = file.get_str("tokenizer.chat_template").unwrap();
     let spell = |id: Option<u32>| id.map(|t| tokenizer.token_text(t)).unwrap_or_default();
     let template = ChatTemplate::new(source, &spell(tokenizer.bos()), &spell(tokenizer.eos())).unwrap();
     Chat { tokenizer, template, system: None }

@@ -1,0 +1,141 @@
+//! The decoder's description from a Hugging Face `config.json`.
+
+use std::f64::consts::TAU;
+
+use serde_json::Value;
+
+use super::spec::{Rope, RopeStyle, Spec};
+use crate::checkpoint::Folder;
+use crate::error::{Error, Result};
+
+/// Values of `model_type` that the decoder runs, with the architecture's name in GGUF.
+const SUPPORTED: [(&str, &str); 4] =
+    [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
+
+impl Spec {
+    /// Reads the description from `config.json`; of a multimodal model from its `text_config`.
+    ///
+    /// # Errors
+    /// An architecture, an activation or a rope scaling that the decoder does not run; a key that is missing or makes no sense.
+    pub fn from_config(folder: &Folder) -> Result<Spec> {
+        let c = folder.text_config();
+        let path = folder.dir().join("config.json").display().to_string();
+        let kind = c["model_type"].as_str().unwrap_or("missing");
+        let Some((_, arch)) = SUPPORTED.iter().find(|(k, _)| *k == kind) else {
+            return Err(Error::unsupported(
+                format!("{path}: model_type {kind} can't be run"),
+                format!("supported: {}", SUPPORTED.map(|s| s.0).join(", ")),
+            ));
+        };
+        let number = |key: &str| c[key].as_u64().map(|v| v as usize).filter(|&v| v > 0 && v < 1 << 31);
+        let need = |key: &str| {
+            number(key).ok_or_else(|| {
+                let found = &c[key];
+                Error::Model(format!(
+                    "{path}: `{key}` is {found}, expected a positive number; download the file again"
+                ))
+            })
+        };
+        let act = c["hidden_act"].as_str().unwrap_or("silu");
+        if act != "silu" {
+            let what = format!("{path}: hidden_act {act} can't be run");
+            return Err(Error::unsupported(what, "supported: silu"));
+        }
+        let hidden = need("hidden_size")?;
+        let heads = need("num_attention_heads")?;
+        // Of these architectures only llama has as many key/value heads as heads when the file doesn't say.
+        let kv_heads = match kind {
+            "llama" => number("num_key_value_heads").unwrap_or(heads),
+            _ => need("num_key_value_heads")?,
+        };
+        let head_dim = match (number("head_dim"), kind) {
+            (Some(n), _) => n,
+            (None, "qwen3") => 128,
+            (None, _) => hidden / heads,
+        };
+        if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
+            return Err(Error::Model(format!(
+                "{path}: {heads} heads of {head_dim} with {kv_heads} key/value heads make no sense"
+            )));
+        }
+        let norm_eps = c["rms_norm_eps"].as_f64().unwrap_or(1e-6) as f32;
+        let mut context = number("max_position_embeddings").unwrap_or(0);
+        // Shorter texts than the window see all of it; longer ones are refused.
+        let window =
+            number("sliding_window").filter(|_| kind == "mistral" || c["use_sliding_window"] == true);
+        if let Some(window) = window {
+            context = if context == 0 { window } else { context.min(window) };
+        }
+        let rope = rope(c, &path, head_dim)?;
+        if !(norm_eps.is_finite() && norm_eps >= 0.0) {
+            return Err(Error::Model(format!("{path}: rms_norm_eps {norm_eps} makes no sense")));
+        }
+        let tied = |v: &Value| v["tie_word_embeddings"].as_bool();
+        Ok(Spec {
+            arch: arch.to_string(),
+            layers: need("num_hidden_layers")?,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn: need("intermediate_size")?,
+            vocab: need("vocab_size")?,
+            norm_eps,
+            rope,
+            qk_norm: kind == "qwen3",
+            context,
+            tied: tied(c).or(tied(folder.config())).unwrap_or(false),
+        })
+    }
+}
+
+/// `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (4).
+fn rope(c: &Value, path: &str, head_dim: usize) -> Result<Rope> {
+    let scaling = [&c["rope_parameters"], &c["rope_scaling"]].into_iter().find(|v| v.is_object());
+    let get = |key: &str| scaling.and_then(|s| s[key].as_f64());
+    let theta = get("rope_theta").or(c["rope_theta"].as_f64()).unwrap_or(10000.0);
+    let share = get("partial_rotary_factor").or(c["partial_rotary_factor"].as_f64()).unwrap_or(1.0);
+    let dims = (head_dim as f64 * share) as usize;
+    let sound = theta.is_finite() && theta > 0.0 && dims > 0 && dims <= head_dim && dims.is_multiple_of(2);
+    if !sound {
+        return Err(Error::Model(format!(
+            "{path}: a rope base of {theta} over {dims} of {head_dim} dimensions makes no sense"
+        )));
+    }
+    let need = |key: &str| {
+        get(key).filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
+            Error::Model(format!("{path}: the rope scaling's `{key}` is missing or not a positive number"))
+        })
+    };
+    let kind = scaling.and_then(|s| s["rope_type"].as_str().or(s["type"].as_str())).unwrap_or("default");
+    let (mut scale, mut factors) = (1.0, None);
+    match kind {
+        // Dynamic scaling begins behind the context that the model was trained for.
+        "default" | "dynamic" => {}
+        "linear" => scale = 1.0 / need("factor")?,
+        "llama3" => {
+            let (factor, low, high) = (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
+            let context = need("original_max_position_embeddings")?;
+            let of = |i: usize| {
+                let wavelength = TAU * theta.powf(2.0 * i as f64 / dims as f64);
+                let divisor = if wavelength < context / high {
+                    1.0
+                } else if wavelength > context / low {
+                    factor
+                } else {
+                    let smooth = (context / wavelength - low) / (high - low);
+                    1.0 / ((1.0 - smooth) / factor + smooth)
+                };
+                divisor as f32
+            };
+            factors = Some((0..dims / 2).map(of).collect());
+        }
+        other => {
+            return Err(Error::unsupported(
+                format!("{path}: rope scaling {other:?} can't be run"),
+                "supported: default, linear, dynamic and llama3",
+            ))
+        }
+    }
+    Ok(Rope { theta: theta as f32, dims, style: RopeStyle::Neox, scale: scale as f32, factors })
+}

@@ -1,0 +1,193 @@
+//! The edit beside a Hugging Face checkpoint: a PEFT folder with a LoRA adapter of rank one, F32, which is the edit exactly
+//! on any packing of the base.
+//!
+//! `adapter_config.json` holds what PEFT knows, and nothing else: some versions refuse other keys. What the adapter says about
+//! itself stands in the metadata of `adapter_model.safetensors`.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+
+use super::sidecar::{belongs, later, quote, Kind, Sidecar, VERSION};
+use super::{folder::check_folder, place, Staged, Temporary, Written};
+use crate::checkpoint::{read_json, sha256_file, Folder};
+use crate::error::{Error, Result};
+use crate::model::{Edit, Model, RankOne, Writer};
+use crate::progress::{Progress, Silent};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// The key of the metadata that holds [`About`].
+const KEY: &str = "refusal_patch";
+/// Larger files are no adapters of rank one.
+const LARGEST: u64 = 1 << 30;
+
+/// What an adapter says about itself.
+#[derive(Serialize, Deserialize)]
+struct About {
+    sidecar: String,
+    sidecar_version: u64,
+    version: String,
+    operation: String,
+    method: String,
+    strength: f32,
+    base_architecture: String,
+    base_sha256: String,
+}
+
+/// What a user types to load it.
+pub(super) fn command(base: &Path, adapter: &Path) -> String {
+    format!(
+        "python -c \"import sys; from transformers import AutoModelForCausalLM as M; from peft import PeftModel as P; \
+         P.from_pretrained(M.from_pretrained(sys.argv[1], dtype='auto'), sys.argv[2])\" {} {}",
+        quote(base),
+        quote(adapter)
+    )
+}
+
+/// Writes a sidecar's folder next to OUT, under a temporary name.
+pub(super) fn stage(
+    sidecar: &Sidecar,
+    base: &Folder,
+    model: &Model,
+    out: &Path,
+    force: bool,
+) -> Result<Staged> {
+    check_folder(base, out, force)?;
+    let temp = place::temporary_folder(out)?;
+    let modules: Vec<String> =
+        sidecar.edit.iter().map(|t| model.names.module(t.writer.role(), t.layer)).collect();
+    let config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.dir().display().to_string(),
+        "r": 1,
+        "lora_alpha": 1,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "target_modules": modules,
+    });
+    let about = About {
+        sidecar: sidecar.kind.name().into(),
+        sidecar_version: VERSION,
+        version: env!("CARGO_PKG_VERSION").into(),
+        operation: "output of the module += lora_B (lora_A . input), scale 1".into(),
+        method: sidecar.method.clone(),
+        strength: sidecar.strength,
+        base_architecture: sidecar.architecture.clone(),
+        base_sha256: sidecar.base_sha256.clone(),
+    };
+    let text = |v: &Value| serde_json::to_string_pretty(v).map_err(|e| Error::Model(e.to_string()));
+    let about = serde_json::to_string(&about).map_err(|e| Error::Model(e.to_string()))?;
+    let bytes = safetensors(&modules, &sidecar.edit, &about);
+    place::write_whole(&temp.path().join(CONFIG), (text(&config)? + "\n").as_bytes(), false)?;
+    place::write_whole(&temp.path().join(WEIGHTS), &bytes, false)?;
+    let sha256 = sha256_file(&temp.path().join(WEIGHTS), &Silent)?;
+    let written = Written { path: out.to_path_buf(), bytes: bytes.len() as u64, sha256 };
+    Ok(Staged { temp: Temporary::Folder(temp), force, written })
+}
+
+fn name(module: &str, half: char) -> String {
+    format!("base_model.model.{module}.lora_{half}.weight")
+}
+
+/// F32 tensors in the order of the edit.
+fn safetensors(modules: &[String], edit: &Edit, about: &str) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({ KEY: about }));
+    let mut data: Vec<u8> = Vec::new();
+    for (module, t) in modules.iter().zip(edit) {
+        for (half, x, shape) in [('A', &t.v, [1, t.v.len()]), ('B', &t.u, [t.u.len(), 1])] {
+            let begin = data.len();
+            data.extend(x.iter().flat_map(|x| x.to_le_bytes()));
+            let info = json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()] });
+            header.insert(name(module, half), info);
+        }
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
+/// Reads an adapter for a model.
+pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Result<Sidecar> {
+    let file = path.join(WEIGHTS);
+    if !path.is_dir() || !file.exists() || !path.join(CONFIG).exists() {
+        let what = format!("is no adapter folder ({CONFIG} and {WEIGHTS}); `--emit lora` writes them");
+        return Err(Error::format(path, None, what));
+    }
+    let bad = |what: String| Error::format(&file, None, what);
+    let config = read_json(&path.join(CONFIG))?;
+    let scale = config["lora_alpha"].as_f64().zip(config["r"].as_f64()).map(|(a, r)| a / r);
+    if config["peft_type"] != "LORA" || config["r"] != 1 || scale != Some(1.0) {
+        return Err(Error::format(
+            path.join(CONFIG),
+            None,
+            "is no LoRA of rank 1 and alpha 1, as `--emit lora` writes",
+        ));
+    }
+    let len = fs::metadata(&file).map_err(Error::io(&file))?.len();
+    if len > LARGEST {
+        return Err(bad(format!("has {len} bytes, an adapter of rank one has less than {LARGEST}")));
+    }
+    let bytes = fs::read(&file).map_err(Error::io(&file))?;
+    let damaged =
+        |e: safetensors::SafeTensorError| bad(format!("is no safetensors file: {e}; download it again"));
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+    let about = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(KEY))
+        .ok_or_else(|| bad("is no sidecar of this program; `--emit lora` writes them".into()))?;
+    let any: Value =
+        serde_json::from_str(about).map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
+    if any["sidecar_version"] != VERSION {
+        return Err(later(path, &format!("version {}", any["sidecar_version"])));
+    }
+    let about: About =
+        serde_json::from_value(any).map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
+    belongs(path, &about.base_architecture, &about.base_sha256, model, progress)?;
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(damaged)?;
+    let vector = |name: &str, n: usize| -> Result<Vec<f32>> {
+        let t = tensors.tensor(name).map_err(damaged)?;
+        let x: Vec<f32> =
+            t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        if t.dtype() != safetensors::Dtype::F32 || x.len() != n || !x.iter().all(|x| x.is_finite()) {
+            return Err(bad(format!(
+                "tensor {name} must be {n} finite F32 numbers, as the model's tensor asks for"
+            )));
+        }
+        Ok(x)
+    };
+    let mut edit = Edit::new();
+    for layer in 0..model.spec.layers {
+        for writer in Writer::ALL {
+            let module = model.names.module(writer.role(), layer);
+            if tensors.tensor(&name(&module, 'B')).is_err() {
+                continue;
+            }
+            let (_, w) = model.writer(layer, writer)?;
+            let (u, v) = (vector(&name(&module, 'B'), w.rows)?, vector(&name(&module, 'A'), w.cols)?);
+            edit.push(RankOne { layer, writer, u, v });
+        }
+    }
+    if edit.is_empty() || tensors.len() != 2 * edit.len() {
+        return Err(bad(format!(
+            "holds {} tensors, of which {} terms can be used",
+            tensors.len(),
+            edit.len()
+        )));
+    }
+    Ok(Sidecar {
+        kind: Kind::Lora,
+        architecture: about.base_architecture,
+        base_sha256: about.base_sha256,
+        method: about.method,
+        strength: about.strength,
+        edit,
+    })
+}

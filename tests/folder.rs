@@ -1,0 +1,441 @@
+//! Hugging Face folders, sound, damaged and hostile; what is written of them.
+
+#[path = "common/folder.rs"]
+mod folder;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use folder::*;
+use refusal_patch::checkpoint::{Checkpoint, Folder};
+use refusal_patch::encoding::Encoding;
+use refusal_patch::forward::{Compute, Head, Runner, Sequence};
+use refusal_patch::model::{Edit, Model, RankOne, Spec, Writer};
+use refusal_patch::output::{stage_folder, unpatched, Kind, Patch, Provenance, Sidecar, TensorEdit};
+use refusal_patch::progress::Silent;
+use serde_json::{json, Value};
+
+fn write(dir: &Path, files: &[(&str, &[u8])]) {
+    for (name, bytes) in files {
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+}
+
+#[track_caller]
+fn refused(dir: &Path, saying: &[&str]) {
+    let message = Checkpoint::open(dir).map(drop).expect_err("should be refused").to_string();
+    for part in saying {
+        assert!(message.contains(part), "`{message}` should say `{part}`");
+    }
+    assert!(message.len() < 600, "too long: {message}");
+}
+
+fn header(tensors: &[(&str, &str, &[u64], [u64; 2])]) -> String {
+    let member = |(name, dtype, shape, at): &(&str, &str, &[u64], [u64; 2])| {
+        format!("{name:?}:{}", json!({ "dtype": dtype, "shape": shape, "data_offsets": at }))
+    };
+    format!("{{{}}}", tensors.iter().map(member).collect::<Vec<_>>().join(","))
+}
+
+#[test]
+fn a_damaged_or_hostile_header_is_one_clear_error() {
+    let good: (&str, &str, &[u64], [u64; 2]) = ("a", "F16", &[2, 2], [0, 8]);
+    let cases: Vec<(Vec<u8>, &[&str])> = vec![
+        (vec![1, 2, 3], &["3 bytes", "download it again"]),
+        ([&(1u64 << 63).to_le_bytes()[..], b"{}"].concat(), &["9223372036854775808", "the most"]),
+        (raw(&header(&[good]), &[0; 8])[..40].to_vec(), &["its header claims", "are there"]),
+        (raw("[1]", &[]), &["not a JSON object"]),
+        (raw(&header(&[good]), &[0; 4]), &["tensor `a`", "bytes 0 to 8 of 4"]),
+        (raw(&header(&[good]), &[0; 9]), &["its tensors end", "download it again"]),
+        (raw(&header(&[good, ("b", "F16", &[2], [4, 8])]), &[0; 8]), &["tensor `b` overlaps"]),
+        (raw(&header(&[good, ("b", "F16", &[2], [12, 16])]), &[0; 16]), &["tensor `b` leaves a gap"]),
+        (raw(&header(&[("a", "F16", &[3], [0, 8])]), &[0; 8]), &["tensor `a`", "needs 6 bytes and has 8"]),
+        (raw(&header(&[("a", "F16", &[1 << 40, 1 << 40], [0, 8])]), &[0; 8]), &["more than 64 bits"]),
+        (raw(&header(&[("a", "F16", &[4], [8, 0])]), &[0; 8]), &["bytes 8 to 0"]),
+        (raw(&header(&[good, ("a", "F16", &[4], [8, 16])]), &[0; 16]), &["tensor `a`", "twice"]),
+        (raw(r#"{"a":{"shape":[1],"data_offsets":[0,1]}}"#, &[0]), &["no dtype"]),
+        (raw(r#"{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}}"#, &[0]), &["no shape"]),
+        (raw(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}}"#, &[0]), &["data_offsets"]),
+    ];
+    for (bytes, saying) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &[("config.json", b"{}"), ("model.safetensors", &bytes)]);
+        refused(dir.path(), &[&["model.safetensors"], saying].concat());
+    }
+}
+
+#[test]
+fn a_damaged_or_hostile_index_is_one_clear_error() {
+    let shard = safetensors(&[named("a", "U8", &[1], vec![1])]);
+    let index = |map: Value| json!({ "weight_map": map }).to_string();
+    const OUTSIDE: &str = "don't trust this checkpoint";
+    let cases: Vec<(String, &[&str])> = vec![
+        (
+            index(json!({ "a": "x.safetensors", "b": "y.safetensors" })),
+            &["1 of the 2 files", "y.safetensors"],
+        ),
+        (index(json!({ "a": "x.safetensors", "b": "x.safetensors" })), &["tensor `b`", "where it is not"]),
+        (index(json!({ "a": "../x.safetensors" })), &["tensor `a`", OUTSIDE]),
+        (index(json!({ "a": "/etc/passwd" })), &[OUTSIDE]),
+        (index(json!({ "a": "sub/x.safetensors" })), &[OUTSIDE]),
+        (index(json!({ "a": "c:\\x.safetensors" })), &[OUTSIDE]),
+        (index(json!({ "a": "" })), &[OUTSIDE]),
+        (index(json!({ "a": ".." })), &[OUTSIDE]),
+        (index(json!({ "a": 1 })), &["names no file for tensor `a`"]),
+        ("{}".into(), &["no `weight_map`"]),
+        ("{".into(), &["is not JSON"]),
+    ];
+    for (index, saying) in cases {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("in");
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        write(outer.path(), &[("x.safetensors", &shard)]);
+        let files: [(&str, &[u8]); 4] = [
+            ("config.json", b"{}"),
+            ("x.safetensors", &shard),
+            ("sub/x.safetensors", &shard),
+            ("model.safetensors.index.json", index.as_bytes()),
+        ];
+        write(&dir, &files);
+        refused(&dir, &[&["model.safetensors.index.json"], saying].concat());
+    }
+}
+
+#[test]
+fn a_folder_without_a_checkpoint_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    refused(dir.path(), &["no config.json"]);
+    write(dir.path(), &[("model-Q4.gguf", b"GGUF")]);
+    refused(dir.path(), &["name the file inside it, such as model-Q4.gguf"]);
+    write(dir.path(), &[("config.json", b"{}")]);
+    refused(dir.path(), &["neither model.safetensors nor"]);
+    let shard = safetensors(&[named("a", "U8", &[1], vec![1])]);
+    write(dir.path(), &[("other.safetensors", &shard)]);
+    refused(dir.path(), &["name a file inside it, such as other.safetensors"]);
+    assert!(Checkpoint::open(&dir.path().join("other.safetensors")).is_ok());
+    // The same tensor in two files: loaders differ in which they take.
+    let index = json!({ "weight_map": { "a": "other.safetensors", "b": "second.safetensors" } }).to_string();
+    let second = safetensors(&[named("a", "U8", &[1], vec![1]), named("b", "U8", &[1], vec![1])]);
+    write(dir.path(), &[("second.safetensors", &second), ("model.safetensors.index.json", index.as_bytes())]);
+    refused(dir.path(), &["tensor `a` is also in"]);
+}
+
+/// The configuration of a folder with no more than an embedding.
+fn spec(config: Value) -> Result<Spec, String> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let embedding = named("model.embed_tokens.weight", "F16", &[1, 1], vec![0; 2]);
+    write_weights(dir.path(), &[embedding], 1);
+    Spec::from_config(&Folder::open(dir.path()).unwrap()).map_err(|e| e.to_string())
+}
+
+fn plain() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 1, "max_position_embeddings": 8192,
+    })
+}
+
+fn with(more: Value) -> Value {
+    let mut config = plain();
+    more.as_object().unwrap().iter().for_each(|(k, v)| config[k] = v.clone());
+    config
+}
+
+#[test]
+fn every_dialect_of_a_configuration_means_the_same() {
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    });
+    let old = spec(with(json!({ "rope_theta": 5e5, "rope_scaling": llama3 }))).unwrap();
+    let mut both = llama3.clone();
+    both["rope_theta"] = 5e5.into();
+    let new = spec(with(json!({ "rope_parameters": both }))).unwrap();
+    let nested =
+        spec(json!({ "model_type": "llava", "text_config": with(json!({ "rope_parameters": both })) }))
+            .unwrap();
+    let reference = format!("{old:?}");
+    assert_eq!(format!("{new:?}"), reference);
+    assert_eq!(format!("{nested:?}"), reference);
+    assert_eq!((old.rope.theta, old.head_dim, old.arch.as_str()), (5e5, 16, "llama"));
+    assert!(old.rope.factors.unwrap()[7] == 8.0);
+    let older = spec(with(json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }))).unwrap();
+    assert_eq!((older.rope.scale, older.rope.theta), (0.25, 10000.0));
+    let dim = spec(with(json!({ "model_type": "mistral", "head_dim": 32, "sliding_window": 4096 }))).unwrap();
+    assert_eq!((dim.head_dim, dim.context, dim.arch.as_str()), (32, 4096, "llama"));
+    assert_eq!(spec(with(json!({ "sliding_window": 4096, "model_type": "qwen2" }))).unwrap().context, 8192);
+    assert!(spec(with(json!({ "tie_word_embeddings": true }))).unwrap().tied && !old.tied);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_run_is_an_error() {
+    for (config, saying) in [
+        (with(json!({ "model_type": "mamba" })), "supported: llama, mistral"),
+        (with(json!({ "hidden_act": "gelu" })), "hidden_act gelu"),
+        (with(json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } })), "yarn"),
+        (with(json!({ "rope_scaling": { "rope_type": "linear" } })), "`factor`"),
+        (with(json!({ "hidden_size": -1 })), "`hidden_size` is -1"),
+        (with(json!({ "num_hidden_layers": 1u64 << 40 })), "num_hidden_layers"),
+        (with(json!({ "num_key_value_heads": 3 })), "make no sense"),
+        (with(json!({ "rope_theta": -1.0 })), "makes no sense"),
+        (json!([]), "model_type missing"),
+    ] {
+        let e = spec(config).unwrap_err();
+        assert!(e.contains(saying), "`{e}` should say `{saying}`");
+    }
+}
+
+/// A random model as a folder with two files, and its GGUF.
+fn random(dir: &Path, name: &str, kind: &str, rope: Value) -> PathBuf {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward");
+    let file = refusal_patch::checkpoint::Gguf::open(&data.join(format!("{name}.gguf"))).unwrap();
+    let folder = dir.join(name);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("config.json"), config_of(&file, kind, rope).to_string()).unwrap();
+    write_weights(&folder, &tensors_of(&file, Encoding::F32), 2);
+    folder
+}
+
+#[test]
+fn every_architecture_agrees_with_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    let llama3 = json!({
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    });
+    for (name, kind, rope) in [
+        ("llama3", "llama", json!({ "rope_parameters": llama3 })),
+        ("llama-linear", "llama", json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } })),
+        ("mistral", "mistral", json!({})),
+        ("qwen2", "qwen2", json!({})),
+        ("qwen3", "qwen3", json!({})),
+    ] {
+        let model = Model::open(&random(dir.path(), name, kind, rope)).unwrap();
+        let worst = against_transformers(&model, name);
+        assert!(worst < 1e-3, "{name}: {worst}");
+    }
+}
+
+/// The largest difference from transformers' log-probabilities of its ten likeliest tokens, at every position.
+fn against_transformers(model: &Model, name: &str) -> f32 {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/forward/{name}.json"));
+    let golden: Value = serde_json::from_slice(&fs::read(data).unwrap()).unwrap();
+    let list = |v: &Value| v.as_array().unwrap().clone();
+    let mut worst = 0.0f32;
+    for (ids, expected) in list(&golden["sequences"]).iter().zip(list(&golden["transformers"])) {
+        let tokens: Vec<u32> = list(ids).iter().map(|t| t.as_u64().unwrap() as u32).collect();
+        let wanted: Vec<(usize, usize)> = (0..tokens.len()).map(|p| (0, p)).collect();
+        let compute = Compute::cpu();
+        let hidden = Runner::new(model, &compute, &[], 1 << 30, &Silent)
+            .run(&[Sequence::from(tokens)], &[], &wanted, &mut ())
+            .unwrap();
+        let expected: Vec<Vec<Value>> = list(&expected).iter().map(list).collect();
+        let ids: Vec<Vec<u32>> =
+            expected.iter().map(|p| p.iter().map(|t| t[0].as_u64().unwrap() as u32).collect()).collect();
+        let reads = Head::new(model, &compute).unwrap().read(&hidden, 1, |i| &ids[i]).unwrap();
+        for (read, expected) in reads.iter().zip(&expected) {
+            for (found, t) in read.asked.iter().zip(expected) {
+                worst = worst.max((found - t[1].as_f64().unwrap() as f32).abs());
+            }
+        }
+    }
+    println!("{name}: {worst:.1e}");
+    worst
+}
+
+#[test]
+fn a_configuration_that_disagrees_with_the_shapes_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = random(dir.path(), "qwen2", "qwen2", json!({ "intermediate_size": 77 }));
+    let e = Model::open(&folder).map(drop).unwrap_err().to_string();
+    assert!(e.contains("config.json asks for 77"), "{e}");
+    let file = folder.join("config.json");
+    let config =
+        fs::read_to_string(&file).unwrap().replace("\"num_hidden_layers\":", "\"num_hidden_layers\":1");
+    fs::write(&file, config).unwrap();
+    let e = Model::open(&folder).map(drop).unwrap_err().to_string();
+    assert!(e.contains("is missing") || e.contains("asks for 77"), "{e}");
+}
+
+fn record() -> Provenance {
+    Provenance {
+        version: "0.1.0".into(),
+        source_sha256: "ab".repeat(32),
+        method: "gated".into(),
+        layers: vec![1],
+        strength: 0.5,
+        before: r#"{"refusal":0.6}"#.into(),
+        after: r#"{"refusal":0.9}"#.into(),
+        edits: vec![TensorEdit {
+            tensor: "a".into(),
+            u: vec![1.0, -0.0, 0.1],
+            v: vec![f32::MIN_POSITIVE; 4],
+        }],
+    }
+}
+
+/// All files under a folder with their bytes.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(contents(&path)),
+            false => all.push((path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    all.sort();
+    all
+}
+
+/// A folder of three files of weights, with what real ones hold besides.
+fn three(dir: &Path) -> PathBuf {
+    let folder = dir.join("in");
+    fs::create_dir_all(folder.join("assets")).unwrap();
+    fs::create_dir_all(folder.join(".cache")).unwrap();
+    write(&folder, &[("config.json", b"{}"), ("LICENSE", b"MIT"), ("assets/logo", b"x"), (".cache/y", b"y")]);
+    let tensor = |name: &str, n: u8| named(name, "BF16", &[2, 4], vec![n; 16]);
+    let list = ["a", "b", "c", "d", "e", "f"];
+    let tensors: Vec<Named> = list.iter().zip(1..).map(|(name, i)| tensor(name, i)).collect();
+    write_weights(&folder, &tensors, 3);
+    folder
+}
+
+#[test]
+fn only_files_with_touched_tensors_change_and_headers_stay_verbatim() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = three(dir.path());
+    let before = contents(&source);
+    let folder = Folder::open(&source).unwrap();
+    let out = dir.path().join("out");
+    let patch = |name: &str| Patch { tensor: name.into(), bytes: vec![0xAB; 16], type_id: 30 };
+    let patches = [patch("d"), patch("c")];
+    let staged = stage_folder(&folder, &patches, &record(), &out, false, &Silent).unwrap();
+    assert!(!out.exists());
+    staged.commit().unwrap();
+    assert_eq!(contents(&source), before, "the input is untouched");
+    for (path, bytes) in &before {
+        let name = path.strip_prefix(&source).unwrap();
+        let new = fs::read(out.join(name));
+        match name.to_str().unwrap() {
+            ".cache/y" => assert!(new.is_err()),
+            "model-00002-of-00003.safetensors" => {
+                let data = bytes.len() - 32;
+                let new = new.unwrap();
+                assert_eq!(new[..data], bytes[..data]);
+                assert!(new[data..].iter().all(|&b| b == 0xAB));
+            }
+            _ => assert_eq!(&new.unwrap(), bytes, "{}", name.display()),
+        }
+    }
+    let written = Checkpoint::open(&out).unwrap();
+    assert_eq!(Provenance::of(&written).unwrap(), Some(record()));
+    assert_eq!(Provenance::of(&Checkpoint::open(&source).unwrap()).unwrap(), None);
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
+
+    // A second patch replaces the record of the first; OUT is replaced with force only, and only where it is a model.
+    let again = |out: &Path, force| stage_folder(&folder, &[patch("a")], &record(), out, force, &Silent);
+    let error = |out: &Path, force| again(out, force).map(drop).unwrap_err().to_string();
+    assert!(error(&out, false).contains("--force"));
+    again(&out, true).unwrap().commit().unwrap();
+    assert_eq!(
+        fs::read(out.join("model-00002-of-00003.safetensors")).unwrap(),
+        before_file(&before, "00002")
+    );
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("thesis.txt"), b"x").unwrap();
+    assert!(error(&other, true).contains("replaces models only"));
+    for inside in [source.clone(), source.join("out"), dir.path().to_path_buf()] {
+        assert!(error(&inside, true).contains("never changed"), "{}", inside.display());
+    }
+    assert!(error(&dir.path().join("out.safetensors"), false).contains("name a folder"));
+    assert_eq!(contents(&source), before);
+}
+
+fn before_file(all: &[(PathBuf, Vec<u8>)], part: &str) -> Vec<u8> {
+    all.iter().find(|(p, _)| p.to_str().unwrap().contains(&format!("model-{part}"))).unwrap().1.clone()
+}
+
+#[test]
+fn a_patch_that_does_not_fit_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::open(&three(dir.path())).unwrap();
+    let out = dir.path().join("out");
+    for (tensor, len, type_id) in [("a", 15, 30), ("a", 16, 1), ("z", 16, 30)] {
+        let patch = Patch { tensor: tensor.into(), bytes: vec![0; len], type_id };
+        assert!(stage_folder(&folder, &[patch], &record(), &out, false, &Silent).is_err());
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_single_file_is_written_as_a_folder_and_other_weights_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = three(dir.path());
+    fs::rename(source.join("model-00001-of-00003.safetensors"), source.join("one.safetensors")).unwrap();
+    let folder = Folder::open(&source.join("one.safetensors")).unwrap();
+    let out = dir.path().join("out");
+    stage_folder(&folder, &[], &record(), &out, false, &Silent).unwrap().commit().unwrap();
+    let same =
+        fs::read(out.join("model.safetensors")).unwrap() == fs::read(source.join("one.safetensors")).unwrap();
+    assert!(same && out.join("LICENSE").exists() && !out.join("model-00002-of-00003.safetensors").exists());
+    assert!(Checkpoint::open(&out).is_ok());
+    fs::write(out.join("pytorch_model.bin"), b"x").unwrap();
+    assert_eq!(unpatched(&Folder::open(&out).unwrap()).unwrap(), ["pytorch_model.bin"]);
+}
+
+#[test]
+fn an_adapter_is_read_back_as_it_was_written_and_no_other_models_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = organism(dir.path(), "organism-broken-Q4_K_M.gguf", Encoding::BF16, 2);
+    let model = Model::open(&folder).unwrap();
+    let s = &model.spec;
+    let term = |layer, writer, n| RankOne {
+        layer,
+        writer,
+        u: vec![0.25; s.hidden],
+        v: (0..n).map(|i| i as f32).collect(),
+    };
+    let edit: Edit = vec![term(1, Writer::Attention, s.heads * s.head_dim), term(3, Writer::Ffn, s.ffn)];
+    let base_sha256 = refusal_patch::checkpoint::sha256_checkpoint(&model.file, &Silent).unwrap();
+    let sidecar = Sidecar {
+        kind: Kind::Lora,
+        architecture: "llama".into(),
+        base_sha256,
+        method: "gated".into(),
+        strength: 1.5,
+        edit,
+    };
+    let out = dir.path().join("adapter");
+    sidecar.stage(&model, &out, false).unwrap().commit().unwrap();
+    assert_eq!(Sidecar::read(&out, &model, &Silent).unwrap(), sidecar);
+    let config: Value = serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(
+        config["target_modules"],
+        json!(["model.layers.1.self_attn.o_proj", "model.layers.3.mlp.down_proj"])
+    );
+
+    let error = || Sidecar::read(&out, &model, &Silent).unwrap_err().to_string();
+    let file = out.join("adapter_model.safetensors");
+    let good = fs::read(&file).unwrap();
+    let change = |from: &str, to: &str| {
+        let (header, data) = good.split_at(8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize);
+        let header = String::from_utf8(header[8..].to_vec()).unwrap();
+        assert!(header.contains(from));
+        fs::write(&file, raw(&header.replace(from, to), data)).unwrap();
+    };
+    change("sidecar_version\\\":1", "sidecar_version\\\":9");
+    assert!(error().contains("version 9"));
+    change(&sidecar.base_sha256, &"0".repeat(64));
+    assert!(error().contains("belongs to another model"));
+    change("layers.1.", "layers.9.");
+    assert!(error().contains("4 tensors, of which 1 terms"));
+    change("layers.3.mlp.down_proj.lora_A", "layers.3.mlp.down_proj.lora_C");
+    assert!(error().contains("lora_A"));
+    fs::write(&file, &good[..good.len() - 4]).unwrap();
+    assert!(error().contains("download it again"));
+    fs::remove_file(&file).unwrap();
+    assert!(error().contains("is no adapter folder"));
+}
