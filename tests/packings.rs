@@ -10,8 +10,9 @@ use folder::*;
 use refusal_patch::checkpoint::{sha256_tensors, Checkpoint};
 use refusal_patch::edit::fold::{achieved, fold, fold_pruned};
 use refusal_patch::edit::sparse::{is_pruned, zeros};
+use refusal_patch::encoding::packed::Levels;
 use refusal_patch::encoding::{Encoding, Params};
-use refusal_patch::model::{Matrix, Model, Writer};
+use refusal_patch::model::{Matrix, Model, Storage, Writer};
 use refusal_patch::output::{stage_folder, Patch, Provenance, TensorEdit};
 use refusal_patch::progress::Silent;
 use safetensors::{Dtype, SafeTensors};
@@ -174,7 +175,9 @@ fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
         let half = prune(w, |row, col| scattered[row * 512 + col] > 0.0);
         for (pattern, bytes) in [("2:4", &of_four), ("unstructured", &half)] {
             let w = Matrix { bytes, ..*w };
-            assert!(is_pruned(&w), "{name} {pattern}");
+            // Scattered zeros among integer codes may be rounding.
+            let codes = matches!(w.encoding, Storage::Packed(p) if !matches!(p.levels, Levels::Float(_)));
+            assert_eq!(is_pruned(&w), pattern == "2:4" || !codes, "{name} {pattern}");
             let (u, v) = edit(&w);
             let folded = fold_pruned(&w, &u, &v).unwrap();
             let after = Matrix { bytes: &folded, ..w };
