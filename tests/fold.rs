@@ -61,7 +61,7 @@ fn every_encoding_stores_the_edit_that_was_asked_for() {
     for encoding in Encoding::ALL {
         let (rows, cols) = (512, 1024);
         let bytes = quantized(encoding, rows, cols, 1);
-        let w = Matrix { rows, cols, encoding, bytes: &bytes };
+        let w = Matrix { rows, cols, encoding: encoding.into(), bytes: &bytes };
         for share in [0.002, 0.005, 0.01, 0.05, 0.27] {
             let (u, v) = edit(&w, share, 2);
             let folded = fold(&w, &u, &v).unwrap();
@@ -81,7 +81,7 @@ fn a_trained_models_writers_store_the_edit_too() {
         let (name, source) = model.writer(2, writer).unwrap();
         for encoding in Encoding::ALL {
             let bytes = recode(&source, encoding, None);
-            let w = Matrix { encoding, bytes: &bytes, ..source };
+            let w = Matrix { encoding: encoding.into(), bytes: &bytes, ..source };
             for share in [0.002, 0.01, 0.05] {
                 let (u, v) = edit(&w, share, 13);
                 let folded = fold(&w, &u, &v).unwrap();
@@ -97,7 +97,7 @@ fn scales_and_minimums_stay_as_they_are() {
     for encoding in Encoding::ALL.into_iter().filter(|e| e.block_len() > 1) {
         let (rows, cols) = (64, 512);
         let bytes = quantized(encoding, rows, cols, 3);
-        let w = Matrix { rows, cols, encoding, bytes: &bytes };
+        let w = Matrix { rows, cols, encoding: encoding.into(), bytes: &bytes };
         let (u, v) = edit(&w, 0.05, 4);
         let folded = fold(&w, &u, &v).unwrap();
         let unpack = |bytes: &[u8]| {
@@ -117,7 +117,7 @@ fn plain_requantizing_loses_what_the_fold_stores() {
     {
         let (rows, cols) = (512, 1024);
         let bytes = quantized(encoding, rows, cols, 5);
-        let w = Matrix { rows, cols, encoding, bytes: &bytes };
+        let w = Matrix { rows, cols, encoding: encoding.into(), bytes: &bytes };
         let (u, v) = edit(&w, 0.005, 6);
         let plain = recode(&w, encoding, Some((&u, &v)));
         let stored = achieved(&w, &Matrix { bytes: &plain, ..w }, &u, &v);
@@ -149,7 +149,7 @@ fn a_wide_matrix_holds_a_small_edit_which_requantizing_loses() {
         let one = quantized(encoding, 64, cols, 7);
         // The same rows over and over: quantizing 59 M weights is not what is tested.
         let bytes: Vec<u8> = one.iter().copied().cycle().take(one.len() * rows / 64).collect();
-        let w = Matrix { rows, cols, encoding, bytes: &bytes };
+        let w = Matrix { rows, cols, encoding: encoding.into(), bytes: &bytes };
         let (u, v) = edit(&w, share, 8);
         let folded = fold(&w, &u, &v).unwrap();
         let stored = achieved(&w, &Matrix { bytes: &folded, ..w }, &u, &v);
@@ -168,7 +168,7 @@ fn a_wide_matrix_holds_a_small_edit_which_requantizing_loses() {
 #[test]
 fn the_fold_is_the_same_at_any_thread_count() {
     let bytes = quantized(Encoding::Q5K, 128, 2048, 9);
-    let w = Matrix { rows: 128, cols: 2048, encoding: Encoding::Q5K, bytes: &bytes };
+    let w = Matrix { rows: 128, cols: 2048, encoding: Encoding::Q5K.into(), bytes: &bytes };
     let (u, v) = edit(&w, 0.01, 10);
     let with = |n: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
@@ -180,7 +180,7 @@ fn the_fold_is_the_same_at_any_thread_count() {
 #[test]
 fn a_gate_of_zero_leaves_its_columns_alone() {
     let bytes = quantized(Encoding::Q4K, 128, 512, 11);
-    let w = Matrix { rows: 128, cols: 512, encoding: Encoding::Q4K, bytes: &bytes };
+    let w = Matrix { rows: 128, cols: 512, encoding: Encoding::Q4K.into(), bytes: &bytes };
     let (u, mut v) = edit(&w, 0.05, 12);
     v[..256].fill(0.0);
     let folded = fold(&w, &u, &v).unwrap();

@@ -153,7 +153,7 @@ fn an_edit_of_a_sequence_equals_the_edited_weights() {
             w.decode_row(i, &mut row);
             row.iter().zip(&term.v).for_each(|(x, v)| bytes.extend((x + term.u[i] * v).to_le_bytes()));
         }
-        model.replaced.push(Replacement { tensor, encoding: Encoding::F32, bytes });
+        model.replaced.push(Replacement { tensor, encoding: Some(Encoding::F32), bytes });
         let expected = states(&model, &[], &plain, MEMORY);
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-3, "{name}: {worst}");

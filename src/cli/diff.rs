@@ -6,8 +6,8 @@ use refusal_patch::checkpoint::{sha256_file, sha256_tensors, Checkpoint};
 use refusal_patch::edit::fold::{achieved, norm};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::energy::{off_direction, writer_inputs, OffDirection};
-use refusal_patch::model::{Matrix, Writer};
-use refusal_patch::output::{other_files, Provenance};
+use refusal_patch::model::{Matrix, Model, Writer};
+use refusal_patch::output::{other_files, Provenance, TensorEdit};
 use refusal_patch::text::{Set, Split};
 use refusal_patch::{Error, Result};
 use serde::Serialize;
@@ -32,6 +32,8 @@ struct Changed {
     residue: Option<f64>,
     off_direction_energy: Option<OffDirection>,
     codes_moved: Option<u64>,
+    /// Share of elements that are zero, before and after.
+    sparsity: Option<(f64, f64)>,
     bytes_changed: u64,
 }
 
@@ -43,6 +45,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let edits = provenance.as_ref().map_or(&[][..], |p| &p.edits);
     let prompts = prompts(&args.run)?;
     let session = Session::open(&args.before, &args.run);
+    let models = [&args.before, &args.after].map(|p| Model::open(p));
     let site = |name: &str| {
         let model = &session.as_ref().ok()?.model;
         let writers = (0..model.spec.layers).flat_map(|l| Writer::ALL.map(|w| (l, w)));
@@ -70,14 +73,21 @@ pub fn run(args: DiffArgs) -> Result<u8> {
             residue: None,
             off_direction_energy: None,
             codes_moved: None,
+            sparsity: None,
             bytes_changed: if x.len() == y.len() {
                 x.iter().zip(y).filter(|(a, b)| a != b).count()
             } else {
                 y.len()
             } as u64,
         };
-        let edit = edits.iter().find(|e| e.tensor == t.name);
-        if let (Some(m), Some(n), Some(e)) = (matrix(&before, &t.name), matrix(&after, &t.name), edit) {
+        // Of a packed matrix the tensor of its codes differs.
+        let codes = |e: &&TensorEdit| {
+            e.tensor == t.name
+                || models[0].as_ref().is_ok_and(|m| m.code_tensor(&e.tensor).is_ok_and(|c| c == t.name))
+        };
+        let edit = edits.iter().find(codes);
+        let stored = |file, model| edit.and_then(|e| matrix(file, model, &e.tensor));
+        if let (Some(m), Some(n), Some(e)) = (stored(&before, &models[0]), stored(&after, &models[1]), edit) {
             if (e.u.len(), e.v.len()) == (m.rows, m.cols) && (m.rows, m.cols) == (n.rows, n.cols) {
                 let stored = achieved(&m, &n, &e.u, &e.v);
                 row.asked = provenance.as_ref().map(|p| f64::from(p.strength));
@@ -85,7 +95,8 @@ pub fn run(args: DiffArgs) -> Result<u8> {
                 row.achieved = Some(stored.gain);
                 row.residue = Some(stored.residue);
                 row.codes_moved = Some(stored.codes_moved);
-                if let (Ok(session), Some((layer, writer))) = (&session, site(&t.name)) {
+                row.sparsity = Some(stored.sparsity());
+                if let (Ok(session), Some((layer, writer))) = (&session, site(&e.tensor)) {
                     let evaluator = session.evaluator();
                     let x = writer_inputs(&evaluator, &harmless, &[layer])?;
                     row.off_direction_energy =
@@ -129,6 +140,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
             "off direction",
             "worst row",
             "codes moved",
+            "zeros",
             "bytes changed"
         ]];
         let number = |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
@@ -143,6 +155,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
                 off.map_or("-".to_string(), |o| percent(o.overall)),
                 off.map_or("-".to_string(), |o| percent(o.worst_row)),
                 c.codes_moved.map_or("-".to_string(), |n| n.to_string()),
+                c.sparsity.map_or("-".to_string(), |(a, b)| format!("{} -> {}", percent(a), percent(b))),
                 c.bytes_changed
             ]);
         }
@@ -174,13 +187,13 @@ fn metadata(file: &Checkpoint, bars: &Bars) -> Result<BTreeMap<String, String>> 
     }
 }
 
-fn matrix<'a>(file: &'a Checkpoint, name: &str) -> Option<Matrix<'a>> {
+/// A matrix of a checkpoint: of a model that can be run in any packing, of another a plain tensor.
+fn matrix<'a>(file: &'a Checkpoint, model: &'a Result<Model>, name: &str) -> Option<Matrix<'a>> {
+    if let Ok(model) = model {
+        return model.matrix_named(name).ok();
+    }
     let t = file.tensor(name)?;
     let &[cols, rows] = &t.dims[..] else { return None };
-    Some(Matrix {
-        rows: rows as usize,
-        cols: cols as usize,
-        encoding: Encoding::from_ggml(t.type_id)?,
-        bytes: file.bytes(t),
-    })
+    let encoding = Encoding::from_ggml(t.type_id)?.into();
+    Some(Matrix { rows: rows as usize, cols: cols as usize, encoding, bytes: file.bytes(t) })
 }

@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::edit::sparse;
 use crate::encoding::{Encoding, Params};
 use crate::error::Result;
-use crate::model::Matrix;
+use crate::model::{Matrix, Storage};
 use crate::progress;
 
 /// Columns that are worked on together: the longest block.
@@ -33,13 +34,36 @@ pub struct Achieved {
     pub elements: u64,
     /// Bytes that differ.
     pub bytes_changed: u64,
+    /// Elements that are zero, before and after.
+    pub zeros: (u64, u64),
 }
 
-/// The tensor's bytes with `u vᵀ` folded in. `u`: `[rows]`, strength included; `v`: `[cols]`.
+impl Achieved {
+    /// Share of elements that are zero, before and after.
+    pub fn sparsity(&self) -> (f64, f64) {
+        let share = |n: u64| n as f64 / self.elements.max(1) as f64;
+        (share(self.zeros.0), share(self.zeros.1))
+    }
+}
+
+/// The bytes of the tensor's codes with `u vᵀ` folded in. `u`: `[rows]`, strength included; `v`: `[cols]`.
 ///
 /// # Errors
 /// `Interrupted`.
 pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
+    fold_into(w, u, v, false)
+}
+
+/// The same for a pruned tensor: zeros stay zeros, nothing becomes zero, and the edit is spread over the rest of each column
+/// so that its projection on û is what was asked.
+///
+/// # Errors
+/// `Interrupted`.
+pub fn fold_pruned(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
+    fold_into(w, u, v, true)
+}
+
+fn fold_into(w: &Matrix, u: &[f32], v: &[f32], pruned: bool) -> Result<Vec<u8>> {
     let mut out = w.bytes.to_vec();
     let norm = norm(u);
     if norm == 0.0 {
@@ -47,43 +71,43 @@ pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
     }
     let unit: Vec<f64> = u.iter().map(|&x| f64::from(x) / norm).collect();
     let rms = norm * (v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / v.len().max(1) as f64).sqrt();
+    let edit = Asked { u, v, unit: &unit, norm, rms, pruned };
     let panels: Vec<Range<usize>> = (0..w.cols).step_by(PANEL).map(|c| c..(c + PANEL).min(w.cols)).collect();
-    let row_bytes = w.row_bytes();
     for group in panels.chunks(rayon::current_num_threads()) {
         progress::check()?;
-        let done: Vec<Vec<u8>> =
-            group.par_iter().map(|cols| fold_panel(w, cols.clone(), u, v, &unit, norm, rms)).collect();
-        for (cols, bytes) in group.iter().zip(done) {
-            let (at, n) = (w.encoding.bytes_for(cols.start), w.encoding.bytes_for(cols.len()));
-            for (row, bytes) in bytes.chunks_exact(n).enumerate() {
-                out[row * row_bytes + at..][..n].copy_from_slice(bytes);
+        let done: Vec<Vec<i32>> = group.par_iter().map(|cols| fold_panel(w, cols.clone(), &edit)).collect();
+        // One after the other: columns can share words.
+        for (cols, codes) in group.iter().zip(done) {
+            let mut row_codes = vec![0i32; cols.len()];
+            for row in 0..w.rows {
+                row_codes.iter_mut().enumerate().for_each(|(j, code)| *code = codes[j * w.rows + row]);
+                w.pack(&mut out, row, cols.clone(), &row_codes);
             }
         }
     }
     Ok(out)
 }
 
-/// One panel of columns, all rows: returns its bytes, row after row.
-fn fold_panel(
-    w: &Matrix,
-    cols: Range<usize>,
-    u: &[f32],
-    v: &[f32],
-    unit: &[f64],
+/// An edit as a column needs it.
+struct Asked<'a> {
+    u: &'a [f32],
+    v: &'a [f32],
+    unit: &'a [f64],
     norm: f64,
+    /// The typical column's projection.
     rms: f64,
-) -> Vec<u8> {
-    let (width, e) = (cols.len(), w.encoding);
-    let (at, n, row_bytes) = (e.bytes_for(cols.start), e.bytes_for(width), w.row_bytes());
-    let mut bytes = Vec::with_capacity(w.rows * n);
+    pruned: bool,
+}
+
+/// One panel of columns, all rows: returns its codes, column after column.
+fn fold_panel(w: &Matrix, cols: Range<usize>, edit: &Asked) -> Vec<i32> {
+    let width = cols.len();
     // Column-major, so that a column's elements lie together.
     let mut codes = vec![0i32; w.rows * width];
     let mut params = vec![Params::default(); w.rows * width];
     let (mut row_codes, mut row_params) = (vec![0i32; width], vec![Params::default(); width]);
     for row in 0..w.rows {
-        let block = &w.bytes[row * row_bytes + at..][..n];
-        e.unpack(block, &mut row_codes, &mut row_params);
-        bytes.extend_from_slice(block);
+        w.unpack(row, cols.clone(), &mut row_codes, &mut row_params);
         for j in 0..width {
             codes[j * w.rows + row] = row_codes[j];
             params[j * w.rows + row] = row_params[j];
@@ -92,22 +116,15 @@ fn fold_panel(
     let mut scratch = Vec::new();
     for (j, col) in cols.enumerate() {
         let column = Column {
-            encoding: e,
+            encoding: &w.encoding,
             params: &params[j * w.rows..][..w.rows],
-            u,
-            v: v[col],
-            unit,
+            edit,
+            v: edit.v[col],
             index: col as u64,
         };
-        column.fold(&mut codes[j * w.rows..][..w.rows], norm, rms, &mut scratch);
+        column.fold(&mut codes[j * w.rows..][..w.rows], &mut scratch);
     }
-    for (row, block) in bytes.chunks_exact_mut(n).enumerate() {
-        for j in 0..width {
-            row_codes[j] = codes[j * w.rows + row];
-        }
-        e.pack(block, &row_codes);
-    }
-    bytes
+    codes
 }
 
 /// A code that could move one step.
@@ -117,35 +134,53 @@ struct Move {
     up: bool,
 }
 
+/// Least share of û that a pruned column must have kept for an edit of it.
+const LEAST_KEPT: f64 = 0.05;
+
 struct Column<'a> {
-    encoding: Encoding,
+    encoding: &'a Storage<'a>,
     params: &'a [Params],
-    u: &'a [f32],
+    edit: &'a Asked<'a>,
     v: f32,
-    unit: &'a [f64],
     index: u64,
 }
 
 impl Column<'_> {
-    fn fold(&self, codes: &mut [i32], norm: f64, rms: f64, moves: &mut Vec<Move>) {
+    fn fold(&self, codes: &mut [i32], moves: &mut Vec<Move>) {
+        let Asked { u, unit, norm, rms, pruned, .. } = *self.edit;
         if self.v == 0.0 {
             return;
         }
         let e = self.encoding;
+        // Elements that stay what they are.
+        let mut fixed = Vec::new();
+        let mut share = 1.0;
+        if pruned {
+            fixed = (0..codes.len()).map(|i| e.value(self.params[i], codes[i]) == 0.0).collect();
+            share = unit.iter().zip(&fixed).filter(|(_, f)| !**f).map(|(u, _)| u * u).sum();
+            if share < LEAST_KEPT {
+                return;
+            }
+        }
+        let is_fixed = |i: usize| fixed.get(i) == Some(&true);
         // 1. Nearest codes of the target; the residue of the projection that this leaves.
         let mut residue = 0.0f64;
         let mut target = vec![0.0f64; codes.len()];
         for (i, code) in codes.iter_mut().enumerate() {
+            if is_fixed(i) {
+                continue;
+            }
             let p = self.params[i];
             let w = e.value(p, *code);
-            let edit = f64::from(self.u[i]) * f64::from(self.v);
+            let edit = f64::from(u[i]) * f64::from(self.v) / share;
             target[i] = f64::from(w) + edit;
             let near = e.nearest(p, target[i] as f32);
+            let value = e.value(p, near);
             // An equal value (scale 0, a rounded float) keeps its code.
-            if e.value(p, near) != w {
+            if value != w && !(pruned && value == 0.0) {
                 *code = near;
             }
-            residue += self.unit[i] * (target[i] - f64::from(e.value(p, *code)));
+            residue += unit[i] * (target[i] - f64::from(e.value(p, *code)));
         }
         // 2. Single steps until the projection is right: a two-hundredth of the typical column, or of this one.
         let enough = 0.005 * rms.min(norm * f64::from(self.v.abs())).max(0.1 * rms);
@@ -153,12 +188,12 @@ impl Column<'_> {
             if residue.abs() <= enough {
                 return;
             }
-            self.moves(codes, &target, residue, round, moves);
+            self.moves(codes, &target, residue, round, &fixed, moves);
             let before = residue;
             for m in moves.iter() {
                 let (i, p) = (m.row as usize, self.params[m.row as usize]);
                 let next = codes[i] + if m.up { 1 } else { -1 };
-                let gain = self.unit[i] * (f64::from(e.value(p, next)) - f64::from(e.value(p, codes[i])));
+                let gain = unit[i] * (f64::from(e.value(p, next)) - f64::from(e.value(p, codes[i])));
                 // Never past zero by more than what is left.
                 if gain.abs() < 2.0 * residue.abs() && gain.signum() == residue.signum() {
                     codes[i] = next;
@@ -175,11 +210,22 @@ impl Column<'_> {
     }
 
     /// Every move that shrinks the residue, the likeliest first: an exponential race with rates gain / cost.
-    fn moves(&self, codes: &[i32], target: &[f64], residue: f64, round: u64, moves: &mut Vec<Move>) {
-        let e = self.encoding;
+    fn moves(
+        &self,
+        codes: &[i32],
+        target: &[f64],
+        residue: f64,
+        round: u64,
+        fixed: &[bool],
+        moves: &mut Vec<Move>,
+    ) {
+        let (e, unit) = (self.encoding, self.edit.unit);
         let (low, high) = e.code_range();
         moves.clear();
         for (i, &code) in codes.iter().enumerate() {
+            if fixed.get(i) == Some(&true) {
+                continue;
+            }
             let p = self.params[i];
             let now = f64::from(e.value(p, code));
             for up in [true, false] {
@@ -187,8 +233,12 @@ impl Column<'_> {
                 if next < low || next > high {
                     continue;
                 }
-                let step = f64::from(e.value(p, next)) - now;
-                let gain = self.unit[i] * step;
+                let value = e.value(p, next);
+                if self.edit.pruned && value == 0.0 {
+                    continue;
+                }
+                let step = f64::from(value) - now;
+                let gain = unit[i] * step;
                 if step == 0.0 || gain * residue <= 0.0 || gain.abs() >= 2.0 * residue.abs() {
                     continue;
                 }
@@ -283,5 +333,6 @@ pub fn achieved(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Achiev
         } else {
             after.bytes.len() as u64
         },
+        zeros: (sparse::zeros(before), sparse::zeros(after)),
     }
 }

@@ -6,12 +6,16 @@
 
 mod block;
 mod encode;
+mod fp8;
 mod iquant;
 mod kquant;
 mod legacy;
+pub mod packed;
 mod plain;
 
 use block::{Blocks, Codec};
+
+pub use fp8::Fp8;
 
 /// How one tensor's elements are stored. Blocks run along a row (input features).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -1,15 +1,18 @@
 //! What the decoder is, as data: a [`Spec`] from the checkpoint's metadata, and tensor roles resolved to names.
 
 mod config;
+mod matrix;
 mod names;
+mod packing;
 mod spec;
 
 use std::path::Path;
 
-use crate::checkpoint::{type_name, Checkpoint};
+use crate::checkpoint::{type_name, Checkpoint, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 
+pub use matrix::{Matrix, Storage};
 pub use names::Names;
 pub use spec::{Rope, RopeStyle, Spec};
 
@@ -68,39 +71,13 @@ pub enum Role {
     FfnDown,
 }
 
-/// A matrix as it is stored: `rows` outputs by `cols` inputs, row after row.
-#[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a> {
-    /// Output features.
-    pub rows: usize,
-    /// Input features; a row's blocks lie one after the other.
-    pub cols: usize,
-    /// How its elements are stored.
-    pub encoding: Encoding,
-    /// Its bytes.
-    pub bytes: &'a [u8],
-}
-
-impl Matrix<'_> {
-    /// The bytes of one row.
-    pub fn row_bytes(&self) -> usize {
-        self.encoding.bytes_for(self.cols)
-    }
-
-    /// Decodes row `row` into `out`, `[cols]`.
-    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let n = self.row_bytes();
-        self.encoding.decode(&self.bytes[row * n..(row + 1) * n], out);
-    }
-}
-
 /// A tensor's new bytes, which stand in for the file's.
 #[derive(Clone, Debug)]
 pub struct Replacement {
-    /// Tensor name.
+    /// The name of the tensor, of a packed matrix of the one that holds its codes.
     pub tensor: String,
-    /// Its encoding, which may be wider than the file's.
-    pub encoding: Encoding,
+    /// Its encoding, where that is another than the file's.
+    pub encoding: Option<Encoding>,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
@@ -208,6 +185,10 @@ impl Model {
 
     /// Any matrix by its tensor's name.
     pub fn matrix_named(&self, name: &str) -> Result<Matrix<'_>> {
+        if let Some((matrix, codes)) = self.packed(name)? {
+            let new = self.replaced.iter().find(|r| r.tensor == codes.name);
+            return Ok(Matrix { bytes: new.map_or(matrix.bytes, |r| &r.bytes), ..matrix });
+        }
         let t = self.file.tensor(name).ok_or_else(|| self.missing(name))?;
         let encoding = Encoding::from_ggml(t.type_id).ok_or_else(|| {
             Error::unsupported(
@@ -216,7 +197,12 @@ impl Model {
                     self.path(),
                     type_name(t.type_id)
                 ),
-                "quantize the model to a type from Q2_K to Q8_0, IQ4_NL or IQ4_XS, or to F16",
+                match self.file {
+                    Checkpoint::Gguf(_) => {
+                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL or IQ4_XS, or to F16"
+                    }
+                    Checkpoint::Folder(_) => "use a checkpoint of the same model in another packing",
+                },
             )
         })?;
         if t.dims.len() != 2 {
@@ -236,9 +222,22 @@ impl Model {
             )));
         }
         match self.replaced.iter().find(|r| r.tensor == name) {
-            Some(r) => Ok(Matrix { rows, cols, encoding: r.encoding, bytes: &r.bytes }),
-            None => Ok(Matrix { rows, cols, encoding, bytes: self.file.bytes(t) }),
+            Some(r) => {
+                let encoding = r.encoding.unwrap_or(encoding).into();
+                Ok(Matrix { rows, cols, encoding, bytes: &r.bytes })
+            }
+            None => Ok(Matrix { rows, cols, encoding: encoding.into(), bytes: self.file.bytes(t) }),
         }
+    }
+
+    /// The name of the tensor that holds a matrix's codes; its own, where nothing is packed.
+    pub fn code_tensor(&self, name: &str) -> Result<String> {
+        Ok(self.packed(name)?.map_or(name.to_string(), |(_, codes)| codes.name.clone()))
+    }
+
+    fn packed(&self, name: &str) -> Result<Option<(Matrix<'_>, &Tensor)>> {
+        let Checkpoint::Folder(folder) = &self.file else { return Ok(None) };
+        name.strip_suffix(".weight").map_or(Ok(None), |module| packing::find(folder, module))
     }
 
     fn vector_named(&self, name: &str) -> Result<Option<Vec<f32>>> {
@@ -268,6 +267,13 @@ impl Model {
     }
 
     fn missing(&self, name: &str) -> Error {
+        let folder = self.file.folder().zip(name.strip_suffix(".weight"));
+        if let Some(found) = folder.and_then(|(f, module)| packing::unknown(f, module)) {
+            return Error::unsupported(
+                format!("{}: {name} is packed in a way that can't be read (found: {found})", self.path()),
+                "use a checkpoint of the same model in another packing, or its GGUF file",
+            );
+        }
         Error::Model(format!(
             "{}: tensor {name} is missing; {} with {} blocks needs it",
             self.path(),
@@ -335,7 +341,10 @@ impl Model {
                 let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
                 // Scales of a quantized cache, and tables that follow from the configuration.
                 let cache = ["k_scale", "v_scale", "q_scale", "output_scale", "inv_freq"].contains(&last);
-                within && !cache && !Role::ALL.iter().any(|r| r.hugging_face() == module)
+                let known = |r: &Role| {
+                    module.strip_prefix(r.hugging_face()).is_some_and(|m| m.is_empty() || m.starts_with('.'))
+                };
+                within && !cache && !Role::ALL.iter().any(known)
             }
         }
     }

@@ -5,12 +5,13 @@ use super::fit::{Baseline, Scores};
 use super::outcome::TensorReport;
 use super::rank::price;
 use super::{Emit, EncodingChoice, Settings, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
-use crate::edit::fold::{achieved, fold, norm, recode};
+use crate::edit::fold::{achieved, fold, fold_pruned, norm, recode};
+use crate::edit::sparse::is_pruned;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{off_direction, WriterInputs};
 use crate::evaluate::{stats, Answer, Evaluator, Rate};
-use crate::model::{Matrix, RankOne, Replacement};
+use crate::model::{Matrix, RankOne, Replacement, Storage};
 use crate::text::{PromptRecord, PromptSet};
 
 fn describe(c: &Candidate, s: &Scores) -> String {
@@ -169,36 +170,47 @@ impl Search<'_> {
     }
 
     fn store_term(&self, name: String, w: &Matrix, term: &RankOne) -> Result<(Replacement, TensorReport)> {
-        let folder = self.evaluator.model.file.folder().is_some();
-        let ladder: Vec<Encoding> = match self.settings.encoding {
-            EncodingChoice::Fixed(e) if folder && e != w.encoding => {
+        let (folder, own) = (self.evaluator.model.file.folder().is_some(), w.encoding.blocks());
+        // None: the tensor's own encoding.
+        let ladder: Vec<Option<Encoding>> = match self.settings.encoding {
+            EncodingChoice::Fixed(e) if folder && own != Some(e) => {
                 return Err(Error::unsupported(
                     format!("tensor {name} is {}: safetensors keep their types", w.encoding.name()),
                     "use --encoding auto, or --emit lora",
                 ))
             }
-            EncodingChoice::Keep => vec![w.encoding],
-            EncodingChoice::Fixed(e) => vec![e],
-            EncodingChoice::Auto if folder => vec![w.encoding],
-            EncodingChoice::Auto => [w.encoding, Encoding::Q8_0, Encoding::F16]
+            EncodingChoice::Keep => vec![None],
+            EncodingChoice::Fixed(e) => vec![Some(e)],
+            EncodingChoice::Auto if folder => vec![None],
+            EncodingChoice::Auto => [None, Some(Encoding::Q8_0), Some(Encoding::F16)]
                 .into_iter()
-                .filter(|e| *e == w.encoding || e.bytes_for(w.cols) > w.row_bytes())
+                .filter(|e| e.is_none_or(|e| e.bytes_for(w.cols) > w.row_bytes()))
                 .collect(),
         };
+        // Masks bind where the file relies on them.
+        let pruned = folder && is_pruned(w);
         let mut gain = None;
-        for encoding in ladder.into_iter().filter(|e| w.cols.is_multiple_of(e.block_len())) {
-            let same = encoding == w.encoding;
-            let plain = if same { w.bytes.to_vec() } else { recode(w, encoding, None) };
-            let mut ways = vec![fold(&Matrix { encoding, bytes: &plain, ..*w }, &term.u, &term.v)?];
-            if !same {
-                // New scales may be chosen for the edited weights, which a large edit needs.
-                ways.push(recode(w, encoding, Some((&term.u, &term.v))));
+        for step in ladder.into_iter().filter(|e| e.is_none_or(|e| w.cols.is_multiple_of(e.block_len()))) {
+            let wider = step.filter(|e| own != Some(*e));
+            let encoding = wider.map_or(w.encoding, Storage::Blocks);
+            let mut ways = Vec::new();
+            match wider {
+                None if pruned => ways.push(fold_pruned(w, &term.u, &term.v)?),
+                None => ways.push(fold(w, &term.u, &term.v)?),
+                Some(e) => {
+                    let plain = recode(w, e, None);
+                    ways.push(fold(&Matrix { encoding, bytes: &plain, ..*w }, &term.u, &term.v)?);
+                    // New scales may be chosen for the edited weights, which a large edit needs.
+                    ways.push(recode(w, e, Some((&term.u, &term.v))));
+                }
             }
             for bytes in ways {
                 let after = Matrix { encoding, bytes: &bytes, ..*w };
                 let stored = achieved(w, &after, &term.u, &term.v);
                 gain = Some(stored.gain);
-                if self.settings.encoding == EncodingChoice::Auto && encoding != Encoding::F16 {
+                // A folder's tensors have no finer encoding to go to: there the limits on the answers decide.
+                let auto = self.settings.encoding == EncodingChoice::Auto && !folder;
+                if auto && encoding.blocks() != Some(Encoding::F16) {
                     if let Some(x) = self.inputs.get(&(term.layer, term.writer)) {
                         let off = off_direction(self.evaluator.compute, w, &after, &term.u, x)?;
                         if off.overall > MAX_OFF_DIRECTION {
@@ -207,13 +219,14 @@ impl Search<'_> {
                     }
                 }
                 if (0.98..=1.02).contains(&stored.gain) {
+                    let tensor = self.evaluator.model.code_tensor(&name)?;
                     let report = TensorReport {
-                        tensor: name.clone(),
+                        tensor: name,
                         encoding: (w.encoding.name(), encoding.name()),
                         asked: norm(&term.u),
                         achieved: stored.into(),
                     };
-                    return Ok((Replacement { tensor: name, encoding, bytes }, report));
+                    return Ok((Replacement { tensor, encoding: wider, bytes }, report));
                 }
             }
         }

@@ -149,7 +149,7 @@ impl Search<'_> {
                 }
                 patched.load = Some(load_command(out));
                 let record = self.provenance(patched, sha_in)?;
-                stage_folder(f, &patches(replaced), &record, out, force, progress)
+                stage_folder(f, &patches(self.evaluator.model, replaced), &record, out, force, progress)
             }
         }
     }
@@ -164,7 +164,7 @@ impl Search<'_> {
     ) -> Result<Plan<'g>> {
         let model = self.evaluator.model;
         let mut plan = Plan::new(file);
-        plan.patches = patches(replaced);
+        plan.patches = patches(self.evaluator.model, replaced);
         for t in patched.chosen.edit.iter().filter(|t| t.v.is_empty()) {
             let name = model.bias_name(t.writer.role(), t.layer);
             let old = model.bias(t.writer.role(), t.layer)?;
@@ -197,11 +197,12 @@ impl Search<'_> {
     }
 }
 
-fn patches(replaced: &[Replacement]) -> Vec<Patch> {
+fn patches(model: &Model, replaced: &[Replacement]) -> Vec<Patch> {
+    let own = |r: &Replacement| model.file.tensor(&r.tensor).map_or(0, |t| t.type_id);
     let patch = |r: &Replacement| Patch {
         tensor: r.tensor.clone(),
         bytes: r.bytes.clone(),
-        type_id: r.encoding.ggml_id(),
+        type_id: r.encoding.map_or_else(|| own(r), |e| e.ggml_id()),
     };
     replaced.iter().map(patch).collect()
 }

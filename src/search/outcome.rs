@@ -132,6 +132,8 @@ pub struct Stored {
     pub elements: u64,
     /// Bytes that changed.
     pub bytes_changed: u64,
+    /// Share of elements that are zero, before and after.
+    pub sparsity: (f64, f64),
 }
 
 impl From<Achieved> for Stored {
@@ -143,6 +145,7 @@ impl From<Achieved> for Stored {
             codes_moved: a.codes_moved,
             elements: a.elements,
             bytes_changed: a.bytes_changed,
+            sparsity: a.sparsity(),
         }
     }
 }

@@ -1,0 +1,52 @@
+//! Pruned matrices: zeros that a patch must leave where they are.
+
+use rayon::prelude::*;
+
+use crate::encoding::packed::Levels;
+use crate::encoding::Encoding;
+use crate::model::{Matrix, Storage};
+
+/// Share of zeros from which a matrix of floats was pruned: trained weights are hardly ever zero.
+const FLOATS: f64 = 0.05;
+/// Patterns that kernels rely on: of so many neighbouring inputs half are zero.
+const PATTERNS: [usize; 2] = [4, 8];
+
+/// How many elements are zero.
+pub fn zeros(w: &Matrix) -> u64 {
+    (0..w.rows)
+        .into_par_iter()
+        .map_init(
+            || vec![0.0f32; w.cols],
+            |row, i| {
+                w.decode_row(i, row);
+                row.iter().filter(|x| **x == 0.0).count() as u64
+            },
+        )
+        .sum()
+}
+
+/// Whether a patch must leave the matrix's zeros alone: a matrix of floats that was pruned, or integer codes in a 2:4 or 4:8
+/// pattern. Other integer codes are zero by rounding as well, and nothing relies on those that are.
+pub fn is_pruned(w: &Matrix) -> bool {
+    match w.encoding {
+        Storage::Blocks(Encoding::F32 | Encoding::F16 | Encoding::BF16) => mostly(w),
+        Storage::Packed(p) if matches!(p.levels, Levels::Float(_)) => mostly(w),
+        Storage::Packed(_) => PATTERNS.into_iter().any(|m| has_pattern(w, m)),
+        // GGUF's blocks.
+        Storage::Blocks(_) => false,
+    }
+}
+
+fn mostly(w: &Matrix) -> bool {
+    zeros(w) as f64 >= FLOATS * (w.rows * w.cols) as f64
+}
+
+fn has_pattern(w: &Matrix, m: usize) -> bool {
+    let half = |group: &[f32]| 2 * group.iter().filter(|x| **x == 0.0).count() >= m;
+    w.cols.is_multiple_of(m)
+        && (0..w.rows).into_par_iter().all(|i| {
+            let mut row = vec![0.0f32; w.cols];
+            w.decode_row(i, &mut row);
+            row.chunks_exact(m).all(half)
+        })
+}

@@ -1,0 +1,351 @@
+//! Weights whose codes, scales and zero points lie in tensors of their own, as quantized Hugging Face checkpoints have them:
+//! `value = scale · (level(code) − zero)`, rounded to the type in which the format's own library computes it.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::fp8::{self, Fp8};
+use super::{Encoding, Params};
+
+/// Where an element's code lies among the tensor's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// `[rows, words]` of 32 bits, each with as many whole codes of neighbouring inputs as fit: compressed-tensors.
+    AlongRow,
+    /// `[words, rows]` of 32 bits; an output's codes run down its column of words without gaps: GPTQ.
+    DownColumn,
+    /// `[cols, rows / 8]` of 32 bits with the codes of eight neighbouring outputs, interleaved: AWQ.
+    Interleaved,
+    /// `[rows, cols]` of bytes.
+    Bytes,
+    /// All elements in one row, two to a byte, the first in the upper half: bitsandbytes.
+    Nibbles,
+}
+
+/// The place of the eight outputs of a word in AWQ.
+const AWQ: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// What a code means before zero point and scale.
+#[derive(Clone, Copy, Debug)]
+pub enum Levels {
+    /// The code itself, stored without sign.
+    Unsigned,
+    /// The code itself, a signed byte.
+    Signed,
+    /// An 8-bit float; the code is its place in numerical order.
+    Float(Fp8),
+    /// Sixteen levels in ascending order, and the stored code of each.
+    Table([f32; 16], [u8; 16]),
+}
+
+/// Numbers that are stored as floats or as 8-bit codes into a table.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// Floats.
+    Plain(Encoding, &'a [u8]),
+    /// `table[code] · scale of the block + offset`: nested quantization of bitsandbytes, all F32.
+    Nested {
+        /// A byte for each number.
+        codes: &'a [u8],
+        /// 256 levels.
+        table: &'a [u8],
+        /// A scale for each block.
+        scales: &'a [u8],
+        /// Numbers in a block.
+        block: usize,
+        /// Added to all.
+        offset: f32,
+    },
+}
+
+impl Numbers<'_> {
+    fn at(&self, i: usize) -> f32 {
+        let f32_at =
+            |b: &[u8], i: usize| f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]);
+        let bits = |b: &[u8], i: usize| u16::from_le_bytes([b[2 * i], b[2 * i + 1]]);
+        match *self {
+            Numbers::Plain(Encoding::F16, b) => f16::from_bits(bits(b, i)).to_f32(),
+            Numbers::Plain(Encoding::BF16, b) => bf16::from_bits(bits(b, i)).to_f32(),
+            Numbers::Plain(_, b) => f32_at(b, i),
+            Numbers::Nested { codes, table, scales, block, offset } => {
+                f32_at(table, codes[i].into()) * f32_at(scales, i / block) + offset
+            }
+        }
+    }
+}
+
+/// Zero points, by output and group.
+#[derive(Clone, Copy, Debug)]
+pub enum Zeros<'a> {
+    /// The same everywhere.
+    All(i32),
+    /// `[groups, rows]` of `bits`, packed along the outputs; `plus` is added (1 in GPTQ's first version).
+    Gptq {
+        /// The packed words.
+        words: &'a [u8],
+        /// Added to what is stored, within the bits.
+        plus: u32,
+    },
+    /// `[groups, rows / 8]`, interleaved.
+    Awq(&'a [u8]),
+    /// `[rows / codes of a word, groups]`, packed down the outputs: compressed-tensors.
+    DownRows(&'a [u8]),
+    /// `[rows, groups]` of signed bytes.
+    Bytes(&'a [u8]),
+}
+
+/// How elements share scales: the scale of (row, column) has index
+/// `row / rows · by_row + group(column) · by_group`.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups<'a> {
+    /// Outputs that share a scale.
+    pub rows: usize,
+    /// Inputs that share one, where `index` does not say.
+    pub cols: usize,
+    /// Step of the index from one block of outputs to the next.
+    pub by_row: usize,
+    /// Step of the index from one group of inputs to the next.
+    pub by_group: usize,
+    /// The group of each input, I32: inputs in the order in which they were quantized.
+    pub index: Option<&'a [u8]>,
+}
+
+impl Groups<'_> {
+    fn group(&self, col: usize) -> usize {
+        match self.index {
+            Some(b) => {
+                i32::from_le_bytes([b[4 * col], b[4 * col + 1], b[4 * col + 2], b[4 * col + 3]]) as usize
+            }
+            None => col / self.cols,
+        }
+    }
+}
+
+/// A packed matrix without its codes, which a fold replaces. Whoever builds one has checked that every index lies inside.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    /// The packing's name.
+    pub name: &'static str,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Bits of a code.
+    pub bits: u32,
+    /// Where codes lie.
+    pub layout: Layout,
+    /// What they mean.
+    pub levels: Levels,
+    /// Scales.
+    pub scales: Numbers<'a>,
+    /// Multiplies every scale.
+    pub factor: f32,
+    /// Zero points.
+    pub zeros: Zeros<'a>,
+    /// Which elements share them.
+    pub groups: Groups<'a>,
+    /// The type that values are rounded to.
+    pub round: Encoding,
+}
+
+fn word(bytes: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+}
+
+/// Overwrites the bits of `mask` in a word.
+fn put(bytes: &mut [u8], i: usize, mask: u32, value: u32) {
+    let new = (word(bytes, i) & !mask) | (value & mask);
+    bytes[4 * i..4 * i + 4].copy_from_slice(&new.to_le_bytes());
+}
+
+impl Packed<'_> {
+    fn mask(&self) -> u32 {
+        u32::MAX >> (32 - self.bits)
+    }
+
+    /// Codes that a word of compressed-tensors holds.
+    fn per_word(&self) -> usize {
+        (32 / self.bits) as usize
+    }
+
+    /// The word that a code begins in, its lowest bit there, and how many words on the code goes on.
+    fn place(&self, row: usize, col: usize) -> (usize, u32, usize) {
+        match self.layout {
+            Layout::AlongRow => {
+                let n = self.per_word();
+                (row * self.cols.div_ceil(n) + col / n, (col % n) as u32 * self.bits, 1)
+            }
+            Layout::DownColumn => {
+                let bit = col * self.bits as usize;
+                (bit / 32 * self.rows + row, (bit % 32) as u32, self.rows)
+            }
+            Layout::Interleaved => (col * (self.rows / 8) + row / 8, 4 * AWQ[row % 8], 1),
+            Layout::Bytes | Layout::Nibbles => unreachable!("no words"),
+        }
+    }
+
+    fn stored(&self, bytes: &[u8], row: usize, col: usize) -> u32 {
+        match self.layout {
+            Layout::Bytes => bytes[row * self.cols + col].into(),
+            Layout::Nibbles => {
+                let i = row * self.cols + col;
+                (u32::from(bytes[i / 2]) >> (4 * (1 - i % 2))) & 15
+            }
+            _ => {
+                let (at, shift, next) = self.place(row, col);
+                let mut code = word(bytes, at) >> shift;
+                if shift + self.bits > 32 {
+                    code |= word(bytes, at + next) << (32 - shift);
+                }
+                code & self.mask()
+            }
+        }
+    }
+
+    fn store(&self, bytes: &mut [u8], row: usize, col: usize, stored: u32) {
+        match self.layout {
+            Layout::Bytes => bytes[row * self.cols + col] = stored as u8,
+            Layout::Nibbles => {
+                let i = row * self.cols + col;
+                let shift = 4 * (1 - i % 2);
+                bytes[i / 2] = (bytes[i / 2] & !(15 << shift)) | ((stored as u8 & 15) << shift);
+            }
+            _ => {
+                let (at, shift, next) = self.place(row, col);
+                put(bytes, at, self.mask() << shift, stored << shift);
+                if shift + self.bits > 32 {
+                    put(bytes, at + next, self.mask() >> (32 - shift), stored >> (32 - shift));
+                }
+            }
+        }
+    }
+
+    fn zero(&self, row: usize, group: usize) -> i32 {
+        let bits = self.bits as usize;
+        match self.zeros {
+            Zeros::All(zero) => zero,
+            Zeros::Gptq { words, plus } => {
+                let bit = row * bits;
+                let at = group * (self.rows * bits / 32) + bit / 32;
+                let mut zero = word(words, at) >> (bit % 32);
+                if bit % 32 + bits > 32 {
+                    zero |= word(words, at + 1) << (32 - bit % 32);
+                }
+                ((zero & self.mask()).wrapping_add(plus) & self.mask()) as i32
+            }
+            Zeros::Awq(words) => {
+                ((word(words, group * (self.rows / 8) + row / 8) >> (4 * AWQ[row % 8])) & 15) as i32
+            }
+            Zeros::DownRows(words) => {
+                let n = self.per_word();
+                let at = row / n * self.groups.by_row + group;
+                ((word(words, at) >> ((row % n) * bits)) & self.mask()) as i32
+            }
+            Zeros::Bytes(bytes) => (bytes[row * self.groups.by_row + group] as i8).into(),
+        }
+    }
+
+    fn params_of(&self, row: usize, group: usize) -> Params {
+        let at = row / self.groups.rows * self.groups.by_row + group * self.groups.by_group;
+        Params { scale: self.scales.at(at) * self.factor, offset: self.zero(row, group) as f32 }
+    }
+
+    /// The codes and parameters of some columns of a row. The offset is the zero point.
+    pub fn unpack(
+        &self,
+        bytes: &[u8],
+        row: usize,
+        cols: Range<usize>,
+        codes: &mut [i32],
+        params: &mut [Params],
+    ) {
+        let mut last = (usize::MAX, Params::default());
+        for ((col, code), p) in cols.zip(codes).zip(params) {
+            let group = self.groups.group(col);
+            if group != last.0 {
+                last = (group, self.params_of(row, group));
+            }
+            *p = last.1;
+            let stored = self.stored(bytes, row, col);
+            *code = match &self.levels {
+                Levels::Unsigned => stored as i32,
+                Levels::Signed => (stored as u8 as i8).into(),
+                Levels::Float(_) => fp8::order(stored as u8),
+                Levels::Table(_, order) => {
+                    order.iter().position(|&c| u32::from(c) == stored).unwrap_or(0) as i32
+                }
+            };
+        }
+    }
+
+    /// Overwrites the codes of some columns of a row, nothing else.
+    pub fn pack(&self, bytes: &mut [u8], row: usize, cols: Range<usize>, codes: &[i32]) {
+        for (col, &code) in cols.zip(codes) {
+            let stored = match &self.levels {
+                Levels::Unsigned => code as u32,
+                Levels::Signed => (code as i8 as u8).into(),
+                Levels::Float(_) => fp8::bits(code).into(),
+                Levels::Table(_, order) => order[code as usize & 15].into(),
+            };
+            self.store(bytes, row, col, stored);
+        }
+    }
+
+    fn level(&self, code: i32) -> f32 {
+        match &self.levels {
+            Levels::Unsigned | Levels::Signed => code as f32,
+            Levels::Float(kind) => kind.value(code),
+            Levels::Table(table, _) => table[code as usize & 15],
+        }
+    }
+
+    /// The value of a code.
+    pub fn value(&self, p: Params, code: i32) -> f32 {
+        let exact = p.scale * (self.level(code) - p.offset);
+        match self.round {
+            Encoding::F16 => f16::from_f32(exact).to_f32(),
+            Encoding::BF16 => bf16::from_f32(exact).to_f32(),
+            _ => exact,
+        }
+    }
+
+    /// The code in range whose value is nearest to `x`.
+    pub fn nearest(&self, p: Params, x: f32) -> i32 {
+        let level = x / p.scale + p.offset;
+        let (low, high) = self.code_range();
+        let guess = match &self.levels {
+            Levels::Unsigned | Levels::Signed => level.round() as i32,
+            Levels::Float(kind) => kind.nearest(level),
+            Levels::Table(table, _) => table.windows(2).filter(|w| 2.0 * level > w[0] + w[1]).count() as i32,
+        };
+        let guess = guess.clamp(low, high);
+        let error = |&code: &i32| (f64::from(self.value(p, code)) - f64::from(x)).abs();
+        let around = [guess, (guess - 1).max(low), (guess + 1).min(high)];
+        around.into_iter().min_by(|a, b| error(a).total_cmp(&error(b))).unwrap_or(guess)
+    }
+
+    /// The lowest and the highest code.
+    pub fn code_range(&self) -> (i32, i32) {
+        match &self.levels {
+            Levels::Unsigned => (0, self.mask() as i32),
+            // −128 is a code that symmetric quantizers don't use.
+            Levels::Signed => (-127, 127),
+            Levels::Float(kind) => kind.code_range(),
+            Levels::Table(..) => (0, 15),
+        }
+    }
+
+    /// Decodes a row.
+    pub fn decode_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
+        const TILE: usize = 512;
+        let (mut codes, mut params) = ([0; TILE], [Params::default(); TILE]);
+        for (i, out) in out.chunks_mut(TILE).enumerate() {
+            let (codes, params) = (&mut codes[..out.len()], &mut params[..out.len()]);
+            self.unpack(bytes, row, i * TILE..i * TILE + out.len(), codes, params);
+            for ((y, &code), &p) in out.iter_mut().zip(codes.iter()).zip(params.iter()) {
+                *y = self.value(p, code);
+            }
+        }
+    }
+}
