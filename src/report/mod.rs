@@ -206,6 +206,7 @@ mod tests {
                     codes_moved: 5,
                     elements: 50,
                     bytes_changed: 7,
+                    sparsity: (0.0, 0.0),
                 },
             }],
             validation: (scores(&before), scores(&after)),
