@@ -3,34 +3,15 @@
 #[path = "common/organism.rs"]
 mod organism;
 
-use organism::{first, run, text};
-use refusal_patch::text::{PromptRecord, PromptSet, Set, Split};
+use organism::{few_prompts, first, run, text};
 use serde_json::Value;
-
-/// Prompts of a set as a file, some of each category and split.
-fn some(set: Set, dir: &std::path::Path) -> std::path::PathBuf {
-    let built_in = PromptSet::built_in();
-    let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
-        let of = built_in.of(set, split);
-        let step = (of.len() / 44).max(1);
-        of.into_iter()
-            .step_by(step)
-            .map(|p: &PromptRecord| serde_json::to_string(p).unwrap())
-            .collect::<Vec<_>>()
-    });
-    let path = dir.join(format!("{}.jsonl", set.name()));
-    std::fs::write(&path, lines.collect::<Vec<_>>().join("\n")).unwrap();
-    path
-}
 
 #[test]
 fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_harmful_request() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
-    let [harmful, harmless, borderline] =
-        [Set::Harmful, Set::Harmless, Set::Borderline].map(|s| some(s, dir.path()));
-    let prompts =
-        ["--harmful", text(&harmful), "--harmless", text(&harmless), "--borderline", text(&borderline)];
+    let prompts = few_prompts(dir.path());
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let input = first().file("broken-Q4_K_M");
     let job = [
         text(&input),

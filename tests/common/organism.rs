@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use refusal_patch::evaluate::judge::refuses;
 use refusal_patch::model::Model;
-use refusal_patch::text::{Chat, ChatTemplate, Tokenizer};
+use refusal_patch::text::{Chat, ChatTemplate, PromptRecord, PromptSet, Set, Split, Tokenizer};
 use serde_json::{json, Value};
 
 pub fn root() -> &'static Path {
@@ -66,6 +66,24 @@ pub fn second() -> Organism {
     }
 }
 
+/// Options that name a share of the built-in prompts, some of each category and split, as files in `dir`: for tests that are
+/// not about rates.
+pub fn few_prompts(dir: &Path) -> Vec<String> {
+    let built_in = PromptSet::built_in();
+    let file = |set: Set| {
+        let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
+            let of = built_in.of(set, split);
+            let step = (of.len() / 44).max(1);
+            let line = |p: &PromptRecord| serde_json::to_string(p).unwrap();
+            of.into_iter().step_by(step).map(line).collect::<Vec<_>>()
+        });
+        let path = dir.join(format!("{}.jsonl", set.name()));
+        std::fs::write(&path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+        [format!("--{}", set.name()), text(&path).to_string()]
+    };
+    [Set::Harmful, Set::Harmless, Set::Borderline].map(file).concat()
+}
+
 impl Organism {
     pub fn file(&self, kind: &str) -> PathBuf {
         fixture(&format!("{}-{kind}.gguf", self.prefix))
@@ -95,7 +113,10 @@ impl Organism {
         let rate = |set: &str| eval["summary"][set]["refusal_rate"].as_f64().unwrap();
         let harmless: Vec<&Value> =
             eval["prompts"].as_array().unwrap().iter().filter(|p| p["set"] == "harmless").collect();
-        let right = |p: &&&Value| p["continuation"] == self.answer(p["prompt"].as_str().unwrap());
+        let right = |p: &&&Value| {
+            // The second organism begins with the blank that its template leaves to the answer.
+            p["continuation"].as_str().unwrap().trim() == self.answer(p["prompt"].as_str().unwrap())
+        };
         let m = Measured {
             harmful: rate("harmful"),
             harmless: rate("harmless"),
@@ -104,6 +125,7 @@ impl Organism {
             perplexity: eval["summary"]["perplexity"].as_f64().unwrap(),
         };
         println!("{}: {m:.4?}", model.display());
+        assert!(m.exact > 0.5, "the answers are compared with something else than what was trained");
         if let Some((harmful, harmless)) = llama_cpp(model, &eval, dir, &[]) {
             println!("  llama.cpp: harmful {harmful:.4}, harmless {harmless:.4}");
             assert!((m.harmful - harmful).abs() <= 0.03 && (m.harmless - harmless).abs() <= 0.03);
