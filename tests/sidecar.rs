@@ -8,6 +8,7 @@ use std::path::Path;
 use organism::*;
 use refusal_patch::checkpoint::{sha256_file, Gguf};
 use refusal_patch::model::Model;
+use refusal_patch::output::{read_direction, Provenance};
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
 
@@ -197,6 +198,42 @@ fn a_saved_direction_gives_the_same_bytes_at_any_thread_count() {
         hashes.push(sha256_file(&out, &Silent).unwrap());
     }
     assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
+}
+
+#[test]
+fn a_saved_direction_repairs_another_quantization_of_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (derived, other) = (first().file("broken-Q4_K_M"), first().file("broken-Q8_0"));
+    let (saved, out) = (dir.path().join("d.safetensors"), dir.path().join("out.gguf"));
+    let few = few_prompts(dir.path());
+    let few: Vec<&str> = few.iter().map(String::as_str).collect();
+    assert_eq!(run(&[&["derive", text(&derived), "-o", text(&saved)][..], &few].concat()).0, 0);
+    let o = assert_cmd::Command::cargo_bin("refusal-patch")
+        .unwrap()
+        .args([text(&other), text(&out), "--direction", text(&saved), "--layers", "3", "--json"])
+        .args(&few)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&o.stderr);
+    assert!(said.contains("derived from another file"), "{said}");
+    let report: Value = serde_json::from_slice(&o.stdout).unwrap();
+    assert_eq!((o.status.code(), &report["outcome"]), (Some(0), &"patched".into()), "{report}");
+    let rate = |i: usize| report["test"][i]["harmful"]["refusal_rate"].as_f64().unwrap();
+    println!("refusal {:.3} -> {:.3}, strength {}", rate(0), rate(1), report["chosen"]["strength"]);
+    assert!(rate(1) >= rate(0) + 0.15, "refusal is back");
+
+    // What is written is the saved direction, only its length is this model's.
+    let model = Model::open(&derived).unwrap();
+    let (directions, warning) = read_direction(&saved, &model, &Silent).unwrap();
+    assert_eq!(warning, None);
+    let unit = &directions.iter().find(|d| d.0 == 3).unwrap().1;
+    let edits = Provenance::read(&Gguf::open(&out).unwrap()).unwrap().unwrap().edits;
+    assert!(!edits.is_empty());
+    for e in &edits {
+        let along: f32 = e.u.iter().zip(unit).map(|(a, b)| a * b).sum();
+        let length = e.u.iter().map(|a| a * a).sum::<f32>().sqrt();
+        assert!(along / length > 0.9999, "{}: {}", e.tensor, along / length);
+    }
 }
 
 #[test]
