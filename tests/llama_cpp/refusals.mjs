@@ -1,6 +1,6 @@
 // What llama.cpp answers: greedy continuations of prompts, as JSON on standard output.
 //
-//   node refusals.mjs MODEL.gguf PROMPTS.json [--chat | --tokenize] [--lora FILE] [--sequences N]
+//   node refusals.mjs MODEL.gguf PROMPTS.json [--chat | --tokenize] [--lora FILE] [--sequences N] [--threads N]
 //
 // PROMPTS.json: {"prompts":[{"id":"a","tokens":[1,2,3]}], "max_new_tokens":32, "end":[4]}
 //   without "end", the model's own end-of-generation tokens end an answer
@@ -8,6 +8,7 @@
 // --tokenize   nothing is generated: the token ids of each prompt's "text" (special tokens parsed, no bos added)
 // --lora FILE  with this adapter; --sequences N: how many prompts share a batch (default 1: a batch rounds differently
 //              from one prompt alone, which near a tie picks another token, and saves little on small models)
+// --threads N  default 1: more of them spin against each other where the machine has other work
 //
 // Out: {"answers":[{"id","text","tokens","ended"}]}, tokens without the one that ended the answer; with --chat also
 // "rendered" and "prompt"; with --tokenize {"add_bos","texts":[{"id","tokens"}]}. Exit status 1 and a message when llama.cpp refuses the file.
@@ -19,21 +20,21 @@ const {values: options, positionals} = parseArgs({
     allowPositionals: true,
     options: {
         chat: {type: "boolean"}, tokenize: {type: "boolean"},
-        lora: {type: "string"}, sequences: {type: "string", default: "1"}
+        lora: {type: "string"}, sequences: {type: "string", default: "1"}, threads: {type: "string", default: "1"}
     }
 });
 if (positionals.length !== 2) {
-    console.error("usage: node refusals.mjs MODEL.gguf PROMPTS.json [--chat | --tokenize] [--lora FILE] [--sequences N]");
+    console.error("usage: node refusals.mjs MODEL.gguf PROMPTS.json [--chat | --tokenize] [--lora FILE] [--sequences N] [--threads N]");
     process.exit(2);
 }
 const [modelPath, promptsPath] = positionals;
+const threads = Number(options.threads);
 const input = JSON.parse(readFileSync(promptsPath, "utf8"));
 
 let llama, model;
 try {
-    // Two threads would spin against each other on a small machine.
     llama = await getLlama({
-        build: "never", gpu: false, maxThreads: 1, skipDownload: true, progressLogs: false,
+        build: "never", gpu: false, maxThreads: threads, skipDownload: true, progressLogs: false,
         logLevel: LlamaLogLevel.error, logger: (level, message) => process.stderr.write(`llama.cpp: ${message.trimEnd()}\n`)
     });
     model = await llama.loadModel({modelPath, vocabOnly: options.tokenize === true, checkTensors: options.tokenize !== true});
@@ -68,7 +69,7 @@ async function answerAll(prompts) {
     const longest = Math.max(...prompts.map(({tokens}) => tokens.length)) + limit;
     const sequences = Math.max(1, Math.min(Number(options.sequences), prompts.length));
     const context = await model.createContext({
-        contextSize: longest, sequences, batchSize: Math.max(512, longest), lora: options.lora, threads: 1
+        contextSize: longest, sequences, batchSize: Math.max(512, longest), lora: options.lora, threads
     });
     const answers = new Array(prompts.length);
     let next = 0;
