@@ -2,8 +2,8 @@
 
     python3 whole.py MODEL.gguf [--prompts 64] [--new-tokens 32] [--runs 5] [--threads 2] [--sequences 8]
 
-Prints wall seconds, processor seconds and peak memory (median, lowest and highest) of both and the median of the paired ratios. Needs a
-build (`cargo build --release`) and tests/llama_cpp/install.sh. Standard library only.
+Prints wall seconds, processor seconds and peak memory (median, lowest and highest) of both and the median of the paired ratios. What `eval`
+does besides, such as the perplexity of the built-in text, is in its figures. Needs a build (`cargo build --release`) and tests/llama_cpp/install.sh. Standard library only.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main():
         prompts, tokens = pathlib.Path(folder, "prompts.jsonl"), pathlib.Path(folder, "tokens.json")
         built_in = (ROOT / "src/text/prompts.jsonl").read_text().splitlines()
         built_in = [line for line in built_in if json.loads(line)["set"] == "harmless"]
-        prompts.write_text("\n".join(built_in[:: len(built_in) // a.prompts][: a.prompts]))
+        prompts.write_text("\n".join(built_in[:: max(len(built_in) // a.prompts, 1)][: a.prompts]))
         ours = [OURS, "eval", a.model, "--prompts", prompts, "--max-new-tokens", str(a.new_tokens), "--threads", str(a.threads), "--json", "--quiet"]
         seen = json.loads(subprocess.run(ours, check=True, capture_output=True).stdout)["prompts"]
         tokens.write_text(json.dumps({"prompts": [{"id": p["id"], "tokens": p["tokens"]} for p in seen], "max_new_tokens": a.new_tokens}))

@@ -18,8 +18,7 @@ fn repair(organism: &Organism, healthy: &str, broken: &str) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
     let input = organism.file(broken);
-    let options: Vec<&str> = organism.options.iter().map(String::as_str).collect();
-    let (code, report) = run(&[&[text(&input), text(&out)][..], &options].concat());
+    let (code, report) = run(&[&[text(&input), text(&out)][..], &words(&organism.options)].concat());
     assert_eq!(code, 0, "{report}");
     assert_eq!(report["outcome"], "patched");
     assert!(dir.path().join("out.report.html").exists());

@@ -3,7 +3,7 @@
 #[path = "common/organism.rs"]
 mod organism;
 
-use organism::{few_prompts, first, run, text};
+use organism::{few_prompts, first, run, text, words};
 use serde_json::Value;
 
 #[test]
@@ -11,7 +11,6 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
     let prompts = few_prompts(dir.path());
-    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let input = first().file("broken-Q4_K_M");
     let job = [
         text(&input),
@@ -25,7 +24,7 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
         "--max-kl",
         "9",
     ];
-    let (code, _) = run(&[&job[..], &prompts].concat());
+    let (code, _) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!(code, 0);
     let report: Value =
         serde_json::from_str(&std::fs::read_to_string(dir.path().join("out.report.json")).unwrap()).unwrap();

@@ -44,10 +44,10 @@ fn adapter_and_fold_agree(kind: &str, most: f64) {
     let base = first().file(kind);
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
     let few = few_prompts(dir.path());
-    let few: Vec<&str> = few.iter().map(String::as_str).collect();
-    let (code, weights) = run(&[&[text(&base), text(&folded)][..], &QUICK, &few].concat());
+    let (code, weights) = run(&[&[text(&base), text(&folded)][..], &QUICK, &words(&few)].concat());
     assert_eq!((code, &weights["outcome"]), (0, &"patched".into()));
-    let (code, lora) = run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &QUICK, &few].concat());
+    let (code, lora) =
+        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &QUICK, &words(&few)].concat());
     assert_eq!((code, &lora["outcome"]), (0, &"patched".into()));
     assert!(lora["load"].as_str().unwrap().contains("--lora"), "{}", lora["load"]);
     for key in ["layers", "writers", "strength"] {
@@ -163,9 +163,8 @@ fn a_bias_carries_a_constant_where_the_architecture_allows_one() {
     let base = first().file("broken-Q4_K_M");
     let out = dir.path().join("out.gguf");
     let few = few_prompts(dir.path());
-    let few: Vec<&str> = few.iter().map(String::as_str).collect();
     let add = ["--method", "add", "--strength", "0.05", "--max-kl", "1", "--max-over-refusal", "1"];
-    let (code, report) = run(&[&[text(&base), text(&out)][..], &add, &few].concat());
+    let (code, report) = run(&[&[text(&base), text(&out)][..], &add, &words(&few)].concat());
     assert_eq!(code, 0, "{report}");
     let (_, diff) = run(&["diff", text(&base), text(&out)]);
     let layer = &report["chosen"]["layers"][0];
@@ -184,8 +183,7 @@ fn a_saved_direction_gives_the_same_bytes_at_any_thread_count() {
     let base = first().file("broken-Q4_K_M");
     let saved = dir.path().join("d.safetensors");
     let few = few_prompts(dir.path());
-    let few: Vec<&str> = few.iter().map(String::as_str).collect();
-    assert_eq!(run(&[&["derive", text(&base), "-o", text(&saved)][..], &few].concat()).0, 0);
+    assert_eq!(run(&[&["derive", text(&base), "-o", text(&saved)][..], &words(&few)].concat()).0, 0);
     let mut hashes = Vec::new();
     for (name, options) in [
         ("own.gguf", &["--threads", "2"][..]),
@@ -193,7 +191,7 @@ fn a_saved_direction_gives_the_same_bytes_at_any_thread_count() {
         ("four.gguf", &["--threads", "4", "--direction", text(&saved)]),
     ] {
         let out = dir.path().join(name);
-        let (code, report) = run(&[&[text(&base), text(&out)][..], &QUICK, &few, options].concat());
+        let (code, report) = run(&[&[text(&base), text(&out)][..], &QUICK, &words(&few), options].concat());
         assert_eq!((code, &report["outcome"]), (0, &"patched".into()));
         hashes.push(sha256_file(&out, &Silent).unwrap());
     }
@@ -206,8 +204,7 @@ fn a_saved_direction_repairs_another_quantization_of_the_model() {
     let (derived, other) = (first().file("broken-Q4_K_M"), first().file("broken-Q8_0"));
     let (saved, out) = (dir.path().join("d.safetensors"), dir.path().join("out.gguf"));
     let few = few_prompts(dir.path());
-    let few: Vec<&str> = few.iter().map(String::as_str).collect();
-    assert_eq!(run(&[&["derive", text(&derived), "-o", text(&saved)][..], &few].concat()).0, 0);
+    assert_eq!(run(&[&["derive", text(&derived), "-o", text(&saved)][..], &words(&few)].concat()).0, 0);
     let o = assert_cmd::Command::cargo_bin("refusal-patch")
         .unwrap()
         .args([text(&other), text(&out), "--direction", text(&saved), "--layers", "3", "--json"])
@@ -242,8 +239,8 @@ fn sidecars_of_another_model_or_version_and_damaged_ones_are_refused() {
     let (base, other) = (first().file("broken-Q4_K_M"), first().file("broken-Q8_0"));
     let adapter = dir.path().join("adapter.gguf");
     let few = few_prompts(dir.path());
-    let few: Vec<&str> = few.iter().map(String::as_str).collect();
-    let (code, _) = run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &QUICK, &few].concat());
+    let (code, _) =
+        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &QUICK, &words(&few)].concat());
     assert_eq!(code, 0);
     let bytes = std::fs::read(&adapter).unwrap();
     let refused = |model: &Path, file: &Path, word: &str| {

@@ -84,6 +84,11 @@ pub fn few_prompts(dir: &Path) -> Vec<String> {
     [Set::Harmful, Set::Harmless, Set::Borderline].map(file).concat()
 }
 
+/// Options as the command line takes them.
+pub fn words(options: &[String]) -> Vec<&str> {
+    options.iter().map(String::as_str).collect()
+}
+
 impl Organism {
     pub fn file(&self, kind: &str) -> PathBuf {
         fixture(&format!("{}-{kind}.gguf", self.prefix))
@@ -107,8 +112,7 @@ impl Organism {
     }
 
     pub fn measure(&self, model: &Path, dir: &Path) -> Measured {
-        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
-        let (code, eval) = run(&[&["eval", text(model)][..], &options].concat());
+        let (code, eval) = run(&[&["eval", text(model)][..], &words(&self.options)].concat());
         assert_eq!(code, 0);
         let rate = |set: &str| eval["summary"][set]["refusal_rate"].as_f64().unwrap();
         let harmless: Vec<&Value> =
