@@ -9,7 +9,7 @@ use crate::edit::{fold::norm, gate, gate::Gate};
 use crate::error::Result;
 use crate::evaluate::{log_odds, mass, Evaluator};
 use crate::forward::{Fork, Head, Readout, Sequence};
-use crate::model::{Edit, Matrix, RankOne, Writer};
+use crate::model::{Edit, Part as Tensors, RankOne, Writer};
 use crate::text::{PromptRecord, Set};
 
 use super::material::Inputs;
@@ -83,23 +83,29 @@ pub fn families(
     let mut layers = Vec::new();
     for &direction in directions {
         let mut ingredients = Vec::new();
-        for writer in Writer::ALL {
+        let own = evaluator.model.spec.writers(direction.layer);
+        for &writer in own.iter().filter(|w| **w != Writer::Experts) {
             crate::progress::check()?;
-            let (_, w) = evaluator.model.writer(direction.layer, writer)?;
-            let (projected, weight_norm) = project(&w, &direction.unit);
+            let (projected, weight_norm) =
+                project(&evaluator.model.parts(direction.layer, writer)?, &direction.unit);
             let (v, separation) = match method {
                 Method::Amplify => (projected, f64::NAN),
                 Method::Add => (Vec::new(), f64::NAN),
                 Method::Gated => {
                     let key = (direction.layer, writer);
                     let (Some(a), Some(b)) = (train.get(&key), held_out.get(&key)) else { continue };
-                    match gate::fit(a, b, w.cols)? {
+                    match gate::fit(a, b, evaluator.model.spec.columns(writer))? {
                         Some(Gate { v, separation, .. }) => (v, separation),
                         None => continue,
                     }
                 }
             };
             ingredients.push(Ingredient { writer, v, separation, weight_norm });
+        }
+        if method == Method::Add {
+            // A constant is added once, at the block's end.
+            ingredients.truncate(1);
+            ingredients.iter_mut().for_each(|i| i.writer = Writer::Ffn);
         }
         layers.push(Layer { direction: direction.clone(), ingredients });
     }
@@ -122,7 +128,9 @@ pub fn candidates(
         }
     }
     // A constant after the attention is as good as one at the end of the block before it.
-    let sets = [&[Writer::Ffn][..], &[Writer::Attention], &Writer::ALL];
+    let (plain, both) =
+        (&[Writer::Ffn, Writer::Shared][..], &[Writer::Attention, Writer::Ffn, Writer::Shared][..]);
+    let sets = [plain, &[Writer::Attention], both];
     let sets = &sets[..if method == Method::Add { 1 } else { 3 }];
     let parts = |some: &[Layer], set: &[Writer]| -> Vec<Part> {
         let of = |l: &Layer| -> Vec<Part> {
@@ -135,7 +143,9 @@ pub fn candidates(
     for layer in &layers {
         for set in sets {
             let family = parts(std::slice::from_ref(layer), set);
-            if family.len() == set.len() {
+            // Of a block without a feed-forward layer for every token both is the attention alone.
+            let double = set.len() == both.len() && family.len() < 2;
+            if !family.is_empty() && !double {
                 families.push(family);
             }
         }
@@ -143,8 +153,8 @@ pub fn candidates(
     // Gates of several blocks err on different prompts: together they err less.
     if method == Method::Gated {
         for k in 2..=layers.len().min(LAYERS) {
-            families.push(parts(&layers[..k], &[Writer::Ffn]));
-            families.push(parts(&layers[..k], &Writer::ALL));
+            families.push(parts(&layers[..k], plain));
+            families.push(parts(&layers[..k], both));
         }
     }
     let grid: &[f64] = match (&strength, method) {
@@ -183,7 +193,7 @@ fn candidate(method: Method, parts: &[Part], t: f64, family: usize) -> Candidate
     let weights: f64 = parts.iter().map(|p| p.ingredient.weight_norm.powi(2)).sum();
     let mut layers: Vec<usize> = parts.iter().map(|p| p.direction.layer).collect();
     layers.dedup();
-    let mut writers: Vec<&str> = parts.iter().map(|p| writer_name(p.ingredient.writer)).collect();
+    let mut writers: Vec<&str> = parts.iter().map(|p| p.ingredient.writer.name()).collect();
     writers.sort_unstable();
     writers.dedup();
     Candidate {
@@ -222,27 +232,22 @@ impl Candidate {
     }
 }
 
-/// A writer's name in GGUF.
-pub fn writer_name(writer: Writer) -> &'static str {
-    match writer {
-        Writer::Attention => "attn_output",
-        Writer::Ffn => "ffn_down",
-    }
-}
-
-/// Wᵀ r̂, and ‖W‖.
-fn project(w: &Matrix, unit: &[f32]) -> (Vec<f32>, f64) {
-    let mut sum = vec![0.0f64; w.cols];
-    let mut energy = 0.0f64;
-    let mut row = vec![0.0f32; w.cols];
-    for (i, &r) in unit.iter().enumerate().take(w.rows) {
-        w.decode_row(i, &mut row);
-        for (s, &x) in sum.iter_mut().zip(&row) {
-            *s += f64::from(r) * f64::from(x);
-            energy += f64::from(x) * f64::from(x);
+/// Wᵀ r̂ of a writer's matrices, side by side, and their norm ‖W‖.
+fn project(parts: &[Tensors], unit: &[f32]) -> (Vec<f32>, f64) {
+    let (mut all, mut energy) = (Vec::new(), 0.0f64);
+    for w in parts.iter().flat_map(|p| p.stack.iter()) {
+        let mut sum = vec![0.0f64; w.cols];
+        let mut row = vec![0.0f32; w.cols];
+        for (i, &r) in unit.iter().enumerate().take(w.rows) {
+            w.decode_row(i, &mut row);
+            for (s, &x) in sum.iter_mut().zip(&row) {
+                *s += f64::from(r) * f64::from(x);
+                energy += f64::from(x) * f64::from(x);
+            }
         }
+        all.extend(sum.into_iter().map(|x| x as f32));
     }
-    (sum.into_iter().map(|x| x as f32).collect(), energy.sqrt())
+    (all, energy.sqrt())
 }
 
 /// Scores candidates on prompts by the likeliest first token under each edit. A gate fires at the deciding position only, so

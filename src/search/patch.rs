@@ -30,7 +30,8 @@ pub fn patch(
 ) -> Result<Outcome> {
     prompts.enough()?;
     let file = &evaluator.model.file;
-    can_carry(&evaluator.model.spec.arch, file.folder().is_some(), settings.emit, settings.method)?;
+    let spec = &evaluator.model.spec;
+    can_carry(&spec.arch, spec.experts.is_some(), file.folder().is_some(), settings.emit, settings.method)?;
     if let Some(out) = out {
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
         preflight_checkpoint(file, out, bytes, force)?;
@@ -71,7 +72,8 @@ pub fn patch(
     let order = rank(&candidates, &limits);
 
     let layers: Vec<usize> = picked.iter().map(|d| d.layer).collect();
-    let inputs = writer_inputs(evaluator, &prompts.of(Set::Harmless, Split::Validation), &layers)?;
+    let writers: Vec<_> = layers.iter().flat_map(|&l| spec.writers(l).iter().map(move |&w| (l, w))).collect();
+    let inputs = writer_inputs(evaluator, &prompts.of(Set::Harmless, Split::Validation), &writers)?;
     let search = Search {
         evaluator,
         prompts,
@@ -256,7 +258,7 @@ fn build(
         let validation = prompts.split(Split::Validation);
         let held_out = Material::build(evaluator, &validation, &base.answers, &forced)?;
         let spec = &evaluator.model.spec;
-        let bytes = (fit.rows() + held_out.rows()) * (spec.ffn + spec.heads * spec.head_dim) * 4;
+        let bytes = (fit.rows() + held_out.rows()) * (spec.widest_ffn() + spec.heads * spec.head_dim) * 4;
         let at_once = (evaluator.memory / 2 / bytes.max(1)).max(1);
         for group in picked.chunks(at_once) {
             let layers: Vec<usize> = group.iter().map(|d| d.layer).collect();
