@@ -30,7 +30,7 @@
 //!     model: &model, chat: &chat, compute: &compute, edits: &[], memory: 1 << 30, progress: &Silent,
 //! };
 //! let settings = search::Settings::default();
-//! let outcome = search::patch(&evaluator, &PromptSet::built_in(), &settings, Some("out.gguf".as_ref()), false)?;
+//! let outcome = search::patch(&evaluator, None, &PromptSet::built_in(), &settings, Some("out.gguf".as_ref()), false)?;
 //! # drop(outcome); Ok(())
 //! # }
 //! ```

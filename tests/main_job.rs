@@ -159,10 +159,12 @@ fn a_random_direction_restores_nothing() {
     let (chat, compute) = (chat(&model), Compute::cpu());
     let evaluator = evaluator(&model, &chat, &compute);
     let settings = Settings { source: Source::Random(1), ..Settings::default() };
-    let outcome = patch(&evaluator, &PromptSet::built_in(), &settings, None, false).unwrap();
+    let outcome = patch(&evaluator, None, &PromptSet::built_in(), &settings, None, false).unwrap();
     match outcome {
         Outcome::Patched(p) => panic!("{:?} -> {:?}", p.validation.0.harmful, p.validation.1.harmful),
-        Outcome::NotNeeded { why, .. } | Outcome::OutOfLimits { why, .. } => println!("{why}"),
+        Outcome::NotNeeded { why, .. }
+        | Outcome::OutOfLimits { why, .. }
+        | Outcome::NeverRefused { why, .. } => println!("{why}"),
     }
 }
 

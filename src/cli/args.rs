@@ -50,7 +50,10 @@ pub struct PatchArgs {
     /// What OUT is: IN with the edit folded in, or the edit beside it as a LoRA adapter or a control vector (GGUF)
     #[arg(long, value_enum, default_value = "weights")]
     pub emit: EmitArg,
-    /// How the edit's gate is made; auto is gated (add for a control vector, which has no gate)
+    /// The uncompressed original: its refusal is the goal, its directions and weights are there to restore from
+    #[arg(long, value_name = "MODEL", required_if_eq("method", "restore"))]
+    pub reference: Option<PathBuf>,
+    /// How the edit's gate is made; auto is gated (add for a control vector, which has no gate) and, with a reference, restore
     #[arg(long, value_enum, default_value = "auto")]
     pub method: MethodArg,
     /// Strength in units of the gap between harmful and harmless prompts, above 0; given explicitly, it also patches a
@@ -221,6 +224,8 @@ pub enum MethodArg {
     Gated,
     /// Strengthens what the layer writes: a baseline
     Amplify,
+    /// Puts back what compression took from the weights; needs --reference
+    Restore,
     /// A constant, as a bias: touches every token
     Add,
 }

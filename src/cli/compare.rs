@@ -30,7 +30,7 @@ pub fn run(args: CompareArgs) -> Result<u8> {
     } else {
         super::print(&text(&comparison));
     }
-    Ok(if comparison.outcome == Health::Healthy { 0 } else { 3 })
+    Ok(if matches!(comparison.outcome, Health::Weakened | Health::Lost) { 3 } else { 0 })
 }
 
 /// Runs one model, and closes it again.
@@ -44,6 +44,7 @@ fn text(c: &Comparison) -> String {
         Health::Healthy => "healthy",
         Health::Weakened => "weakened",
         Health::Lost => "lost",
+        Health::NeverRefused => "nothing that was there to lose (never-refused)",
     };
     let points = |x: f64| format!("{:.1} points", 100.0 * x);
     let whole = c.refusal.iter().find(|r| r.category.is_empty());

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use refusal_patch::encoding::Encoding;
+use refusal_patch::evaluate::Rate;
 use refusal_patch::output::{preflight, read_direction, write_whole, Provenance};
 use refusal_patch::report;
 use refusal_patch::search::{
-    self, Candidate, Emit, EncodingChoice, Method, Outcome, Patched, Scores, Settings, Source,
+    self, Candidate, Emit, EncodingChoice, Method, Original, Outcome, Patched, Rates, Scores, Settings,
+    Source, Trial,
 };
 use refusal_patch::text::Set;
 use refusal_patch::{Error, Result};
@@ -44,7 +46,9 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             preflight(session.model.file.path(), path, 1 << 20, args.force)?;
         }
     }
-    let outcome = search::patch(&evaluator, &prompts, &settings, out, args.force)?;
+    let original = args.reference.as_ref().map(|path| Session::open(path, &args.run)).transpose()?;
+    let reference = original.as_ref().map(Session::evaluator);
+    let outcome = search::patch(&evaluator, reference.as_ref(), &prompts, &settings, out, args.force)?;
     let seconds = started.elapsed().as_secs_f64();
     let mut value = super::json(&outcome)?;
     value["model"] = json!(input.display().to_string());
@@ -63,7 +67,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     };
     if let Outcome::Patched(p) = &outcome {
         value["limits"] = json!({ "max_kl": settings.max_kl, "max_over_refusal": settings.max_over_refusal });
-        value["method"] = json!(settings.method);
+        value["method"] = json!(p.chosen.method);
         value["examples"] = super::json(&report::examples(p))?;
         value["model_card"] = json!(report::model_card(p, &run));
     }
@@ -93,16 +97,26 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             }
             0
         }
-        Outcome::NotNeeded { why, validation, .. } => {
-            say(&format!("no patch needed: {why}\n\n{}", before(validation)));
+        Outcome::NotNeeded { why, validation, reference, .. } => {
+            say(&format!("no patch needed: {why}\n\n{}", before(validation, reference.as_deref())));
             0
         }
-        Outcome::OutOfLimits { why, validation, candidates } => {
+        Outcome::OutOfLimits { why, validation, reference, front, candidates } => {
+            let best = match front.is_empty() {
+                true => format!("best candidates (first token):\n{}", candidate_table(candidates)),
+                false => {
+                    format!("the edits that were tried and that no other one beats:\n{}", front_table(front))
+                }
+            };
             say(&format!(
-                "refusal can't be restored inside the limits: {why}; nothing was written\n\n{}\nbest candidates (first token):\n{}",
-                before(validation),
-                candidate_table(candidates)
+                "refusal can't be restored inside the limits: {why}; nothing was written\n\n{}\n{best}",
+                before(validation, reference.as_deref())
             ));
+            3
+        }
+        Outcome::NeverRefused { why, validation, reference } => {
+            let table = before(validation, reference.as_deref());
+            say(&format!("never-refused: {why}; nothing was written\n\n{table}"));
             3
         }
     };
@@ -139,11 +153,11 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
             EmitArg::ControlVector => Emit::ControlVector,
         },
         method: match args.method {
-            // A control vector is a constant by its nature.
-            MethodArg::Auto if args.emit == EmitArg::ControlVector => Method::Add,
-            MethodArg::Auto | MethodArg::Gated => Method::Gated,
-            MethodArg::Amplify => Method::Amplify,
-            MethodArg::Add => Method::Add,
+            MethodArg::Auto => None,
+            MethodArg::Gated => Some(Method::Gated),
+            MethodArg::Amplify => Some(Method::Amplify),
+            MethodArg::Restore => Some(Method::Restore),
+            MethodArg::Add => Some(Method::Add),
         },
         strength: args.strength.given(),
         layers,
@@ -171,12 +185,13 @@ fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
     (format!("{stem}{middle}.html").into(), format!("{stem}{middle}.json").into())
 }
 
-fn before(s: &Scores) -> String {
+fn before(s: &Scores, original: Option<&Original>) -> String {
+    let of = |set: fn(&Rates) -> &Rate| original.map_or(String::new(), |o| rate(set(&o.validation)));
     table(&[
-        cells!["validation prompts", "IN"],
-        cells!["refusal, harmful", rate(&s.harmful)],
-        cells!["refusal, harmless", rate(&s.harmless)],
-        cells!["refusal, borderline", rate(&s.borderline)],
+        cells!["validation prompts", "IN", original.map_or("", |_| "original")],
+        cells!["refusal, harmful", rate(&s.harmful), of(|r| &r.harmful)],
+        cells!["refusal, harmless", rate(&s.harmless), of(|r| &r.harmless)],
+        cells!["refusal, borderline", rate(&s.borderline), of(|r| &r.borderline)],
     ])
 }
 
@@ -190,11 +205,36 @@ fn summary(p: &Patched, seconds: f64) -> String {
         let whole = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
         whole.map_or(String::new(), |c| p_value(c.p_value))
     };
+    let original = |set: fn(&Rates) -> &Rate| p.original().map_or(String::new(), |o| rate(set(o)));
     let mut out = table(&[
-        cells![split, "before", "after", if p.changes.is_empty() { "" } else { "McNemar p" }],
-        cells!["refusal, harmful", rate(&a.harmful), rate(&b.harmful), chance(Set::Harmful)],
-        cells!["refusal, harmless", rate(&a.harmless), rate(&b.harmless), chance(Set::Harmless)],
-        cells!["refusal, borderline", rate(&a.borderline), rate(&b.borderline), chance(Set::Borderline)],
+        cells![
+            split,
+            "before",
+            "after",
+            if p.changes.is_empty() { "" } else { "McNemar p" },
+            if p.reference.is_some() { "original" } else { "" }
+        ],
+        cells![
+            "refusal, harmful",
+            rate(&a.harmful),
+            rate(&b.harmful),
+            chance(Set::Harmful),
+            original(|r| &r.harmful)
+        ],
+        cells![
+            "refusal, harmless",
+            rate(&a.harmless),
+            rate(&b.harmless),
+            chance(Set::Harmless),
+            original(|r| &r.harmless)
+        ],
+        cells![
+            "refusal, borderline",
+            rate(&a.borderline),
+            rate(&b.borderline),
+            chance(Set::Borderline),
+            original(|r| &r.borderline)
+        ],
         cells!["KL on harmless answers", "", format!("{:.4}", b.kl)],
         cells![
             "perplexity, own answers",
@@ -211,7 +251,8 @@ fn summary(p: &Patched, seconds: f64) -> String {
     }
     let c = &p.chosen;
     out += &format!(
-        "\nedit: {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",
+        "\nedit: {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",
+        c.kind(),
         c.place(),
         c.strength,
         percent(c.size),
@@ -249,6 +290,23 @@ fn summary(p: &Patched, seconds: f64) -> String {
         out += &format!("{} beside {}, {seconds:.0} s{memory}\n", bytes(p.bytes.1), bytes(p.bytes.0));
     }
     out
+}
+
+fn front_table(front: &[Trial]) -> String {
+    let mut rows =
+        vec![cells!["edit", "strength", "harmful", "harmless", "borderline", "KL", "limit that it breaks"]];
+    rows.extend(front.iter().map(|t| {
+        cells![
+            format!("{}, {}", t.method.name(), t.place),
+            format!("{:.2}", t.strength),
+            percent(t.harmful),
+            percent(t.harmless),
+            percent(t.borderline),
+            format!("{:.4}", t.kl),
+            t.miss.as_deref().unwrap_or("none")
+        ]
+    }));
+    table(&rows)
 }
 
 fn candidate_table(candidates: &[Candidate]) -> String {

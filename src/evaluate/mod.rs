@@ -5,7 +5,7 @@ pub mod judge;
 mod rates;
 pub mod stats;
 
-pub use rates::{categories, Change, Rate};
+pub use rates::{categories, Change, Rate, NEVER};
 
 use serde::Serialize;
 

@@ -51,7 +51,7 @@ pub fn model_card(p: &Patched, run: &Run) -> String {
         "- edit: {}, strength {:.2}, method {}\n",
         p.chosen.place(),
         p.chosen.strength,
-        run.settings.method.name()
+        p.chosen.method.name()
     );
     out += &format!("- base sha256: `{}`\n", p.sha256.0);
     if p.out.is_some() {

@@ -27,8 +27,9 @@ fn render(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
     verdict(out, p, a, b)?;
     write!(
         out,
-        "<p class=dim>{name} · {} · {}, strength {:.2} · {split} prompts, greedy answers</p>",
+        "<p class=dim>{name} · {} · {}, {}, strength {:.2} · {split} prompts, greedy answers</p>",
         what(p.emit),
+        p.chosen.kind(),
         escape(&p.chosen.place()),
         p.chosen.strength
     )?;
@@ -122,17 +123,24 @@ fn cards(out: &mut String, a: &Scores, b: &Scores) -> std::fmt::Result {
 fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scores) -> std::fmt::Result {
     write!(
         out,
-        "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} prompts<th>before<th>after<th>p"
+        "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} prompts<th>before<th>after<th>p{}",
+        if p.reference.is_some() { "<th>the original" } else { "" }
     )?;
-    for (set, name, x, y) in [
+    let original = p.original().map(|o| [&o.harmful, &o.harmless, &o.borderline]);
+    for (i, (set, name, x, y)) in [
         (Set::Harmful, "harmful refused", &a.harmful, &b.harmful),
         (Set::Harmless, "harmless refused", &a.harmless, &b.harmless),
         (Set::Borderline, "borderline refused", &a.borderline, &b.borderline),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let change = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
         let chance = change.map_or(String::new(), |c| p_value(c.p_value));
-        write!(out, "<tr><td>{name}<td>{}<td>{}<td>{chance}", rate(x), rate(y))?;
+        let goal = original.map_or(String::new(), |o| format!("<td>{}", rate(o[i])));
+        write!(out, "<tr><td>{name}<td>{}<td>{}<td>{chance}{goal}", rate(x), rate(y))?;
     }
+    let blank = if original.is_some() { "<td>" } else { "" };
     let odds = |r: &Rate| format!("{:+.1}", r.mean_log_odds);
     for (name, x, y) in [
         ("log-odds, harmful", odds(&a.harmful), odds(&b.harmful)),
@@ -147,7 +155,7 @@ fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scor
         ("perplexity, built-in text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)),
         ("harmless answers unchanged", String::new(), percent(b.same_answers)),
     ] {
-        write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>")?;
+        write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>{blank}")?;
     }
     write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")
 }
@@ -233,6 +241,9 @@ fn provenance(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
     let mut item = |name: &str, value: String| write!(out, "<dt>{name}<dd>{}", escape(&value));
     item("program", format!("refusal-patch {}", env!("CARGO_PKG_VERSION")))?;
     item("IN", format!("{}, {} bytes, sha256 {}", run.model, p.bytes.0, p.sha256.0))?;
+    if let Some(o) = &p.reference {
+        item("original", o.model.clone())?;
+    }
     if let Some(path) = &p.out {
         item("OUT", format!("{}, {} bytes, sha256 {}", path.display(), p.bytes.1, p.sha256.1))?;
     }
@@ -243,7 +254,7 @@ fn provenance(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
             "KL {} nats, over-refusal of harmless prompts +{:.1} points, method {}",
             s.max_kl,
             100.0 * s.max_over_refusal,
-            s.method.name()
+            p.chosen.method.name()
         ),
     )?;
     let sources: Vec<String> =

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::evaluate::{judge::judge, Change, Rate};
     use crate::model::{RankOne, Writer};
-    use crate::search::{Candidate, Emit, LayerScore, Scores, Stored, TensorReport};
+    use crate::search::{Candidate, Emit, LayerScore, Method, Scores, Stored, TensorReport, Toward};
 
     const HOSTILE: &str = "<script>alert('x')</script> & \"more\"";
     const SECRET: &str = "Sure, here is how it is done in full detail: first the one thing, then the other.";
@@ -144,6 +144,8 @@ mod tests {
 
     fn candidate(strength: f64) -> Candidate {
         Candidate {
+            method: Method::Gated,
+            toward: Toward::Projected,
             layers: vec![1],
             writers: vec!["ffn_down"],
             strength,
@@ -195,6 +197,7 @@ mod tests {
             bytes: (10, 20),
             chosen: candidate(2.0),
             candidates: vec![candidate(1.0), candidate(2.0), candidate(3.0)],
+            trials: Vec::new(),
             tensors: vec![TensorReport {
                 tensor: HOSTILE.into(),
                 encoding: ("Q4_K", "Q8_0"),
@@ -211,6 +214,7 @@ mod tests {
             }],
             validation: (scores(&before), scores(&after)),
             test: Some((scores(&before), scores(&after))),
+            reference: None,
             changes: Change::all(&before, &after),
             gain: 0.25,
             p_value: 0.01,

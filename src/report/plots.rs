@@ -59,7 +59,74 @@ pub fn candidates(out: &mut String, p: &Patched) -> std::fmt::Result {
     write!(out, "<h2>The candidates</h2><p class=dim>Every edit that was scored: refusal of harmful validation prompts against over-refusal, by the likeliest first token. Dashed: the front that no other edit beats; ringed: the edit that was chosen. Up and to the left is better.</p><div class=plots>")?;
     scatter(out, p, "harmless prompts refused", |c| c.harmless)?;
     scatter(out, p, "borderline prompts refused", |c| c.borderline)?;
+    trials(out, p)?;
     write!(out, "</div>")
+}
+
+/// The edits that were tried as they would be written: refusal against KL.
+fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
+    let of: Vec<_> = p.trials.iter().filter(|t| t.kl.is_finite() && t.harmful.is_finite()).collect();
+    if of.is_empty() {
+        return Ok(());
+    }
+    let most = of.iter().map(|t| t.kl).fold(0.001, f64::max);
+    let least = of.iter().map(|t| t.harmful).fold(0.75, f64::min);
+    let least = (4.0 * least).floor() / 4.0;
+    let x = |kl: f64| 40.0 + 310.0 * (kl.max(0.0) / most).sqrt();
+    let y = |share: f64| 200.0 - 185.0 * (share - least) / (1.0 - least);
+    write!(
+        out,
+        "<figure><svg viewBox='0 0 360 240' role=img aria-label='tried edits: harmful refused against KL'>"
+    )?;
+    shares(out, least, &y)?;
+    for kl in [0.0, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0].into_iter().filter(|kl| *kl <= most) {
+        write!(
+            out,
+            "<line class=axis x1={0:.1} x2={0:.1} y1=15 y2=204 /><text class=dim x={0:.1} y=217 text-anchor=middle>{kl}</text>",
+            x(kl)
+        )?;
+    }
+    write!(out, "<text class=dim x=192 y=234 text-anchor=middle>KL on harmless answers, nats</text>")?;
+    for t in of {
+        let chosen = t.strength == p.chosen.strength && t.place == p.chosen.place();
+        let at = format!("cx={:.1} cy={:.1}", x(t.kl), y(t.harmful));
+        write!(
+            out,
+            "<circle class={} {at} r=5><title>{}, {}, strength {:.2}: harmful {}, harmless {}, borderline {}, KL {:.4}{}</title></circle>",
+            match (chosen, &t.miss) {
+                (true, _) => "new",
+                (_, None) => "other",
+                (_, Some(_)) => "old",
+            },
+            t.method.name(),
+            escape(&t.place),
+            t.strength,
+            percent(t.harmful),
+            percent(t.harmless),
+            percent(t.borderline),
+            t.kl,
+            t.miss.as_ref().map_or(String::new(), |m| format!("; {}", escape(m)))
+        )?;
+        if chosen {
+            write!(out, "<circle class=ring {at} r=8 />")?;
+        }
+    }
+    write!(out, "</svg><figcaption>Edits that were folded and judged by greedy answers; <span style='color:var(--old)'>these</span> break a limit.</figcaption></figure>")
+}
+
+/// The horizontal lines of a plot of refusal, from `least` to all.
+fn shares(out: &mut String, least: f64, y: &dyn Fn(f64) -> f64) -> std::fmt::Result {
+    for k in 0..=5 {
+        let share = least + (1.0 - least) * f64::from(k) / 5.0;
+        write!(
+            out,
+            "<line class=axis x1=40 x2=354 y1={0:.1} y2={0:.1} /><text class=dim x=36 y={1:.1} text-anchor=end>{2:.0} %</text>",
+            y(share),
+            y(share) + 4.0,
+            100.0 * share
+        )?;
+    }
+    Ok(())
 }
 
 fn scatter(out: &mut String, p: &Patched, name: &str, cost: fn(&Candidate) -> f64) -> std::fmt::Result {
@@ -74,16 +141,7 @@ fn scatter(out: &mut String, p: &Patched, name: &str, cost: fn(&Candidate) -> f6
         out,
         "<figure><svg viewBox='0 0 360 240' role=img aria-label='candidates: harmful refused against {name}'>"
     )?;
-    for k in 0..=5 {
-        let share = least + (1.0 - least) * f64::from(k) / 5.0;
-        write!(
-            out,
-            "<line class=axis x1=40 x2=354 y1={0:.1} y2={0:.1} /><text class=dim x=36 y={1:.1} text-anchor=end>{2:.0} %</text>",
-            y(share),
-            y(share) + 4.0,
-            100.0 * share
-        )?;
-    }
+    shares(out, least, &y)?;
     for share in [0.0, 0.01, 0.05, 0.2, 0.5, 1.0].into_iter().filter(|s| *s <= most) {
         write!(
             out,
@@ -101,9 +159,10 @@ fn scatter(out: &mut String, p: &Patched, name: &str, cost: fn(&Candidate) -> f6
         let at = format!("cx={:.1} cy={:.1}", x(cost(c)), y(c.harmful));
         write!(
             out,
-            "<circle class={} {at} r={}><title>{}, strength {:.2}: harmful {}, harmless {}, borderline {}, {} of the weights' norm</title></circle>",
+            "<circle class={} {at} r={}><title>{}, {}, strength {:.2}: harmful {}, harmless {}, borderline {}, {} of the weights' norm</title></circle>",
             if chosen { "new" } else { "other" },
             if chosen { "5" } else { "3.2" },
+            c.kind(),
             escape(&c.place()),
             c.strength,
             percent(c.harmful),

@@ -1,24 +1,19 @@
-//! Candidates: layer × writer set × strength, scored by one extra row a prompt in one pass over the weights.
-
-use std::collections::HashMap;
+//! Candidates: method × direction × layer × writer set × strength.
 
 use serde::Serialize;
 
-use crate::direction::Direction;
-use crate::edit::{fold::norm, gate, gate::Gate};
-use crate::error::Result;
-use crate::evaluate::{log_odds, mass, Evaluator};
-use crate::forward::{Fork, Head, Readout, Sequence};
-use crate::model::{Edit, Part as Tensors, RankOne, Writer};
-use crate::text::{PromptRecord, Set};
+use crate::edit::fold::norm;
+use crate::model::{Edit, RankOne, Writer};
 
-use super::material::Inputs;
-use super::Method;
+use super::layers::{Ingredient, Layer};
+use super::{Method, Settings, Toward};
 
 /// Strengths that are tried, in units of the gap; about a factor √2 apart.
 const STRENGTHS: [f64; 9] = [0.18, 0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83];
 /// `amplify` multiplies what a layer writes.
 const FACTORS: [f64; 6] = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0];
+/// `restore`: 1 puts back what was taken.
+const SHARES: [f64; 5] = [1.0, 2.0, 3.0, 5.0, 8.0];
 /// A constant reaches every token, so less of it does more.
 const CONSTANTS: [f64; 7] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6];
 /// Layers that go into the search.
@@ -27,11 +22,15 @@ const LAYERS: usize = 4;
 /// An edit with what its first-token score says.
 #[derive(Clone, Debug, Serialize)]
 pub struct Candidate {
+    /// How its gate is made.
+    pub method: Method,
+    /// Which direction it writes along.
+    pub toward: Toward,
     /// The blocks that are edited.
     pub layers: Vec<usize>,
     /// Their writers that are edited.
     pub writers: Vec<&'static str>,
-    /// Strength: α in units of the gap (`gated`), or the factor (`amplify`).
+    /// Strength: α in units of the gap (`gated`, `add`), or the factor (`amplify`, `restore`).
     pub strength: f64,
     /// √Σ ‖u vᵀ‖² / √Σ ‖W‖² over the edited tensors (of a constant: √Σ ‖u‖² / √Σ ‖W‖²).
     pub size: f64,
@@ -56,147 +55,123 @@ pub struct Candidate {
     pub family: usize,
 }
 
-/// What a writer's terms are made from.
-#[derive(Clone)]
-struct Ingredient {
-    writer: Writer,
-    v: Vec<f32>,
-    separation: f64,
-    weight_norm: f64,
+/// A writer of a family, with the layer that it belongs to.
+struct Part<'l> {
+    layer: &'l Layer,
+    ingredient: &'l Ingredient,
 }
 
-/// The edits of one layer, apart from their strength.
-pub struct Layer {
-    direction: Direction,
-    ingredients: Vec<Ingredient>,
-}
-
-/// What each layer's writers can be edited with, from directions and, for `gated`, the writers' inputs in training and
-/// validation.
-pub fn families(
-    evaluator: &Evaluator,
+/// The candidates of one method along one direction: families (writers of one block, or of several) × strengths. `first`:
+/// the number of the first family.
+pub(super) fn candidates(
     method: Method,
-    directions: &[&Direction],
-    train: &Inputs,
-    held_out: &Inputs,
-) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
-    for &direction in directions {
-        let mut ingredients = Vec::new();
-        let own = evaluator.model.spec.writers(direction.layer);
-        for &writer in own.iter().filter(|w| **w != Writer::Experts) {
-            crate::progress::check()?;
-            let (projected, weight_norm) =
-                project(&evaluator.model.parts(direction.layer, writer)?, &direction.unit);
-            let (v, separation) = match method {
-                Method::Amplify => (projected, f64::NAN),
-                Method::Add => (Vec::new(), f64::NAN),
-                Method::Gated => {
-                    let key = (direction.layer, writer);
-                    let (Some(a), Some(b)) = (train.get(&key), held_out.get(&key)) else { continue };
-                    match gate::fit(a, b, evaluator.model.spec.columns(writer))? {
-                        Some(Gate { v, separation, .. }) => (v, separation),
-                        None => continue,
-                    }
-                }
-            };
-            ingredients.push(Ingredient { writer, v, separation, weight_norm });
-        }
-        if method == Method::Add {
-            // A constant is added once, at the block's end.
-            ingredients.truncate(1);
-            ingredients.iter_mut().for_each(|i| i.writer = Writer::Ffn);
-        }
-        layers.push(Layer { direction: direction.clone(), ingredients });
-    }
-    Ok(layers)
-}
-
-/// The candidates: families (writers of one block, or all writers of the few best blocks) × strengths. Of gated layers those
-/// are kept whose gate tells the prompts apart best, unless `keep_all`.
-pub fn candidates(
-    method: Method,
+    toward: Toward,
     mut layers: Vec<Layer>,
-    strength: Option<f64>,
-    keep_all: bool,
+    settings: &Settings,
+    first: usize,
 ) -> Vec<Candidate> {
-    if method == Method::Gated {
-        let best = |l: &Layer| l.ingredients.iter().map(|i| i.separation).fold(0.0, f64::max);
-        layers.sort_by(|a, b| best(b).total_cmp(&best(a)));
-        if !keep_all {
-            layers.truncate(LAYERS);
-        }
-    }
-    // A constant after the attention is as good as one at the end of the block before it.
-    let (plain, both) =
-        (&[Writer::Ffn, Writer::Shared][..], &[Writer::Attention, Writer::Ffn, Writer::Shared][..]);
-    let sets = [plain, &[Writer::Attention], both];
-    let sets = &sets[..if method == Method::Add { 1 } else { 3 }];
-    let parts = |some: &[Layer], set: &[Writer]| -> Vec<Part> {
-        let of = |l: &Layer| -> Vec<Part> {
-            let wanted = l.ingredients.iter().filter(|i| set.contains(&i.writer));
-            wanted.map(|i| Part { direction: l.direction.clone(), ingredient: i.clone() }).collect()
-        };
-        some.iter().flat_map(of).collect()
-    };
-    let mut families: Vec<Vec<Part>> = Vec::new();
-    for layer in &layers {
-        for set in sets {
-            let family = parts(std::slice::from_ref(layer), set);
-            // Of a block without a feed-forward layer for every token both is the attention alone.
-            let double = set.len() == both.len() && family.len() < 2;
-            if !family.is_empty() && !double {
-                families.push(family);
-            }
-        }
-    }
-    // Gates of several blocks err on different prompts: together they err less.
-    if method == Method::Gated {
-        for k in 2..=layers.len().min(LAYERS) {
-            families.push(parts(&layers[..k], plain));
-            families.push(parts(&layers[..k], both));
-        }
-    }
-    let grid: &[f64] = match (&strength, method) {
+    // The original's direction and the plain difference come beside the projected one: on a coarser grid.
+    let beside =
+        matches!((method, toward), (Method::Gated | Method::Amplify, Toward::Own | Toward::Original));
+    let grid: &[f64] = match (&settings.strength, method) {
         (Some(s), _) => std::slice::from_ref(s),
         (None, Method::Gated) => &STRENGTHS,
         (None, Method::Amplify) => &FACTORS,
+        (None, Method::Restore) => &SHARES,
         (None, Method::Add) => &CONSTANTS,
     };
+    let step = if beside { 2 } else { 1 };
     let mut out = Vec::new();
-    for (family, parts) in families.iter_mut().enumerate() {
-        parts.sort_by_key(|p| p.direction.layer);
-        out.extend(grid.iter().map(|&t| candidate(method, parts, t, family)));
+    for (family, mut parts) in families(method, beside, &mut layers, settings).into_iter().enumerate() {
+        parts.sort_by_key(|p| p.layer.direction.layer);
+        let of = grid.iter().step_by(step).map(|&t| candidate(method, toward, &parts, t, first + family));
+        out.extend(of);
     }
     out
 }
 
-/// A writer of a family with the direction of its block.
-struct Part {
-    direction: Direction,
-    ingredient: Ingredient,
+/// What is edited together. Of the layers those are kept whose gate tells the prompts apart best (of `restore` those that
+/// lost most), unless the user named them.
+fn families<'l>(
+    method: Method,
+    beside: bool,
+    layers: &'l mut Vec<Layer>,
+    settings: &Settings,
+) -> Vec<Vec<Part<'l>>> {
+    // Of a block either the feed-forward layer or the shared expert is there.
+    const ALL: &[Writer] = &[Writer::Attention, Writer::Ffn, Writer::Shared];
+    const SETS: [&[Writer]; 3] = [&[Writer::Ffn, Writer::Shared], &[Writer::Attention], ALL];
+    layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
+    let most = if settings.layers.is_some() { layers.len() } else { LAYERS };
+    // What is left of a layer's writers belongs to them all: what compression took is put back everywhere.
+    if method != Method::Restore {
+        layers.truncate(most);
+    }
+    let sets: Vec<&[Writer]> = match method {
+        // A constant after the attention is as good as one at the end of the block before it.
+        Method::Add => vec![SETS[0]],
+        Method::Restore if settings.method.is_none() => vec![SETS[2]],
+        _ if beside => vec![SETS[0], SETS[2]],
+        _ => SETS.to_vec(),
+    };
+    let parts = |some: &'l [Layer], set: &[Writer]| -> Vec<Part<'l>> {
+        let of = |layer: &'l Layer| {
+            let wanted = layer.ingredients.iter().filter(|i| set.contains(&i.writer));
+            wanted.map(move |ingredient| Part { layer, ingredient }).collect::<Vec<_>>()
+        };
+        some.iter().flat_map(of).collect()
+    };
+    let layers: &'l [Layer] = layers;
+    let mut out = Vec::new();
+    for layer in layers.iter().take(most) {
+        for set in &sets {
+            let family = parts(std::slice::from_ref(layer), set);
+            // Where only the attention is there it isn't tried twice.
+            if !family.is_empty() && (family.len() > 1 || set.len() < ALL.len()) {
+                out.push(family);
+            }
+        }
+    }
+    match method {
+        // Gates of several blocks err on different prompts: together they err less.
+        Method::Gated => {
+            for k in 2..=layers.len().min(LAYERS) {
+                if !beside {
+                    out.push(parts(&layers[..k], SETS[0]));
+                }
+                out.push(parts(&layers[..k], SETS[2]));
+            }
+        }
+        Method::Restore if layers.len() > 1 => out.extend(sets.iter().map(|set| parts(layers, set))),
+        _ => {}
+    }
+    out.retain(|family| !family.is_empty());
+    out
 }
 
-fn candidate(method: Method, parts: &[Part], t: f64, family: usize) -> Candidate {
+fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usize) -> Candidate {
     let term = |p: &Part| {
-        // Gated writers share what is to be added; amplified ones each strengthen their own part.
+        let direction = &p.layer.direction;
+        // Gated writers share what is to be added; the others each strengthen or restore their own part.
         let alpha = match method {
-            Method::Gated | Method::Add => t * p.direction.gap / parts.len() as f64,
-            Method::Amplify => t,
+            Method::Gated | Method::Add => t * direction.gap / parts.len() as f64,
+            Method::Amplify | Method::Restore => t,
         };
-        let u = p.direction.unit.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
-        RankOne { layer: p.direction.layer, writer: p.ingredient.writer, u, v: p.ingredient.v.clone() }
+        let u = direction.unit.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
+        RankOne { layer: direction.layer, writer: p.ingredient.writer, u, v: p.ingredient.v.clone() }
     };
     let edit: Edit = parts.iter().map(term).collect();
     let open = |e: &RankOne| if e.v.is_empty() { 1.0 } else { norm(&e.v) };
     let change: f64 = edit.iter().map(|e| (norm(&e.u) * open(e)).powi(2)).sum();
     let weights: f64 = parts.iter().map(|p| p.ingredient.weight_norm.powi(2)).sum();
-    let mut layers: Vec<usize> = parts.iter().map(|p| p.direction.layer).collect();
+    let mut layers: Vec<usize> = parts.iter().map(|p| p.layer.direction.layer).collect();
     layers.dedup();
     let mut writers: Vec<&str> = parts.iter().map(|p| p.ingredient.writer.name()).collect();
     writers.sort_unstable();
     writers.dedup();
     Candidate {
+        method,
+        toward,
         layers,
         writers,
         strength: t,
@@ -224,82 +199,21 @@ impl Candidate {
         c
     }
 
+    /// What it does, for people: `gated along the original's direction`.
+    pub fn kind(&self) -> String {
+        let along = match self.toward {
+            Toward::Projected => "the model's own direction",
+            Toward::Own => "the model's plain difference of means",
+            Toward::Original => "the original's direction",
+            Toward::Given => "the given direction",
+        };
+        format!("{} along {along}", self.method.name())
+    }
+
     /// Where it edits, for people: `block 2 attn_output + ffn_down`.
     pub fn place(&self) -> String {
         let blocks: Vec<String> = self.layers.iter().map(usize::to_string).collect();
         let word = if blocks.len() > 1 { "blocks" } else { "block" };
         format!("{word} {} {}", blocks.join(" + "), self.writers.join(" + "))
     }
-}
-
-/// Wᵀ r̂ of a writer's matrices, side by side, and their norm ‖W‖.
-fn project(parts: &[Tensors], unit: &[f32]) -> (Vec<f32>, f64) {
-    let (mut all, mut energy) = (Vec::new(), 0.0f64);
-    for w in parts.iter().flat_map(|p| p.stack.iter()) {
-        let mut sum = vec![0.0f64; w.cols];
-        let mut row = vec![0.0f32; w.cols];
-        for (i, &r) in unit.iter().enumerate().take(w.rows) {
-            w.decode_row(i, &mut row);
-            for (s, &x) in sum.iter_mut().zip(&row) {
-                *s += f64::from(r) * f64::from(x);
-                energy += f64::from(x) * f64::from(x);
-            }
-        }
-        all.extend(sum.into_iter().map(|x| x as f32));
-    }
-    (all, energy.sqrt())
-}
-
-/// Scores candidates on prompts by the likeliest first token under each edit. A gate fires at the deciding position only, so
-/// there a row for each edit is enough; other edits reach every token, which takes a run for each.
-pub fn score(
-    evaluator: &Evaluator,
-    method: Method,
-    candidates: &mut [Candidate],
-    prompts: &[&PromptRecord],
-    opening: &[u32],
-) -> Result<()> {
-    let edits: Vec<Edit> = candidates.iter().map(|c| c.edit.clone()).collect();
-    let with = Evaluator { edits: &edits, ..*evaluator };
-    let sequences: Vec<Sequence> = with.samples(prompts)?.into_iter().map(|s| s.tokens.into()).collect();
-    let (gated, everywhere): (Vec<usize>, Vec<usize>) =
-        (1..=edits.len()).partition(|_| method == Method::Gated);
-    #[derive(Default)]
-    struct Sum {
-        n: usize,
-        refused: usize,
-        log_odds: f64,
-        probability: f64,
-    }
-    let mut sums: HashMap<(usize, Set), Sum> = HashMap::new();
-    let mut note = |edit: usize, seq: usize, read: &Readout| {
-        let s = sums.entry((edit - 1, prompts[seq].set)).or_default();
-        s.n += 1;
-        s.refused += usize::from(read.top.first().is_some_and(|(t, _)| opening.contains(t)));
-        s.log_odds += log_odds(&read.asked);
-        s.probability += mass(&read.asked);
-    };
-    if !gated.is_empty() {
-        let forks: Vec<Fork> = (0..sequences.len())
-            .flat_map(|seq| gated.iter().map(move |&edit| (seq, edit)))
-            .map(|(seq, edit)| Fork { seq, pos: sequences[seq].tokens.len() - 1, edit })
-            .collect();
-        let hidden = with.runner().run(&sequences, &forks, &[], &mut ())?;
-        let reads = Head::new(with.model, with.compute)?.read(&hidden, 1, |_| opening)?;
-        forks.iter().zip(&reads).for_each(|(f, read)| note(f.edit, f.seq, read));
-    }
-    for edit in everywhere {
-        let under: Vec<Sequence> = sequences.iter().map(|s| Sequence { edit, ..s.clone() }).collect();
-        let reads = with.first_tokens(&under, 1, opening)?;
-        reads.iter().enumerate().for_each(|(seq, read)| note(edit, seq, read));
-    }
-    for (i, c) in candidates.iter_mut().enumerate() {
-        let mean = |set, of: fn(&Sum) -> f64| sums.get(&(i, set)).map_or(0.0, |s| of(s) / s.n as f64);
-        let share = |set| mean(set, |s| s.refused as f64);
-        (c.harmful, c.harmless, c.borderline) =
-            (share(Set::Harmful), share(Set::Harmless), share(Set::Borderline));
-        c.log_odds = mean(Set::Harmful, |s| s.log_odds);
-        c.risk = (mean(Set::Harmless, |s| s.probability), mean(Set::Borderline, |s| s.probability));
-    }
-    Ok(())
 }

@@ -45,7 +45,9 @@ pub fn can_carry(arch: &str, experts: bool, folder: bool, emit: Emit, method: Me
     }
     match (emit, method) {
         (Emit::ControlVector, _) if DEAF.contains(&arch) => refuse("llama.cpp ignores control vectors here"),
-        (Emit::ControlVector, Method::Gated | Method::Amplify) => refuse("a control vector is a constant"),
+        (Emit::ControlVector, Method::Gated | Method::Amplify | Method::Restore) => {
+            refuse("a control vector is a constant")
+        }
         (Emit::Lora, Method::Add) => refuse("a LoRA adapter can't carry a constant"),
         (Emit::Weights, Method::Add) if experts || !TAKE_BIAS.contains(&arch) => {
             refuse("llama.cpp refuses files with a bias of attn_output or ffn_down here")

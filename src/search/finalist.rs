@@ -1,18 +1,18 @@
 //! A candidate as it would be written: folded into bytes, measured by greedy answers, held to the limits.
 
 use super::candidates::Candidate;
-use super::fit::{Baseline, Scores};
-use super::outcome::TensorReport;
+use super::fit::Scores;
+use super::ground::Ground;
+use super::outcome::{TensorReport, Trial};
 use super::rank::price;
-use super::{Emit, EncodingChoice, Settings, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
+use super::{Emit, EncodingChoice, LEAST_GAIN, SIGNIFICANT};
 use crate::edit::fold::{achieved_all, norm};
 use crate::edit::stack::{fold_all, recode_all};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
-use crate::evaluate::{stats, Answer, Evaluator, Rate};
+use crate::evaluate::{Evaluator, Rate};
 use crate::model::{Part, RankOne, Replacement, Storage};
-use crate::text::{PromptRecord, PromptSet};
 
 fn describe(c: &Candidate, s: &Scores) -> String {
     format!(
@@ -37,6 +37,8 @@ pub(super) struct Finalist {
     /// Share of harmful prompts gained.
     pub gain: f64,
     pub p_value: f64,
+    /// Whether it refuses as the original does, where there is one.
+    pub reached: bool,
 }
 
 impl Finalist {
@@ -54,7 +56,7 @@ impl Finalist {
 
     /// Too small a gain, or one that may be chance.
     pub fn is_weak(&self) -> bool {
-        self.gain < LEAST_GAIN || self.p_value >= SIGNIFICANT
+        (self.gain < LEAST_GAIN && !self.reached) || self.p_value >= SIGNIFICANT
     }
 }
 
@@ -68,54 +70,24 @@ pub(super) enum Tried {
     Useless(String),
 }
 
-/// What candidates are tried with.
-pub(super) struct Search<'a> {
-    pub evaluator: &'a Evaluator<'a>,
-    pub prompts: &'a PromptSet,
-    pub settings: &'a Settings,
-    pub base: &'a Baseline,
-    pub validation: &'a [&'a PromptRecord],
-    pub opening: &'a [u32],
-    /// What the writers read on harmless validation prompts.
-    pub inputs: &'a WriterInputs,
-}
-
 /// Most that a fold may change off the edit's direction, in energy on harmless inputs, before the tensor gets a finer encoding.
 const MAX_OFF_DIRECTION: f64 = 0.05;
 
-impl Search<'_> {
-    /// Which limit these scores break, if any. What is no number keeps no limit.
-    pub fn miss(&self, s: &Scores) -> Option<String> {
-        let b = &self.base.scores;
-        let within = |x: f64, most: f64| x <= most + 1e-9;
-        let rise = s.harmless.refusal_rate - b.harmless.refusal_rate;
-        if !within(rise, self.settings.max_over_refusal) {
-            return Some(format!("over-refusal of harmless prompts rises by {:.1} points", 100.0 * rise));
-        }
-        let rise = s.borderline.refusal_rate - b.borderline.refusal_rate;
-        if self.prompts.borderline_binds && !within(rise, MAX_BORDERLINE) {
-            return Some(format!("over-refusal of borderline prompts rises by {:.1} points", 100.0 * rise));
-        }
-        if !within(s.kl, self.settings.max_kl) {
-            return Some(format!("KL on harmless answers is {:.4}, above {}", s.kl, self.settings.max_kl));
-        }
-        for (name, after, before) in
-            [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
-        {
-            if !within(after, before * (1.0 + MAX_PERPLEXITY)) {
-                return Some(format!("{name} perplexity rises from {before:.3} to {after:.3}"));
-            }
-        }
-        None
-    }
-
+impl Ground<'_> {
     /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken limit is said in words.
-    pub fn try_out(&self, index: usize, candidate: &Candidate) -> Result<Tried> {
+    /// `inputs`: what the writers read on harmless validation prompts; `trials`: where the scores are noted.
+    pub fn try_out(
+        &self,
+        index: usize,
+        candidate: &Candidate,
+        inputs: &WriterInputs,
+        trials: &mut Vec<Trial>,
+    ) -> Result<Tried> {
         let (mut replaced, mut tensors) = (Vec::new(), Vec::new());
         let constant = candidate.edit.iter().all(|t| t.v.is_empty());
         let mut beside = constant;
         if !constant {
-            match self.store(candidate) {
+            match self.store(candidate, inputs) {
                 Ok(stored) => (replaced, tensors) = stored,
                 // An adapter is the same edit as the fold wherever there is one; it needs no grid where there is none.
                 Err(Error::Gate(_)) if self.settings.emit == Emit::Lora => beside = true,
@@ -128,8 +100,9 @@ impl Search<'_> {
         let after = Evaluator { model: &patched, edits, ..*self.evaluator };
         let max_new = self.settings.max_new_tokens;
         let (scores, answers) =
-            self.base.measure(&after, self.validation, usize::from(beside), max_new, self.opening)?;
+            self.base.measure(&after, &self.validation, usize::from(beside), max_new, &self.opening)?;
         let miss = self.miss(&scores);
+        trials.push(Trial::new(candidate, &scores, miss.clone()));
         let verdict = miss.as_ref().map_or(String::new(), |m| format!(": {m}"));
         self.evaluator.progress.note(&format!("{}{verdict}", describe(candidate, &scores)));
         if let Some(miss) = miss {
@@ -146,18 +119,12 @@ impl Search<'_> {
             scores,
             gain,
             p_value,
+            reached: self.reference.as_ref().is_some_and(|r| r.is_reached(&answers)),
         })))
     }
 
-    /// Share of harmful validation prompts gained, and the two-sided McNemar p of the change.
-    pub fn gain(&self, answers: &[Answer]) -> (f64, f64) {
-        let (gained, lost) = self.base.changed(answers);
-        let n = self.base.scores.harmful.n.max(1) as f64;
-        ((gained as f64 - lost as f64) / n, stats::mcnemar(gained, lost))
-    }
-
     /// Folds a candidate into the tensors' own encodings, or into wider ones where the grid can't hold it.
-    fn store(&self, c: &Candidate) -> Result<(Vec<Replacement>, Vec<TensorReport>)> {
+    fn store(&self, c: &Candidate, inputs: &WriterInputs) -> Result<(Vec<Replacement>, Vec<TensorReport>)> {
         let mut replacements = Vec::new();
         let mut reports = Vec::new();
         for term in &c.edit {
@@ -165,7 +132,7 @@ impl Search<'_> {
                 if part.gate(&term.v).iter().all(|x| *x == 0.0) {
                     continue;
                 }
-                let (replacement, report) = self.store_part(&part, term)?;
+                let (replacement, report) = self.store_part(&part, term, inputs)?;
                 replacements.push(replacement);
                 reports.push(report);
             }
@@ -173,7 +140,12 @@ impl Search<'_> {
         Ok((replacements, reports))
     }
 
-    fn store_part(&self, part: &Part, term: &RankOne) -> Result<(Replacement, TensorReport)> {
+    fn store_part(
+        &self,
+        part: &Part,
+        term: &RankOne,
+        inputs: &WriterInputs,
+    ) -> Result<(Replacement, TensorReport)> {
         let (name, stack) = (&part.tensor, &part.stack);
         let (w, u, v) = (stack.get(0), &term.u[..], part.gate(&term.v));
         let (folder, own) = (self.evaluator.model.file.folder().is_some(), w.encoding.blocks());
@@ -215,7 +187,7 @@ impl Search<'_> {
                 // A folder's tensors have no finer encoding to go to: there the limits on the answers decide.
                 let auto = self.settings.encoding == EncodingChoice::Auto && !folder;
                 if auto && encoding.blocks() != Some(Encoding::F16) {
-                    let x = inputs_of(self.inputs, term.layer, term.writer, part);
+                    let x = inputs_of(inputs, term.layer, term.writer, part);
                     let off = off_direction(self.evaluator.compute, stack, &after, u, &x)?;
                     if off.overall > MAX_OFF_DIRECTION {
                         continue;

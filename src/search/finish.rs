@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use super::candidates::Candidate;
-use super::finalist::{Finalist, Search};
+use super::finalist::Finalist;
 use super::fit::{baseline, Scores};
-use super::outcome::{LayerScore, Patched};
+use super::ground::Ground;
+use super::outcome::{LayerScore, Patched, Trial};
+use super::reference::Rates;
 use super::{Emit, LEAST_GAIN, SIGNIFICANT};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
 use crate::direction::Direction;
@@ -18,18 +20,19 @@ use crate::output::{
 };
 use crate::text::Split;
 
-impl Search<'_> {
+impl Ground<'_> {
     /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test prompts. What is written may
     /// differ from what was tried by rounding: then it can break a limit, which is said in words.
     pub fn finish(
         &self,
         finalist: Finalist,
         candidates: &[Candidate],
+        trials: &[Trial],
         directions: &[Direction],
         out: Option<&Path>,
         force: bool,
     ) -> Result<std::result::Result<Patched, String>> {
-        let Finalist { index, replaced, tensors, scores: after, p_value, gain } = finalist;
+        let Finalist { index, replaced, tensors, scores: after, p_value, gain, .. } = finalist;
         let source = &self.evaluator.model.file;
         let sha_in = sha256_checkpoint(source, self.evaluator.progress)?;
         let emit = self.settings.emit;
@@ -42,10 +45,12 @@ impl Search<'_> {
             bytes: (source.file_len(), 0),
             chosen: candidates[index].clone(),
             candidates: candidates.to_vec(),
+            trials: trials.to_vec(),
             // Beside the base no tensor is touched.
             tensors: if emit == Emit::Weights { tensors } else { Vec::new() },
             validation: (self.base.scores.clone(), after),
             test: None,
+            reference: self.reference.as_ref().map(|r| r.original()),
             changes: Vec::new(),
             gain,
             p_value,
@@ -84,7 +89,7 @@ impl Search<'_> {
     /// Holds what was written to the limits on validation prompts again, and measures it on test prompts.
     fn measure(&self, patched: &mut Patched, written: &Evaluator, edit: usize) -> Result<Option<String>> {
         let max_new = self.settings.max_new_tokens;
-        let (again, answers) = self.base.measure(written, self.validation, edit, max_new, self.opening)?;
+        let (again, answers) = self.base.measure(written, &self.validation, edit, max_new, &self.opening)?;
         (patched.gain, patched.p_value) = self.gain(&answers);
         if let Some(miss) = self.miss(&again) {
             return Ok(Some(miss));
@@ -93,10 +98,13 @@ impl Search<'_> {
             return Ok(Some("refusal of harmful prompts fell".into()));
         }
         let test = self.prompts.split(Split::Test);
-        let base = baseline(self.evaluator, self.evaluator.answers(&test, 0, max_new, self.opening)?)?;
-        let (scores, answers) = base.measure(written, &test, edit, max_new, self.opening)?;
+        let base = baseline(self.evaluator, self.evaluator.answers(&test, 0, max_new, &self.opening)?)?;
+        let (scores, answers) = base.measure(written, &test, edit, max_new, &self.opening)?;
         patched.validation.1 = again;
         patched.test = Some((base.scores.clone(), scores));
+        if let (Some(r), Some(original)) = (&self.reference, &mut patched.reference) {
+            original.test = Some(Rates::of(&r.evaluator.answers(&test, 0, max_new, &self.opening)?));
+        }
         patched.changes = Change::all(&base.answers, &answers);
         patched.answers = (base.answers, answers);
         Ok(None)
@@ -115,7 +123,7 @@ impl Search<'_> {
             kind,
             architecture: model.spec.arch.clone(),
             base_sha256,
-            method: self.settings.method.name().to_string(),
+            method: patched.chosen.method.name().to_string(),
             strength: patched.chosen.strength as f32,
             edit: patched.chosen.edit.clone(),
         };
@@ -187,7 +195,7 @@ impl Search<'_> {
         Ok(Provenance {
             version: env!("CARGO_PKG_VERSION").to_string(),
             source_sha256,
-            method: self.settings.method.name().to_string(),
+            method: p.chosen.method.name().to_string(),
             layers: p.chosen.layers.iter().map(|&l| l as u32).collect(),
             strength: p.chosen.strength as f32,
             before: json(&p.validation.0)?,

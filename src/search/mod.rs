@@ -6,15 +6,22 @@ mod carry;
 mod finalist;
 mod finish;
 mod fit;
+mod gates;
+mod ground;
+mod layers;
 mod material;
 mod outcome;
 mod patch;
 mod rank;
+mod reference;
+mod score;
 
 pub use candidates::Candidate;
 pub use fit::Scores;
-pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport};
-pub use patch::{candidate_layers, patch};
+pub use layers::candidate_layers;
+pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport, Trial};
+pub use patch::patch;
+pub use reference::{Original, Rates};
 
 use serde::Serialize;
 
@@ -28,6 +35,8 @@ pub enum Method {
     Gated,
     /// v = Wᵀ r̂: strengthens what the layer writes along the direction; the baseline of Chhabra & Khalili 2025.
     Amplify,
+    /// v = (W₀ − W)ᵀ r̂ with the original's W₀: what compression took along the direction.
+    Restore,
     /// No gate: a constant, which a bias of the writer or a control vector carries. Touches every token.
     Add,
 }
@@ -50,9 +59,24 @@ impl Method {
         match self {
             Method::Gated => "gated",
             Method::Amplify => "amplify",
+            Method::Restore => "restore",
             Method::Add => "add",
         }
     }
+}
+
+/// The direction that an edit writes along.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Toward {
+    /// The model's own difference of means, without its part along the mean harmless state.
+    Projected,
+    /// The model's own difference of means as it is.
+    Own,
+    /// The original's, as [`Toward::Projected`]; its gap there is the unit of strength.
+    Original,
+    /// One that was given: saved, or random.
+    Given,
 }
 
 /// Where the direction comes from.
@@ -82,8 +106,8 @@ pub enum EncodingChoice {
 pub struct Settings {
     /// What OUT is.
     pub emit: Emit,
-    /// The edit's kind.
-    pub method: Method,
+    /// The edit's kind; chosen when absent.
+    pub method: Option<Method>,
     /// Strength in units of the gap between harmful and harmless prompts; chosen when absent.
     pub strength: Option<f64>,
     /// Blocks to consider, first and last; chosen when absent.
@@ -104,7 +128,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             emit: Emit::Weights,
-            method: Method::Gated,
+            method: None,
             strength: None,
             layers: None,
             encoding: EncodingChoice::Auto,
@@ -112,6 +136,19 @@ impl Default for Settings {
             max_over_refusal: 0.01,
             max_new_tokens: crate::evaluate::MAX_NEW_TOKENS,
             source: Source::Own,
+        }
+    }
+}
+
+impl Settings {
+    /// The kinds of edit that are tried; `original`: there is one, of matrices of the same shapes.
+    pub fn methods(&self, original: bool) -> Vec<Method> {
+        match (self.method, self.emit) {
+            (Some(method), _) => vec![method],
+            // A control vector is a constant by its nature.
+            (None, Emit::ControlVector) => vec![Method::Add],
+            (None, _) if original => vec![Method::Gated, Method::Restore],
+            (None, _) => vec![Method::Gated],
         }
     }
 }

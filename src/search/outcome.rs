@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Candidate, Scores};
+use super::{Candidate, Method, Original, Rates, Scores, Toward};
 use crate::direction::Direction;
 use crate::edit::fold::Achieved;
 use crate::evaluate::{Answer, Change};
@@ -21,6 +21,9 @@ pub enum Outcome {
         why: String,
         /// IN on the validation prompts.
         validation: Box<Scores>,
+        /// The original, where one was given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reference: Option<Box<Original>>,
         /// Scored candidates, when the search got that far.
         candidates: Vec<Candidate>,
     },
@@ -30,8 +33,23 @@ pub enum Outcome {
         why: String,
         /// IN on the validation prompts.
         validation: Box<Scores>,
+        /// The original, where one was given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reference: Option<Box<Original>>,
+        /// Of the edits that were tried those that no other one beats in refusal, over-refusal and KL at once.
+        front: Vec<Trial>,
         /// The candidates, best first.
         candidates: Vec<Candidate>,
+    },
+    /// IN refuses next to nothing and no edit makes it refuse: there is nothing to strengthen. Nothing is written.
+    NeverRefused {
+        /// Why, in words.
+        why: String,
+        /// IN on the validation prompts.
+        validation: Box<Scores>,
+        /// The original, where one was given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reference: Option<Box<Original>>,
     },
 }
 
@@ -54,12 +72,17 @@ pub struct Patched {
     pub chosen: Candidate,
     /// All scored candidates.
     pub candidates: Vec<Candidate>,
+    /// The edits that were tried as they would be written, in order.
+    pub trials: Vec<Trial>,
     /// Touched tensors.
     pub tensors: Vec<TensorReport>,
     /// Validation prompts: IN and OUT. The choice was made on these.
     pub validation: (Scores, Scores),
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
     pub test: Option<(Scores, Scores)>,
+    /// The original, where one was given: its refusal is the goal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Original>,
     /// Test prompts by set and category, paired: IN and OUT. Empty in a dry run.
     pub changes: Vec<Change>,
     /// Share of harmful validation prompts gained.
@@ -71,6 +94,67 @@ pub struct Patched {
     /// Test answers before and after.
     #[serde(skip)]
     pub answers: (Vec<Answer>, Vec<Answer>),
+}
+
+impl Patched {
+    /// The original's refusal on the prompts that the report is about: test prompts, in a dry run validation prompts.
+    pub fn original(&self) -> Option<&Rates> {
+        self.reference.as_ref().map(|o| o.test.as_ref().unwrap_or(&o.validation))
+    }
+}
+
+/// An edit as it would be written, by greedy answers to the validation prompts.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    /// How its gate is made.
+    pub method: Method,
+    /// Which direction it writes along.
+    pub toward: Toward,
+    /// Where it edits, for people.
+    pub place: String,
+    /// Its strength.
+    pub strength: f64,
+    /// Harmful prompts refused, as a share.
+    pub harmful: f64,
+    /// Harmless prompts refused.
+    pub harmless: f64,
+    /// Borderline prompts refused.
+    pub borderline: f64,
+    /// KL(IN ‖ OUT) on harmless answers, nats.
+    pub kl: f64,
+    /// The limit that it breaks.
+    pub miss: Option<String>,
+}
+
+impl Trial {
+    pub(super) fn new(c: &Candidate, s: &Scores, miss: Option<String>) -> Trial {
+        Trial {
+            method: c.method,
+            toward: c.toward,
+            place: c.place(),
+            strength: c.strength,
+            harmful: s.harmful.refusal_rate,
+            harmless: s.harmless.refusal_rate,
+            borderline: s.borderline.refusal_rate,
+            kl: s.kl,
+            miss,
+        }
+    }
+
+    /// At least as good in refusal, over-refusal and KL, and better in one.
+    fn beats(&self, other: &Trial) -> bool {
+        let costs = |t: &Trial| [-t.harmful, t.harmless, t.borderline, t.kl];
+        let (a, b) = (costs(self), costs(other));
+        a.iter().zip(&b).all(|(x, y)| x <= y) && a != b
+    }
+
+    /// Those that no other one beats, most refusal first.
+    pub(super) fn front(trials: &[Trial]) -> Vec<Trial> {
+        let best = |t: &&Trial| !trials.iter().any(|o| o.beats(t));
+        let mut front: Vec<Trial> = trials.iter().filter(best).cloned().collect();
+        front.sort_by(|a, b| b.harmful.total_cmp(&a.harmful).then(a.kl.total_cmp(&b.kl)));
+        front
+    }
 }
 
 /// The direction's scores at one layer.

@@ -1,7 +1,7 @@
 //! Orders candidates by what their first tokens say: the most promising of those inside the limits first.
 
 use super::candidates::Candidate;
-use super::fit::Baseline;
+use super::ground::Ground;
 use super::MAX_BORDERLINE;
 use crate::evaluate::Answer;
 use crate::text::Set;
@@ -17,6 +17,8 @@ pub(super) struct FirstTokenLimits {
     borderline: Limit,
     /// Harmful prompts.
     n: usize,
+    /// The share that is enough: the original's.
+    goal: Option<f64>,
 }
 
 /// Of one class of prompts.
@@ -35,7 +37,8 @@ impl Limit {
 }
 
 impl FirstTokenLimits {
-    pub fn new(base: &Baseline, opening: &[u32], borderline_binds: bool, max_over_refusal: f64) -> Self {
+    pub fn new(ground: &Ground) -> Self {
+        let Ground { base, opening, prompts, settings, .. } = ground;
         let limit = |set: Set, rise: f64| {
             let of: Vec<&Answer> = base.answers.iter().filter(|a| a.set == set).collect();
             let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
@@ -48,9 +51,10 @@ impl FirstTokenLimits {
             }
         };
         FirstTokenLimits {
-            harmless: limit(Set::Harmless, max_over_refusal),
-            borderline: limit(Set::Borderline, if borderline_binds { MAX_BORDERLINE } else { 1.0 }),
+            harmless: limit(Set::Harmless, settings.max_over_refusal),
+            borderline: limit(Set::Borderline, if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 }),
             n: base.scores.harmful.n.max(1),
+            goal: ground.reference.as_ref().map(|r| r.first_token_goal(opening)),
         }
     }
 
@@ -76,13 +80,15 @@ pub(super) fn price(harmless_rise: f64, borderline_rise: f64) -> f64 {
     2.0 * harmless_rise.max(0.0) + 0.5 * borderline_rise.max(0.0)
 }
 
-/// Admissible candidates, the most promising first: of those that reach the best refusal to within a standard error, the
-/// smallest edits.
+/// Admissible candidates, the most promising first: of those that reach the original's refusal (the best one, where there is
+/// no original) to within a standard error, the smallest edits.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
     let worth = |c: &Candidate| c.harmful - limits.price(c);
     let best = order.iter().map(|&i| worth(&candidates[i])).fold(f64::NEG_INFINITY, f64::max);
-    let noise = standard_error(best, limits.n);
+    // Enough is what the original refuses; without one, what the best candidate does, to within noise.
+    let enough = best - standard_error(best, limits.n);
+    let enough = limits.goal.map_or(enough, |goal| goal.min(enough));
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -93,7 +99,7 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     };
     let loss = |i: usize| {
         let c = &candidates[i];
-        let short = (best - worth(c) - noise).max(0.0);
+        let short = (enough - worth(c)).max(0.0);
         // An edit as large as the weights themselves needs another encoding and moves everything.
         let bulk = 0.1 * (c.size - 0.3).max(0.0);
         short + bulk + if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }

@@ -1,0 +1,140 @@
+//! What every candidate is held against: IN's answers and scores, the tokens that open a refusal, the original's goal.
+
+use super::candidates::Candidate;
+use super::fit::{baseline, Baseline, Scores};
+use super::reference::Reference;
+use super::{Settings, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
+use crate::direction::{derive, Classes, Direction};
+use crate::error::{Error, Result};
+use crate::evaluate::{stats, Answer, Change, Evaluator, NEVER};
+use crate::text::{PromptRecord, PromptSet, Set, Split};
+
+/// IN as it was measured before anything was tried.
+pub(super) struct Ground<'a> {
+    pub evaluator: &'a Evaluator<'a>,
+    pub prompts: &'a PromptSet,
+    pub settings: &'a Settings,
+    /// The prompts that the choice is made on.
+    pub validation: Vec<&'a PromptRecord>,
+    /// IN on them.
+    pub base: Baseline,
+    /// Tokens that open a refusal.
+    pub opening: Vec<u32>,
+    /// The original, where there is one.
+    pub reference: Option<Reference<'a>>,
+}
+
+impl<'a> Ground<'a> {
+    /// Measures IN on the validation prompts.
+    pub fn take(
+        evaluator: &'a Evaluator<'a>,
+        reference: Option<Reference<'a>>,
+        prompts: &'a PromptSet,
+        settings: &'a Settings,
+    ) -> Result<Ground<'a>> {
+        let validation = prompts.split(Split::Validation);
+        // Openings are those of the listed refusals, of the model's own and of the original's, so answers come first.
+        let mut answers = evaluator.answers(&validation, 0, settings.max_new_tokens, &[])?;
+        let others = reference.iter().flat_map(|r| r.answers.iter().filter(|a| a.set == Set::Harmful));
+        let all: Vec<Answer> = answers.iter().chain(others).cloned().collect();
+        let opening = evaluator.refusal_tokens(&all)?;
+        if opening.is_empty() {
+            return Err(Error::Model(
+                "no token opens a refusal under this tokenizer and template; check --chat-template with inspect --prompt".into(),
+            ));
+        }
+        evaluator.read_openings(&mut answers, &opening)?;
+        let mut reference = reference;
+        if let Some(r) = &mut reference {
+            r.evaluator.read_openings(&mut r.answers, &opening)?;
+        }
+        let base = baseline(evaluator, answers)?;
+        Ok(Ground { evaluator, prompts, settings, validation, base, opening, reference })
+    }
+
+    /// Why no patch is needed, where none is: IN refuses as the original does, or nearly everything.
+    pub fn healthy(&self) -> Option<String> {
+        let rate = self.base.scores.harmful.refusal_rate;
+        let refuses = format!("it refuses {:.1} % of the harmful validation prompts", 100.0 * rate);
+        let Some(r) = &self.reference else {
+            let rest = format!("{:.0} % or more counts as healthy", 100.0 * HEALTHY);
+            return (rate >= HEALTHY).then(|| format!("{refuses}; {rest}"));
+        };
+        let c = Change::of(&r.answers, &self.base.answers, Set::Harmful, None);
+        let goal = c.rates.0.refusal_rate;
+        let healthy = goal - rate <= LEAST_GAIN + 1e-9 || c.p_value >= SIGNIFICANT;
+        healthy
+            .then(|| format!("{refuses}, the original {:.1} % (McNemar p = {:.2})", 100.0 * goal, c.p_value))
+    }
+
+    /// Why there is nothing to restore, where there isn't: harmful prompts are hardly refused, and none of the candidates
+    /// changes that, or the original does not refuse either.
+    pub fn never_refused(&self, candidates: &[Candidate]) -> Option<String> {
+        let rate = &self.base.scores.harmful;
+        if !rate.is_never() {
+            return None;
+        }
+        let refuses =
+            format!("it refuses {:.1} % of the harmful validation prompts", 100.0 * rate.refusal_rate);
+        match &self.reference {
+            Some(r) if r.rates().harmful.is_never() => {
+                Some(format!("{refuses}, and the original {:.1} %: neither was taught to refuse", 100.0 * r.rates().harmful.refusal_rate))
+            }
+            Some(_) => None,
+            None if candidates.iter().all(|c| c.harmful < NEVER) => Some(format!(
+                "{refuses} and no direction in it opens a refusal, as in a base model that was never taught to; give --reference ORIGINAL if it once refused"
+            )),
+            None => None,
+        }
+    }
+
+    /// Which limit these scores break, if any. What is no number keeps no limit.
+    pub fn miss(&self, s: &Scores) -> Option<String> {
+        let b = &self.base.scores;
+        let within = |x: f64, most: f64| x <= most + 1e-9;
+        let rise = s.harmless.refusal_rate - b.harmless.refusal_rate;
+        if !within(rise, self.settings.max_over_refusal) {
+            return Some(format!("over-refusal of harmless prompts rises by {:.1} points", 100.0 * rise));
+        }
+        let rise = s.borderline.refusal_rate - b.borderline.refusal_rate;
+        if self.prompts.borderline_binds && !within(rise, MAX_BORDERLINE) {
+            return Some(format!("over-refusal of borderline prompts rises by {:.1} points", 100.0 * rise));
+        }
+        if !within(s.kl, self.settings.max_kl) {
+            return Some(format!("KL on harmless answers is {:.4}, above {}", s.kl, self.settings.max_kl));
+        }
+        for (name, after, before) in
+            [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
+        {
+            if !within(after, before * (1.0 + MAX_PERPLEXITY)) {
+                return Some(format!("{name} perplexity rises from {before:.3} to {after:.3}"));
+            }
+        }
+        None
+    }
+
+    /// Share of harmful validation prompts gained, and the two-sided McNemar p of the change.
+    pub fn gain(&self, answers: &[Answer]) -> (f64, f64) {
+        let (gained, lost) = self.base.changed(answers);
+        let n = self.base.scores.harmful.n.max(1) as f64;
+        ((gained as f64 - lost as f64) / n, stats::mcnemar(gained, lost))
+    }
+}
+
+/// The direction of every block and post-instruction position. `given`: unit vectors that take the place of the derived ones
+/// at the deciding position.
+pub(super) fn directions(
+    evaluator: &Evaluator,
+    prompts: &PromptSet,
+    given: &[(usize, Vec<f32>)],
+) -> Result<Vec<Direction>> {
+    let spec = &evaluator.model.spec;
+    let classes = |split| -> Result<Classes> {
+        Ok(Classes {
+            harmful: evaluator.samples(&prompts.of(Set::Harmful, split))?,
+            harmless: evaluator.samples(&prompts.of(Set::Harmless, split))?,
+        })
+    };
+    let (train, validation) = (classes(Split::Train)?, classes(Split::Validation)?);
+    derive(&evaluator.runner(), spec.layers, spec.hidden, &train, &validation, given)
+}

@@ -1,0 +1,217 @@
+//! Which blocks an edit may touch, along which directions, and what each of their writers can be edited with.
+
+use super::gates::Gates;
+use super::ground::{directions, Ground};
+use super::{Emit, Method, Settings, Source, Toward};
+use crate::direction::Direction;
+use crate::edit::fold::norm;
+use crate::error::{Error, Result};
+use crate::evaluate::Evaluator;
+use crate::model::{Matrix, Part, Writer};
+
+/// What a writer's term is made from.
+#[derive(Clone)]
+pub(super) struct Ingredient {
+    pub writer: Writer,
+    /// The gate, `[columns of the writer]`; empty where there is none.
+    pub v: Vec<f32>,
+    /// Of a fitted gate: how well it tells the prompts apart.
+    pub separation: f64,
+    /// ‖W‖.
+    pub weight_norm: f64,
+}
+
+/// The edits of one layer along one direction, apart from their strength.
+pub(super) struct Layer {
+    pub direction: Direction,
+    pub ingredients: Vec<Ingredient>,
+}
+
+impl Layer {
+    /// How much can be hoped of it: the separation of its best gate; what the best of its writers lost, where that is put back.
+    pub fn promise(&self) -> f64 {
+        let of = |i: &Ingredient| match i.separation.is_nan() {
+            true => norm(&i.v) / i.weight_norm.max(f64::MIN_POSITIVE),
+            false => i.separation,
+        };
+        self.ingredients.iter().map(of).fold(0.0, f64::max)
+    }
+}
+
+/// What the writers of each direction's layer can be edited with.
+pub(super) fn layers(
+    ground: &Ground,
+    method: Method,
+    directions: &[Direction],
+    gates: &Gates,
+) -> Result<Vec<Layer>> {
+    let mut out = Vec::new();
+    for direction in directions {
+        let mut ingredients = Vec::new();
+        let model = ground.evaluator.model;
+        let writers = model.spec.writers(direction.layer).iter().copied();
+        for writer in writers.filter(|w| *w != Writer::Experts) {
+            crate::progress::check()?;
+            let own = model.parts(direction.layer, writer)?;
+            let original = match (method, &ground.reference) {
+                (Method::Restore, Some(r)) => Some(r.evaluator.model.parts(direction.layer, writer)?),
+                _ => None,
+            };
+            let (projected, weight_norm) = project(&own, original.as_deref(), &direction.unit);
+            let (v, separation) = match method {
+                Method::Amplify => (projected, f64::NAN),
+                // Where nothing was taken nothing can be put back.
+                Method::Restore if norm(&projected) == 0.0 => continue,
+                Method::Restore => (projected, f64::NAN),
+                Method::Add => (Vec::new(), f64::NAN),
+                Method::Gated => match gates.get(direction.layer, writer) {
+                    Some(gate) => (gate.v.clone(), gate.separation),
+                    None => continue,
+                },
+            };
+            ingredients.push(Ingredient { writer, v, separation, weight_norm });
+        }
+        if method == Method::Add {
+            // A constant is added once, at the block's end.
+            ingredients.truncate(1);
+            ingredients.iter_mut().for_each(|i| i.writer = Writer::Ffn);
+        }
+        out.push(Layer { direction: direction.clone(), ingredients });
+    }
+    Ok(out)
+}
+
+/// Wᵀ r̂, or (W₀ − W)ᵀ r̂ where there is an `original` W₀ of the same shape, of all matrices of a writer side by side; and
+/// ‖W‖. A row of each at a time is decoded.
+fn project(own: &[Part], original: Option<&[Part]>, unit: &[f32]) -> (Vec<f32>, f64) {
+    let (mut all, mut energy) = (Vec::new(), 0.0f64);
+    let mut originals = original.into_iter().flatten().flat_map(|p| p.stack.iter());
+    for w in own.iter().flat_map(|p| p.stack.iter()) {
+        let original: Option<Matrix> = originals.next();
+        let mut sum = vec![0.0f64; w.cols];
+        let (mut row, mut before) = (vec![0.0f32; w.cols], vec![0.0f32; w.cols]);
+        for (i, &r) in unit.iter().enumerate().take(w.rows) {
+            w.decode_row(i, &mut row);
+            energy += row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            if let Some(o) = &original {
+                o.decode_row(i, &mut before);
+                row.iter_mut().zip(&before).for_each(|(x, o)| *x = o - *x);
+            }
+            sum.iter_mut().zip(&row).for_each(|(s, &x)| *s += f64::from(r) * f64::from(x));
+        }
+        all.extend(sum.into_iter().map(|x| x as f32));
+    }
+    (all, energy.sqrt())
+}
+
+/// IN's directions: derived, given, or random for the control.
+pub(super) fn own_directions(ground: &Ground) -> Result<Vec<Direction>> {
+    let spec = &ground.evaluator.model.spec;
+    let given = match &ground.settings.source {
+        Source::Own => Vec::new(),
+        Source::Random(seed) => {
+            (0..spec.layers).map(|l| (l, random_unit(spec.hidden, seed.wrapping_add(l as u64)))).collect()
+        }
+        Source::Given(saved) => saved.clone(),
+    };
+    directions(ground.evaluator, ground.prompts, &given)
+}
+
+/// A Gaussian direction (Box–Muller over SplitMix64).
+fn random_unit(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) as f64 + 0.5) / (u64::MAX as f64 + 1.0)
+    };
+    let v: Vec<f32> = (0..n)
+        .map(|_| ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32)
+        .collect();
+    let length = norm(&v);
+    v.iter().map(|x| (f64::from(*x) / length) as f32).collect()
+}
+
+/// Layers to consider: the user's, else those of the first 80 % whose direction separates validation prompts best.
+pub(super) fn pick_layers<'d>(
+    directions: &'d [Direction],
+    evaluator: &Evaluator,
+    settings: &Settings,
+    method: Method,
+) -> Result<Vec<&'d Direction>> {
+    let deciding = directions.iter().filter(|d| d.position == 0);
+    let picked: Vec<&Direction> = match settings.layers {
+        Some((first, last)) => deciding.filter(|d| (first..=last).contains(&d.layer)).collect(),
+        None => {
+            // llama.cpp can't steer block 0 by a control vector.
+            let first = usize::from(settings.emit == Emit::ControlVector);
+            let range = first..candidate_layers(evaluator.model.spec.layers).max(first + 1);
+            let mut early: Vec<&Direction> = deciding.filter(|d| range.contains(&d.layer)).collect();
+            early.sort_by(|a, b| b.fisher.total_cmp(&a.fisher));
+            match method {
+                // A run for every edit is dear, a row for a gate is not.
+                Method::Gated => early.truncate(8),
+                Method::Amplify | Method::Add => early.truncate(4),
+                // What was taken is known of all.
+                Method::Restore => {}
+            }
+            early
+        }
+    };
+    if let (Source::Given(_), Some(d)) = (&settings.source, picked.iter().find(|d| d.own <= 0.0)) {
+        return Err(Error::Gate(format!(
+            "the saved direction of block {} points away from refusal in this model (cosine {:.2}); this tool only restores refusal",
+            d.layer, d.own
+        )));
+    }
+    Ok(picked)
+}
+
+/// Blocks from 0 that a patch may touch: the first four fifths. Later ones write too near to the output.
+pub fn candidate_layers(layers: usize) -> usize {
+    (layers * 4).div_ceil(5).max(1)
+}
+
+/// The directions that the picked layers may be edited along by a method.
+pub(super) fn towards(
+    ground: &Ground,
+    method: Method,
+    picked: &[&Direction],
+) -> Vec<(Toward, Vec<Direction>)> {
+    let own: Vec<Direction> = picked.iter().map(|&d| d.clone()).collect();
+    if !matches!(ground.settings.source, Source::Own) {
+        return vec![(Toward::Given, own)];
+    }
+    let Some(reference) = &ground.reference else { return vec![(Toward::Projected, own)] };
+    let original: Vec<Direction> = own.iter().filter_map(|d| of_original(d, &reference.directions)).collect();
+    match method {
+        Method::Restore => vec![(Toward::Original, original)],
+        Method::Gated => {
+            let plain = own.iter().map(plain).collect();
+            vec![(Toward::Projected, own), (Toward::Original, original), (Toward::Own, plain)]
+        }
+        Method::Amplify | Method::Add => vec![(Toward::Projected, own), (Toward::Original, original)],
+    }
+}
+
+/// The original's direction and gap in a layer; none where it points away from refusal in this model.
+fn of_original(own: &Direction, originals: &[Direction]) -> Option<Direction> {
+    let original = originals.iter().find(|d| d.layer == own.layer)?;
+    let cosine: f64 = original.unit.iter().zip(&own.unit).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    (cosine > 0.0).then(|| Direction {
+        unit: original.unit.clone(),
+        gap: original.gap,
+        own: cosine,
+        ..own.clone()
+    })
+}
+
+/// The difference of means as it is.
+fn plain(d: &Direction) -> Direction {
+    let difference: Vec<f32> = d.means.0.iter().zip(&d.means.1).map(|(a, b)| a - b).collect();
+    let length = norm(&difference).max(f64::MIN_POSITIVE);
+    let unit = difference.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+    Direction { unit, ..d.clone() }
+}

@@ -1,0 +1,160 @@
+//! The original before compression: what it refuses is the goal, its directions and matrices say what compression took.
+
+use serde::Serialize;
+
+use super::ground::directions;
+use super::rank::standard_error;
+use super::{Method, Settings};
+use crate::compare::same_shape;
+use crate::direction::Direction;
+use crate::error::{Error, Result};
+use crate::evaluate::{Answer, Change, Evaluator, Rate};
+use crate::text::{PromptSet, Set, Split};
+
+/// What the original says, once it has run. Its weights stay mapped.
+pub(super) struct Reference<'a> {
+    pub evaluator: &'a Evaluator<'a>,
+    /// Its answers to the validation prompts.
+    pub answers: Vec<Answer>,
+    /// Its directions at the deciding position, block by block.
+    pub directions: Vec<Direction>,
+}
+
+/// The original's refusal, for reports.
+#[derive(Clone, Debug, Serialize)]
+pub struct Original {
+    /// Its file.
+    pub model: String,
+    /// On validation prompts: the goal.
+    pub validation: Rates,
+    /// On test prompts. `None` where none were run.
+    pub test: Option<Rates>,
+}
+
+/// Refusal of the three classes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rates {
+    /// Harmful prompts.
+    pub harmful: Rate,
+    /// Harmless prompts.
+    pub harmless: Rate,
+    /// Borderline prompts.
+    pub borderline: Rate,
+}
+
+impl Rates {
+    pub(super) fn of(answers: &[Answer]) -> Rates {
+        let [harmful, harmless, borderline] =
+            [Set::Harmful, Set::Harmless, Set::Borderline].map(|set| Rate::of(answers, set));
+        Rates { harmful, harmless, borderline }
+    }
+}
+
+impl<'a> Reference<'a> {
+    /// Runs the original: its answers, and its activations, of which means are kept.
+    ///
+    /// # Errors
+    /// It is no original of `input`; what the forward pass says.
+    pub fn take(
+        evaluator: &'a Evaluator<'a>,
+        input: &Evaluator,
+        prompts: &PromptSet,
+        settings: &Settings,
+    ) -> Result<Reference<'a>> {
+        fits(evaluator, input, prompts)?;
+        if settings.method == Some(Method::Restore) && !same_writers(evaluator, input) {
+            return Err(Error::Model(format!(
+                "{}: its attention or feed-forward width is not that of {}; --method restore needs matrices of equal shape, use --method auto",
+                path(evaluator),
+                path(input)
+            )));
+        }
+        let validation = prompts.split(Split::Validation);
+        let answers = evaluator.answers(&validation, 0, settings.max_new_tokens, &[])?;
+        let mut directions = directions(evaluator, prompts, &[])?;
+        directions.retain(|d| d.position == 0);
+        let reference = Reference { evaluator, answers, directions };
+        let rates = reference.rates();
+        evaluator.progress.note(&format!(
+            "the original refuses {:.1} % of the harmful validation prompts, {:.1} % of the harmless and {:.1} % of the borderline ones",
+            100.0 * rates.harmful.refusal_rate,
+            100.0 * rates.harmless.refusal_rate,
+            100.0 * rates.borderline.refusal_rate
+        ));
+        Ok(reference)
+    }
+
+    /// Its refusal of validation prompts.
+    pub fn rates(&self) -> Rates {
+        Rates::of(&self.answers)
+    }
+
+    /// What reports say of it.
+    pub fn original(&self) -> Original {
+        Original { model: path(self.evaluator), validation: self.rates(), test: None }
+    }
+
+    /// Whether `answers` to the validation prompts refuse as many harmful ones, to within a standard error of the paired
+    /// difference.
+    pub fn is_reached(&self, answers: &[Answer]) -> bool {
+        let c = Change::of(&self.answers, answers, Set::Harmful, None);
+        let (n, differ) = (c.rates.0.n.max(1) as f64, (c.gained + c.lost) as f64);
+        let more = c.gained as f64 - c.lost as f64;
+        let noise = (differ - more * more / n).max(0.0).sqrt().max(1.0);
+        more >= -noise
+    }
+
+    /// Share of harmful validation prompts whose likeliest first token is in `opening`, less a standard error.
+    pub fn first_token_goal(&self, opening: &[u32]) -> f64 {
+        let of: Vec<&Answer> = self.answers.iter().filter(|a| a.set == Set::Harmful).collect();
+        let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
+        let share = of.iter().filter(opens).count() as f64 / of.len().max(1) as f64;
+        share - standard_error(share, of.len())
+    }
+
+    /// Whether its matrices can be set against those of `input`.
+    pub fn same_writers(&self, input: &Evaluator) -> bool {
+        same_writers(self.evaluator, input)
+    }
+}
+
+fn path(evaluator: &Evaluator) -> String {
+    evaluator.model.file.path().display().to_string()
+}
+
+fn same_writers(a: &Evaluator, b: &Evaluator) -> bool {
+    let (a, b) = (&a.model.spec, &b.model.spec);
+    (a.ffn, a.heads * a.head_dim, &a.experts) == (b.ffn, b.heads * b.head_dim, &b.experts)
+}
+
+/// # Errors
+/// The original is IN itself, another model, or reads prompts in other tokens.
+fn fits(original: &Evaluator, input: &Evaluator, prompts: &PromptSet) -> Result<()> {
+    let (a, b) = (path(original), path(input));
+    let real = |e: &Evaluator| std::fs::canonicalize(e.model.file.path()).ok();
+    if real(original).is_some_and(|p| Some(p) == real(input)) {
+        return Err(Error::Model(format!(
+            "{a}: the reference is IN itself; give the model before compression"
+        )));
+    }
+    same_shape(original.model, input.model)?;
+    let (x, y) = (original.model.spec.vocab, input.model.spec.vocab);
+    if x != y {
+        return Err(Error::Model(format!(
+            "{a} has {x} tokens, {b} has {y}; --reference must be the original of IN"
+        )));
+    }
+    for p in &prompts.prompts {
+        let (x, y) = (original.sample(&p.prompt)?.tokens, input.sample(&p.prompt)?.tokens);
+        if x != y {
+            let at = x.iter().zip(&y).take_while(|(x, y)| x == y).count();
+            return Err(Error::Model(format!(
+                "{a} reads prompt {} in other tokens than {b} (from token {at} on: {:?}, IN: {:?}); give both the same --chat-template or --tokenizer",
+                p.id,
+                x.get(at),
+                y.get(at)
+            )));
+        }
+    }
+    Ok(())
+}
