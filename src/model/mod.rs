@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 
 pub use matrix::{Matrix, Storage};
 pub use names::Names;
+pub use packing::packed_expert;
 pub use spec::{Rope, RopeStyle, Spec};
 
 /// The two matrices of a block that write into the residual stream.
@@ -199,7 +200,7 @@ impl Model {
                 ),
                 match self.file {
                     Checkpoint::Gguf(_) => {
-                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL or IQ4_XS, or to F16"
+                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL, IQ4_XS or MXFP4, or to F16"
                     }
                     Checkpoint::Folder(_) => "use a checkpoint of the same model in another packing",
                 },
