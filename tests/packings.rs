@@ -69,7 +69,7 @@ fn every_packing_is_read_as_its_own_library_reads_it() {
         let model = Model::open(&data(name)).unwrap();
         let bytes = fs::read(data(name).join("expected.safetensors")).unwrap();
         let expected = SafeTensors::deserialize(&bytes).unwrap();
-        for writer in Writer::ALL {
+        for writer in [Writer::Attention, Writer::Ffn] {
             let (tensor, w) = model.writer(0, writer).unwrap();
             let t = expected.tensor(&tensor).unwrap();
             let encoding = match t.dtype() {

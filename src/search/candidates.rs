@@ -98,7 +98,9 @@ fn families<'l>(
     layers: &'l mut Vec<Layer>,
     settings: &Settings,
 ) -> Vec<Vec<Part<'l>>> {
-    const SETS: [&[Writer]; 3] = [&[Writer::Ffn], &[Writer::Attention], &Writer::ALL];
+    // Of a block either the feed-forward layer or the shared expert is there.
+    const ALL: &[Writer] = &[Writer::Attention, Writer::Ffn, Writer::Shared];
+    const SETS: [&[Writer]; 3] = [&[Writer::Ffn, Writer::Shared], &[Writer::Attention], ALL];
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
     let most = if settings.layers.is_some() { layers.len() } else { LAYERS };
     // What is left of a layer's writers belongs to them all: what compression took is put back everywhere.
@@ -124,7 +126,8 @@ fn families<'l>(
     for layer in layers.iter().take(most) {
         for set in &sets {
             let family = parts(std::slice::from_ref(layer), set);
-            if family.len() == set.len() {
+            // Where only the attention is there it isn't tried twice.
+            if !family.is_empty() && (family.len() > 1 || set.len() < ALL.len()) {
                 out.push(family);
             }
         }
@@ -163,7 +166,7 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
     let weights: f64 = parts.iter().map(|p| p.ingredient.weight_norm.powi(2)).sum();
     let mut layers: Vec<usize> = parts.iter().map(|p| p.layer.direction.layer).collect();
     layers.dedup();
-    let mut writers: Vec<&str> = parts.iter().map(|p| writer_name(p.ingredient.writer)).collect();
+    let mut writers: Vec<&str> = parts.iter().map(|p| p.ingredient.writer.name()).collect();
     writers.sort_unstable();
     writers.dedup();
     Candidate {
@@ -212,13 +215,5 @@ impl Candidate {
         let blocks: Vec<String> = self.layers.iter().map(usize::to_string).collect();
         let word = if blocks.len() > 1 { "blocks" } else { "block" };
         format!("{word} {} {}", blocks.join(" + "), self.writers.join(" + "))
-    }
-}
-
-/// A writer's name in GGUF.
-pub fn writer_name(writer: Writer) -> &'static str {
-    match writer {
-        Writer::Attention => "attn_output",
-        Writer::Ffn => "ffn_down",
     }
 }

@@ -28,7 +28,8 @@ impl Gates {
         let material = Material::build(evaluator, &train, &answers, &forced)?;
         let held_out = Material::build(evaluator, &ground.validation, &ground.base.answers, &forced)?;
         let spec = &evaluator.model.spec;
-        let bytes = (material.rows() + held_out.rows()) * (spec.ffn + spec.heads * spec.head_dim) * 4;
+        let bytes =
+            (material.rows() + held_out.rows()) * (spec.widest_ffn() + spec.heads * spec.head_dim) * 4;
         let at_once = (evaluator.memory / 2 / bytes.max(1)).max(1);
         let mut gates = Gates::default();
         for group in layers.chunks(at_once) {
@@ -41,8 +42,7 @@ impl Gates {
         for (key, a) in train {
             crate::progress::check()?;
             let Some(b) = held_out.get(key) else { continue };
-            let (_, w) = evaluator.model.writer(key.0, key.1)?;
-            if let Some(gate) = fit(a, b, w.cols)? {
+            if let Some(gate) = fit(a, b, evaluator.model.spec.columns(key.1))? {
                 self.fitted.insert(*key, gate);
             }
         }

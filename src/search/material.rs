@@ -7,7 +7,7 @@ use crate::direction::Sample;
 use crate::edit::gate::Group;
 use crate::error::Result;
 use crate::evaluate::{Answer, Evaluator};
-use crate::forward::{Row, Sequence, Tap};
+use crate::forward::{Row, Sequence, Site, Tap};
 use crate::model::Writer;
 use crate::text::{Message, PromptRecord, Set};
 
@@ -165,11 +165,11 @@ impl Material {
             out: Inputs,
         }
         impl Tap for Collect<'_> {
-            fn writer_input(&mut self, layer: usize, writer: Writer, rows: &[Row], x: &[f32], width: usize) {
-                if !self.layers.contains(&layer) {
+            fn writer_input(&mut self, site: Site, rows: &[Row], x: &[f32], width: usize) {
+                if !self.layers.contains(&site.layer) || site.writer == Writer::Experts {
                     return;
                 }
-                let groups = self.out.entry((layer, writer)).or_insert_with(|| {
+                let groups = self.out.entry((site.layer, site.writer)).or_insert_with(|| {
                     GROUPS
                         .iter()
                         .map(|&(target, weight, _)| Group { rows: Vec::new(), target, weight })

@@ -38,7 +38,8 @@ pub fn patch(
     }
     let file = &evaluator.model.file;
     for method in settings.methods(false) {
-        can_carry(&evaluator.model.spec.arch, file.folder().is_some(), settings.emit, method)?;
+        let spec = &evaluator.model.spec;
+        can_carry(&spec.arch, spec.experts.is_some(), file.folder().is_some(), settings.emit, method)?;
     }
     if let Some(out) = out {
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
@@ -129,11 +130,12 @@ fn try_out(
     order: &[usize],
     trials: &mut Vec<Trial>,
 ) -> Result<(Vec<Finalist>, String)> {
-    let mut blocks: Vec<usize> = order.iter().flat_map(|&i| candidates[i].layers.iter().copied()).collect();
-    blocks.sort_unstable();
-    blocks.dedup();
+    let mut writers: Vec<_> =
+        order.iter().flat_map(|&i| candidates[i].edit.iter().map(|t| (t.layer, t.writer))).collect();
+    writers.sort_unstable();
+    writers.dedup();
     let harmless = ground.prompts.of(Set::Harmless, Split::Validation);
-    let inputs = writer_inputs(ground.evaluator, &harmless, &blocks)?;
+    let inputs = writer_inputs(ground.evaluator, &harmless, &writers)?;
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
