@@ -192,8 +192,8 @@ impl Column<'_> {
             let before = residue;
             for m in moves.iter() {
                 let (i, p) = (m.row as usize, self.params[m.row as usize]);
-                let next = codes[i] + if m.up { 1 } else { -1 };
-                let gain = unit[i] * (f64::from(e.value(p, next)) - f64::from(e.value(p, codes[i])));
+                let Some((next, value)) = self.step(p, codes[i], m.up) else { continue };
+                let gain = unit[i] * (f64::from(value) - f64::from(e.value(p, codes[i])));
                 // Never past zero by more than what is left.
                 if gain.abs() < 2.0 * residue.abs() && gain.signum() == residue.signum() {
                     codes[i] = next;
@@ -209,6 +209,18 @@ impl Column<'_> {
         }
     }
 
+    /// The next code with another value, and that value: −0 and +0 are both codes, and neighbours can be rounded to one number.
+    fn step(&self, p: Params, code: i32, up: bool) -> Option<(i32, f32)> {
+        let (low, high) = self.encoding.code_range();
+        let now = self.encoding.value(p, code);
+        let by = if up { 1 } else { -1 };
+        [code.saturating_add(by), code.saturating_add(2 * by)]
+            .into_iter()
+            .filter(|next| (low..=high).contains(next))
+            .map(|next| (next, self.encoding.value(p, next)))
+            .find(|&(_, value)| value != now)
+    }
+
     /// Every move that shrinks the residue, the likeliest first: an exponential race with rates gain / cost.
     fn moves(
         &self,
@@ -220,7 +232,6 @@ impl Column<'_> {
         moves: &mut Vec<Move>,
     ) {
         let (e, unit) = (self.encoding, self.edit.unit);
-        let (low, high) = e.code_range();
         moves.clear();
         for (i, &code) in codes.iter().enumerate() {
             if fixed.get(i) == Some(&true) {
@@ -229,17 +240,13 @@ impl Column<'_> {
             let p = self.params[i];
             let now = f64::from(e.value(p, code));
             for up in [true, false] {
-                let next = if up { code + 1 } else { code - 1 };
-                if next < low || next > high {
-                    continue;
-                }
-                let value = e.value(p, next);
+                let Some((_, value)) = self.step(p, code, up) else { continue };
                 if self.edit.pruned && value == 0.0 {
                     continue;
                 }
                 let step = f64::from(value) - now;
                 let gain = unit[i] * step;
-                if step == 0.0 || gain * residue <= 0.0 || gain.abs() >= 2.0 * residue.abs() {
+                if gain * residue <= 0.0 || gain.abs() >= 2.0 * residue.abs() {
                     continue;
                 }
                 let off = target[i] - now;

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 pub use experts::Experts;
 pub use matrix::{Matrix, Storage};
 pub use names::Names;
+pub use packing::packed_expert;
 pub use spec::{Rope, RopeStyle, Spec};
 pub use stack::{Part, Stack};
 
@@ -233,7 +234,7 @@ impl Model {
                 ),
                 match self.file {
                     Checkpoint::Gguf(_) => {
-                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL or IQ4_XS, or to F16"
+                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL, IQ4_XS or MXFP4, or to F16"
                     }
                     Checkpoint::Folder(_) => "use a checkpoint of the same model in another packing",
                 },
