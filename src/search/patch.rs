@@ -61,13 +61,13 @@ pub fn patch(
     let directions = own_directions(&ground)?;
     let mut gates = Gates::default();
     let mut search = Search::default();
-    search.attempt(&ground, &directions, &mut gates, false)?;
+    if !settings.routed {
+        search.attempt(&ground, &directions, &mut gates, false)?;
+    }
     // Routed experts see few of the prompts each: only where the rest of the model falls short.
     let constant = settings.methods(false) == [Method::Add];
     if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&ground) {
-        evaluator
-            .progress
-            .note("attention and shared experts alone don't reach the goal: trying routed experts");
+        evaluator.progress.note("trying routed experts, as the rest of the model falls short of the goal");
         search.attempt(&ground, &directions, &mut gates, true)?;
     }
     let Search { candidates, order, trials, mut finalists, mut why } = search;
