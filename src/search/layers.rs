@@ -38,19 +38,20 @@ impl Layer {
     }
 }
 
-/// What the writers of each direction's layer can be edited with.
+/// What the writers of each direction's layer can be edited with; with `routed` experts among them.
 pub(super) fn layers(
     ground: &Ground,
     method: Method,
     directions: &[Direction],
     gates: &Gates,
+    routed: bool,
 ) -> Result<Vec<Layer>> {
     let mut out = Vec::new();
     for direction in directions {
         let mut ingredients = Vec::new();
         let model = ground.evaluator.model;
         let writers = model.spec.writers(direction.layer).iter().copied();
-        for writer in writers.filter(|w| *w != Writer::Experts) {
+        for writer in writers.filter(|w| routed || *w != Writer::Experts) {
             crate::progress::check()?;
             let own = model.parts(direction.layer, writer)?;
             let original = match (method, &ground.reference) {

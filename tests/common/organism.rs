@@ -161,6 +161,21 @@ pub fn client() -> Option<PathBuf> {
     None
 }
 
+/// What tests/llama_cpp/sidecar.py says; `None` without the client.
+pub fn ask(request: Value, dir: &Path) -> Option<Value> {
+    let folder = client()?;
+    let file = dir.join("request.json");
+    std::fs::write(&file, request.to_string()).unwrap();
+    let o = std::process::Command::new("python3")
+        .arg(folder.join("sidecar.py"))
+        .arg(folder.join("node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"))
+        .arg(file)
+        .output()
+        .expect("python3 runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    Some(serde_json::from_slice(&o.stdout).unwrap())
+}
+
 /// llama.cpp's refusal rates (harmful, harmless) of the prompts that `eval` answered, or `None` without the client.
 pub fn llama_cpp(model: &Path, eval: &Value, dir: &Path, more: &[&str]) -> Option<(f64, f64)> {
     let folder = client()?;
