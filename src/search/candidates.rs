@@ -45,6 +45,8 @@ pub struct Candidate {
     /// Mean probability of a first token that opens a refusal, on harmless and on borderline prompts: what over-refusal is to
     /// be expected on prompts like these, known more finely than by counting.
     pub risk: (f64, f64),
+    /// Standard error of the first of the two.
+    pub risk_error: f64,
     /// Held-out separation of the gate: 1 / root mean square on harmless prompts.
     pub separation: f64,
     /// The terms.
@@ -178,6 +180,7 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
         borderline: f64::NAN,
         log_odds: f64::NAN,
         risk: (f64::NAN, f64::NAN),
+        risk_error: f64::NAN,
         separation: parts.iter().map(|p| p.ingredient.separation).fold(f64::INFINITY, f64::min),
         edit,
         family,
