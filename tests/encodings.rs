@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use refusal_patch::encoding::{Encoding, Params};
 use std::path::Path;
 
-const QUANTIZED: [Encoding; 12] = {
+const QUANTIZED: [Encoding; 14] = {
     use Encoding::*;
-    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS]
+    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4, NVFP4]
 };
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -77,8 +77,9 @@ fn decoding_does_not_need_aligned_bytes() {
 
 #[test]
 fn floats_and_q8_0_are_encoded_exactly_as_llama_cpp_does() {
+    use Encoding::*;
     let values = floats("values.f32");
-    for e in [Encoding::F32, Encoding::F16, Encoding::BF16, Encoding::Q8_0] {
+    for e in [F32, F16, BF16, Q8_0, MXFP4, NVFP4] {
         let ours = encode(e, &values);
         assert_eq!(ours, reference(e).0[..ours.len()], "{e:?}");
     }
@@ -137,6 +138,8 @@ fn ids_names_and_sizes_are_those_of_gguf() {
         (14, "Q6_K", 256, 210),
         (20, "IQ4_NL", 32, 18),
         (23, "IQ4_XS", 256, 136),
+        (39, "MXFP4", 32, 17),
+        (40, "NVFP4", 64, 36),
     ];
     let found = Encoding::ALL.map(|e| (e.ggml_id(), e.name(), e.block_len(), e.block_bytes()));
     assert_eq!(found, expected);
@@ -144,7 +147,7 @@ fn ids_names_and_sizes_are_those_of_gguf() {
         assert_eq!(Encoding::from_ggml(e.ggml_id()), Some(e));
         assert_eq!(e.bytes_for(512), 512 / e.block_len() * e.block_bytes());
     }
-    for lattice_or_removed in [4, 9, 16, 19, 39, u32::MAX] {
+    for lattice_or_removed in [4, 9, 16, 19, 41, u32::MAX] {
         assert_eq!(Encoding::from_ggml(lattice_or_removed), None);
     }
 }
@@ -197,7 +200,7 @@ fn a_half_out_of_range_rounds_to_the_largest_finite_one() {
 /// Bytes of two blocks whose scales are ordinary halves: finite, of either sign, sometimes zero.
 fn blocks(e: Encoding) -> impl Strategy<Value = Vec<u8>> {
     let scales: &'static [usize] = match e {
-        Encoding::F32 | Encoding::F16 | Encoding::BF16 => &[],
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 | Encoding::MXFP4 | Encoding::NVFP4 => &[],
         Encoding::Q4_1 | Encoding::Q5_1 | Encoding::Q4K | Encoding::Q5K => &[0, 2],
         Encoding::Q2K => &[80, 82],
         Encoding::Q3K => &[108],
@@ -211,6 +214,10 @@ fn blocks(e: Encoding) -> impl Strategy<Value = Vec<u8>> {
         for (i, x) in halves.into_iter().enumerate() {
             let at = i / scales.len() * size + scales[i % scales.len()];
             bytes[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+        }
+        if e == Encoding::MXFP4 {
+            // Exponents near those of weights: the largest of all have no finite multiples.
+            bytes.iter_mut().step_by(size).for_each(|b| *b = 96 + *b % 64);
         }
         bytes
     })
@@ -305,7 +312,12 @@ proptest! {
     ) {
         let (low, high) = e.code_range();
         // Half a step, with room for scales that are themselves quantized.
-        let limit = if e.block_len() == 1 { 0.005 } else { 2.4 / (high - low) as f32 };
+        let limit = match e {
+            // The largest steps are a third of the largest level, and MXFP4's scale can leave a quarter above it.
+            Encoding::MXFP4 | Encoding::NVFP4 => 0.26,
+            _ if e.block_len() == 1 => 0.005,
+            _ => 2.4 / (high - low) as f32,
+        };
         for (y, x) in decode(e, &encode(e, &values)).into_iter().zip(values) {
             prop_assert!((y - x).abs() < limit, "{:?}: {} for {}", e, y, x);
         }

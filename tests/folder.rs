@@ -216,6 +216,77 @@ fn every_architecture_agrees_with_transformers() {
     }
 }
 
+/// A random model with experts as a folder, its experts apart or stacked.
+fn with_experts(dir: &Path, name: &str, kind: &str, stack: bool, more: Value) -> PathBuf {
+    let folder = random(dir, name, kind, more);
+    if stack {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward");
+        let file = refusal_patch::checkpoint::Gguf::open(&data.join(format!("{name}.gguf"))).unwrap();
+        write_weights(&folder, &stacked(tensors_of(&file, Encoding::F32)), 1);
+    }
+    folder
+}
+
+#[test]
+fn experts_apart_or_stacked_agree_with_transformers() {
+    for (name, kind) in [("mixtral", "mixtral"), ("qwen2moe", "qwen2_moe"), ("qwen3moe", "qwen3_moe")] {
+        for stack in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let model = Model::open(&with_experts(dir.path(), name, kind, stack, json!({}))).unwrap();
+            let parts = model.parts(1, Writer::Experts).unwrap();
+            assert_eq!(parts.len() == 1, stack, "{name}");
+            let worst = against_transformers(&model, name);
+            assert!(worst < 1e-4, "{name}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn experts_that_do_not_fit_the_configuration_are_one_clear_error() {
+    let refused = |stack: bool, more: Value, saying: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = with_experts(dir.path(), "qwen2moe", "qwen2_moe", stack, more);
+        let e = Model::open(&folder).map(drop).unwrap_err().to_string();
+        assert!(saying.iter().all(|s| e.contains(s)) && e.lines().count() == 1, "{e}");
+    };
+    refused(true, json!({ "num_experts": 1u64 << 31 }), &["`num_experts` is 2147483648"]);
+    refused(
+        false,
+        json!({ "num_experts": (1u64 << 31) - 1 }),
+        &["mlp.gate.weight is 6 x 64", "2147483647 x 64"],
+    );
+    refused(true, json!({ "num_experts_per_tok": 7 }), &["7 of 6 experts"]);
+    refused(true, json!({ "num_experts_per_tok": null }), &["`num_experts_per_tok` is null"]);
+    refused(
+        false,
+        json!({ "moe_intermediate_size": 41 }),
+        &["experts.0.gate_proj.weight is 40 x 64", "41 x 64"],
+    );
+    refused(
+        true,
+        json!({ "moe_intermediate_size": 41 }),
+        &["experts.gate_up_proj is 6 x 80 x 64", "6 x 82 x 64"],
+    );
+    refused(
+        true,
+        json!({ "shared_expert_intermediate_size": 9 }),
+        &["shared_expert.gate_proj.weight is 72 x 64"],
+    );
+    refused(true, json!({ "mlp_only_layers": [1] }), &["layers.1.mlp.gate_proj.weight is missing"]);
+}
+
+#[test]
+fn blocks_without_experts_are_read_from_the_configuration() {
+    let more = json!({
+        "model_type": "qwen3_moe", "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8, "decoder_sparse_step": 2, "mlp_only_layers": [3],
+    });
+    let s = spec(with(more)).unwrap();
+    assert_eq!((0..6).filter(|&l| s.is_sparse(l)).collect::<Vec<_>>(), [1, 5]);
+    assert_eq!((s.writers(0), s.ffn), (&[Writer::Attention, Writer::Ffn][..], 96));
+    assert_eq!(s.writers(1), [Writer::Attention, Writer::Experts]);
+}
+
 /// The largest difference from transformers' log-probabilities of its ten likeliest tokens, at every position.
 fn against_transformers(model: &Model, name: &str) -> f32 {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/forward/{name}.json"));

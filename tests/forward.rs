@@ -9,6 +9,8 @@ use refusal_patch::progress::Silent;
 use serde_json::Value;
 
 const MEMORY: usize = 1 << 30;
+/// Mixtral, shared expert, 2 of 8.
+const WITH_EXPERTS: [&str; 3] = ["mixtral", "qwen2moe", "qwen3moe"];
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward").join(name)
@@ -73,7 +75,8 @@ fn compare(name: &str, reference: &str) -> (f32, usize) {
 
 #[test]
 fn every_architecture_agrees_with_transformers() {
-    for name in ["llama3", "llama-linear", "mistral", "qwen2", "qwen3", "llama-q8_0", "llama-k-quants"] {
+    let dense = ["llama3", "llama-linear", "mistral", "qwen2", "qwen3", "llama-q8_0", "llama-k-quants"];
+    for name in dense.into_iter().chain(WITH_EXPERTS) {
         let (worst, wrong) = compare(name, "transformers");
         assert!(worst < 1e-3, "{name}: {worst}");
         assert_eq!(wrong, 0, "{name}");
@@ -82,9 +85,10 @@ fn every_architecture_agrees_with_transformers() {
 
 #[test]
 fn f16_models_agree_with_llama_cpp() {
-    for name in ["llama3", "llama-linear", "mistral", "qwen2", "qwen3"] {
+    for name in ["llama3", "llama-linear", "mistral", "qwen2", "qwen3"].into_iter().chain(WITH_EXPERTS) {
         let (worst, wrong) = compare(name, "llama_cpp");
-        assert!(worst < 0.02, "{name}: {worst}");
+        // Of the two with qk norms llama.cpp itself is 0.021 away from transformers at most.
+        assert!(worst < 0.025, "{name}: {worst}");
         assert_eq!(wrong, 0, "{name}");
         // The same weights as F32, where llama.cpp does not round activations.
         assert!(compare(name, "llama_cpp_f32").0 < 1e-3, "{name}");
@@ -93,17 +97,19 @@ fn f16_models_agree_with_llama_cpp() {
 
 #[test]
 fn many_small_batches_give_the_same_states_as_one() {
-    let (model, json) = golden("qwen2");
-    let sequences = sequences(&json);
-    let one = states(&model, &[], &sequences, MEMORY);
-    let many = states(&model, &[], &sequences, 1);
-    let worst = one.iter().zip(&many).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst < 1e-4, "{worst}");
+    for name in ["qwen2", "qwen2moe"] {
+        let (model, json) = golden(name);
+        let sequences = sequences(&json);
+        let one = states(&model, &[], &sequences, MEMORY);
+        let many = states(&model, &[], &sequences, 1);
+        let worst = one.iter().zip(&many).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{name}: {worst}");
+    }
 }
 
 #[test]
 fn generation_with_a_cache_equals_running_the_whole_text_again() {
-    for name in ["llama3", "qwen3"] {
+    for name in ["llama3", "qwen3", "mixtral"] {
         let (model, json) = golden(name);
         let sequences = sequences(&json);
         let compute = Compute::cpu();
@@ -130,57 +136,73 @@ fn generation_with_a_cache_equals_running_the_whole_text_again() {
 }
 
 fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
-    let (_, w) = model.writer(layer, writer).unwrap();
     let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin() * 0.3).collect::<Vec<f32>>();
-    vec![RankOne { layer, writer, u: wave(w.rows, 0.7), v: wave(w.cols, 1.3) }]
+    vec![RankOne { layer, writer, u: wave(model.spec.hidden, 0.7), v: wave(model.spec.columns(writer), 1.3) }]
 }
 
 #[test]
 fn an_edit_of_a_sequence_equals_the_edited_weights() {
     use refusal_patch::encoding::Encoding;
     use refusal_patch::model::Replacement;
-    for (name, writer) in [("llama3", Writer::Ffn), ("qwen2", Writer::Attention)] {
+    for (name, writer) in [
+        ("llama3", Writer::Ffn),
+        ("qwen2", Writer::Attention),
+        ("mixtral", Writer::Attention),
+        ("mixtral", Writer::Experts),
+        ("qwen2moe", Writer::Shared),
+        ("qwen2moe", Writer::Experts),
+    ] {
         let (mut model, json) = golden(name);
         let edits = vec![edit(&model, 1, writer)];
         let plain = sequences(&json);
         let edited: Vec<Sequence> = plain.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
         let found = states(&model, &edits, &edited, MEMORY);
         let term = &edits[0][0];
-        let (tensor, w) = model.writer(1, writer).unwrap();
+        let parts = model.parts(1, writer).unwrap();
         let mut bytes = Vec::new();
-        let mut row = vec![0.0f32; w.cols];
-        for i in 0..w.rows {
-            w.decode_row(i, &mut row);
-            row.iter().zip(&term.v).for_each(|(x, v)| bytes.extend((x + term.u[i] * v).to_le_bytes()));
+        for (w, v) in parts[0].stack.iter().zip(term.v.chunks(parts[0].stack.shape().1)) {
+            let mut row = vec![0.0f32; w.cols];
+            for i in 0..w.rows {
+                w.decode_row(i, &mut row);
+                row.iter().zip(v).for_each(|(x, v)| bytes.extend((x + term.u[i] * v).to_le_bytes()));
+            }
         }
+        let tensor = parts[0].tensor.clone();
         model.replaced.push(Replacement { tensor, encoding: Some(Encoding::F32), bytes });
         let expected = states(&model, &[], &plain, MEMORY);
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst < 1e-3, "{name}: {worst}");
+        let plain = states(&model.with(Vec::new()).unwrap(), &[], &plain, MEMORY);
+        let moved = plain.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-3 && moved > 0.1, "{name} {writer:?}: {worst}, moved {moved}");
     }
 }
 
 #[test]
 fn a_fork_costs_a_row_and_equals_the_sequence_whose_edit_fires_there_only() {
     // An edit of the last layer changes no keys that a later layer reads: a fork at the last position is exact.
-    let (model, json) = golden("llama3");
-    let last = model.spec.layers - 1;
-    let edits = vec![edit(&model, last, Writer::Attention), edit(&model, last, Writer::Ffn)];
-    let plain = sequences(&json);
-    let forks: Vec<Fork> = (0..plain.len())
-        .flat_map(|seq| [1, 2].map(|e| Fork { seq, pos: plain[seq].tokens.len() - 1, edit: e }))
-        .collect();
-    let compute = Compute::cpu();
-    let runner = Runner::new(&model, &compute, &edits, MEMORY, &Silent);
-    let found = runner.run(&plain, &forks, &[], &mut ()).unwrap();
-    let d = model.spec.hidden;
-    for (i, f) in forks.iter().enumerate() {
-        let s = Sequence { tokens: plain[f.seq].tokens.clone(), edit: f.edit };
-        let expected = runner.run(&[s], &[], &[(0, f.pos)], &mut ()).unwrap();
-        let worst =
-            found[i * d..(i + 1) * d].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst < 1e-4, "fork {i}: {worst}");
-        assert!(dot(&expected, &expected) > 0.0);
+    for (name, ffn) in [("llama3", Writer::Ffn), ("mixtral", Writer::Experts)] {
+        let (model, json) = golden(name);
+        let last = model.spec.layers - 1;
+        let edits = vec![edit(&model, last, Writer::Attention), edit(&model, last, ffn)];
+        let plain = sequences(&json);
+        let forks: Vec<Fork> = (0..plain.len())
+            .flat_map(|seq| [1, 2].map(|e| Fork { seq, pos: plain[seq].tokens.len() - 1, edit: e }))
+            .collect();
+        let compute = Compute::cpu();
+        let runner = Runner::new(&model, &compute, &edits, MEMORY, &Silent);
+        let found = runner.run(&plain, &forks, &[], &mut ()).unwrap();
+        let d = model.spec.hidden;
+        for (i, f) in forks.iter().enumerate() {
+            let s = Sequence { tokens: plain[f.seq].tokens.clone(), edit: f.edit };
+            let expected = runner.run(&[s], &[], &[(0, f.pos)], &mut ()).unwrap();
+            let worst = found[i * d..(i + 1) * d]
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(worst < 1e-4, "fork {i}: {worst}");
+            assert!(dot(&expected, &expected) > 0.0);
+        }
     }
 }
 

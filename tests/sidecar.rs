@@ -15,21 +15,6 @@ use serde_json::{json, Value};
 /// One block and strength, and no limits, which a healthy model would meet: the search is not what is tested here.
 const QUICK: [&str; 8] = ["--layers", "3", "--strength", "1.0", "--max-kl", "1", "--max-over-refusal", "1"];
 
-/// What tests/llama_cpp/sidecar.py says; `None` without the client.
-fn ask(request: Value, dir: &Path) -> Option<Value> {
-    let folder = client()?;
-    let file = dir.join("request.json");
-    std::fs::write(&file, request.to_string()).unwrap();
-    let o = std::process::Command::new("python3")
-        .arg(folder.join("sidecar.py"))
-        .arg(folder.join("node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"))
-        .arg(file)
-        .output()
-        .expect("python3 runs");
-    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
-    Some(serde_json::from_slice(&o.stdout).unwrap())
-}
-
 /// Prompt and answer tokens of what `eval` saw: the first `most` prompts of a set.
 fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
     let chat = chat(&Model::open(model).unwrap());

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use refusal_patch::checkpoint::{sha256_file, sha256_tensors, Checkpoint};
-use refusal_patch::edit::fold::{achieved, norm};
+use refusal_patch::edit::fold::{achieved_all, norm};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::evaluate::energy::{off_direction, writer_inputs, OffDirection};
-use refusal_patch::model::{Matrix, Model, Writer};
+use refusal_patch::evaluate::energy::{inputs_of, off_direction, writer_inputs, OffDirection, WriterInputs};
+use refusal_patch::model::{Matrix, Model, Stack, Writer};
 use refusal_patch::output::{other_files, Provenance, TensorEdit};
 use refusal_patch::text::{Set, Split};
 use refusal_patch::{Error, Result};
@@ -48,9 +48,12 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let models = [&args.before, &args.after].map(|p| Model::open(p));
     let site = |name: &str| {
         let model = &session.as_ref().ok()?.model;
-        let writers = (0..model.spec.layers).flat_map(|l| Writer::ALL.map(|w| (l, w)));
-        writers.into_iter().find(|&(l, w)| model.name(w.role(), l) == name)
+        let mut writers =
+            (0..model.spec.layers).flat_map(|l| model.spec.writers(l).iter().map(move |w| (l, *w)));
+        writers.find(|&(l, w)| model.names.is_writer(name, l, w))
     };
+    // Of the writer that was looked at last: experts can be many tensors.
+    let mut inputs: Option<((usize, Writer), WriterInputs)> = None;
     let harmless = prompts.of(Set::Harmless, Split::Test);
     let mut changed = Vec::new();
     let mut identical = 0usize;
@@ -86,21 +89,30 @@ pub fn run(args: DiffArgs) -> Result<u8> {
                 || models[0].as_ref().is_ok_and(|m| m.code_tensor(&e.tensor).is_ok_and(|c| c == t.name))
         };
         let edit = edits.iter().find(codes);
-        let stored = |file, model| edit.and_then(|e| matrix(file, model, &e.tensor));
+        let stored = |file, model| edit.and_then(|e| stack(file, model, &e.tensor));
         if let (Some(m), Some(n), Some(e)) = (stored(&before, &models[0]), stored(&after, &models[1]), edit) {
-            if (e.u.len(), e.v.len()) == (m.rows, m.cols) && (m.rows, m.cols) == (n.rows, n.cols) {
-                let stored = achieved(&m, &n, &e.u, &e.v);
+            let (rows, cols) = m.shape();
+            if (e.u.len(), e.v.len()) == (rows, cols * m.len())
+                && (m.shape(), m.len()) == (n.shape(), n.len())
+            {
+                let stored = achieved_all(&m, &n, &e.u, &e.v);
                 row.asked = provenance.as_ref().map(|p| f64::from(p.strength));
                 row.norm = Some(norm(&e.u));
                 row.achieved = Some(stored.gain);
                 row.residue = Some(stored.residue);
                 row.codes_moved = Some(stored.codes_moved);
                 row.sparsity = Some(stored.sparsity());
-                if let (Ok(session), Some((layer, writer))) = (&session, site(&e.tensor)) {
+                if let (Ok(session), Some(at)) = (&session, site(&e.tensor)) {
                     let evaluator = session.evaluator();
-                    let x = writer_inputs(&evaluator, &harmless, &[layer])?;
-                    row.off_direction_energy =
-                        Some(off_direction(evaluator.compute, &m, &n, &e.u, &x[&(layer, writer)])?);
+                    if inputs.as_ref().is_none_or(|(of, _)| *of != at) {
+                        inputs = Some((at, writer_inputs(&evaluator, &harmless, &[at])?));
+                    }
+                    let parts = session.model.parts(at.0, at.1)?;
+                    let part = parts.iter().find(|p| p.tensor == e.tensor);
+                    if let (Some(part), Some((_, all))) = (part, &inputs) {
+                        let x = inputs_of(all, at.0, at.1, part);
+                        row.off_direction_energy = Some(off_direction(evaluator.compute, &m, &n, &e.u, &x)?);
+                    }
                 }
             }
         }
@@ -187,13 +199,14 @@ fn metadata(file: &Checkpoint, bars: &Bars) -> Result<BTreeMap<String, String>> 
     }
 }
 
-/// A matrix of a checkpoint: of a model that can be run in any packing, of another a plain tensor.
-fn matrix<'a>(file: &'a Checkpoint, model: &'a Result<Model>, name: &str) -> Option<Matrix<'a>> {
+/// The matrices of a checkpoint's tensor: of a model that can be run in any packing, of another a plain tensor.
+fn stack<'a>(file: &'a Checkpoint, model: &'a Result<Model>, name: &str) -> Option<Stack<'a>> {
     if let Ok(model) = model {
-        return model.matrix_named(name).ok();
+        return model.stack(name).ok();
     }
     let t = file.tensor(name)?;
-    let &[cols, rows] = &t.dims[..] else { return None };
+    let (&[cols, rows] | &[cols, rows, _]) = &t.dims[..] else { return None };
     let encoding = Encoding::from_ggml(t.type_id)?.into();
-    Some(Matrix { rows: rows as usize, cols: cols as usize, encoding, bytes: file.bytes(t) })
+    let all = Matrix { rows: rows as usize, cols: cols as usize, encoding, bytes: file.bytes(t) };
+    Some(Stack::new(all, t.dims.get(2).map_or(1, |n| *n as usize)))
 }

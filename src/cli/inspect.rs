@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use refusal_patch::checkpoint::{Checkpoint, Gguf};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{Names, Spec, Writer};
+use refusal_patch::model::{Names, Spec};
 use refusal_patch::output::Provenance;
 use refusal_patch::search::candidate_layers;
 use refusal_patch::text::{read_prompts, Prompt, Set};
@@ -28,9 +28,9 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     let (spec, names) = (Spec::of(&file), Names::of(&file));
     // A patch touches writers of the first four fifths of the blocks.
     let touched: Vec<Value> = spec.as_ref().map_or(Vec::new(), |s| {
-        (0..candidate_layers(s.layers))
-            .flat_map(|l| Writer::ALL.map(|w| format!("{}.weight", names.module(w.role(), l))))
-            .filter_map(|name| file.tensor(&name))
+        (0..candidate_layers(s.layers).min(file.tensors().len()))
+            .flat_map(|l| s.writers(l).iter().map(move |w| (l, *w)))
+            .flat_map(|(l, w)| file.tensors().iter().filter(|t| names.is_writer(&t.name, l, w)).collect::<Vec<_>>())
             .map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": Encoding::from_ggml(t.type_id).is_some() }))
             .collect()
     });
@@ -51,6 +51,10 @@ pub fn run(args: InspectArgs) -> Result<u8> {
             "file": args.model.display().to_string(),
             "architecture": architecture,
             "supported": spec.is_ok(),
+            "experts": spec.as_ref().ok().and_then(|s| Some((s, s.experts.as_ref()?))).map(|(s, e)| json!({
+                "count": e.count, "used": e.used, "width": e.ffn, "shared": e.shared, "normalised": e.normalised,
+                "blocks": (0..s.layers).filter(|&l| e.are_in(l)).count(),
+            })),
             "tensors": tensors,
             "could_touch": touched,
             "sidecar": key("refusal_patch.sidecar"),
@@ -87,8 +91,14 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     match &spec {
         Ok(s) => {
             out += &format!(
-                "{} blocks, hidden {}, {} heads of {} ({} key/value), feed-forward {}, vocabulary {}\n",
-                s.layers, s.hidden, s.heads, s.head_dim, s.kv_heads, s.ffn, s.vocab
+                "{} blocks, hidden {}, {} heads of {} ({} key/value), {}, vocabulary {}\n",
+                s.layers,
+                s.hidden,
+                s.heads,
+                s.head_dim,
+                s.kv_heads,
+                feed_forward(s),
+                s.vocab
             )
         }
         Err(e) => out += &format!("can't be run: {e}\n"),
@@ -112,7 +122,7 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     }
     out += &table(&rows);
     out += &format!(
-        "\na patch may touch one or two of {} writers (attention output, feed-forward down)\n",
+        "\na patch may touch a few of {} writers (attention output, feed-forward down)\n",
         touched.len()
     );
     if let Some(p) = provenance {
@@ -123,6 +133,18 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     }
     super::print(&out);
     Ok(0)
+}
+
+/// A block's feed-forward layers in words.
+fn feed_forward(s: &Spec) -> String {
+    let Some(e) = &s.experts else { return format!("feed-forward {}", s.ffn) };
+    let shared = if e.shared > 0 { format!(" and a shared one of {}", e.shared) } else { String::new() };
+    let weights = if e.normalised { "" } else { ", weights not normalised" };
+    let dense = match (0..s.layers).filter(|&l| !e.are_in(l)).count() {
+        0 => String::new(),
+        n => format!(", in {n} blocks feed-forward {}", s.ffn),
+    };
+    format!("{} of {} experts of {}{shared}{weights}{dense}", e.used, e.count, e.ffn)
 }
 
 fn show_prompts(args: &InspectArgs, file: &Checkpoint) -> Result<u8> {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::edit::sparse;
 use crate::encoding::{Encoding, Params};
 use crate::error::Result;
-use crate::model::{Matrix, Storage};
+use crate::model::{Matrix, Stack, Storage};
 use crate::progress;
 
 /// Columns that are worked on together: the longest block.
@@ -192,8 +192,8 @@ impl Column<'_> {
             let before = residue;
             for m in moves.iter() {
                 let (i, p) = (m.row as usize, self.params[m.row as usize]);
-                let next = codes[i] + if m.up { 1 } else { -1 };
-                let gain = unit[i] * (f64::from(e.value(p, next)) - f64::from(e.value(p, codes[i])));
+                let Some((next, value)) = self.step(p, codes[i], m.up) else { continue };
+                let gain = unit[i] * (f64::from(value) - f64::from(e.value(p, codes[i])));
                 // Never past zero by more than what is left.
                 if gain.abs() < 2.0 * residue.abs() && gain.signum() == residue.signum() {
                     codes[i] = next;
@@ -209,6 +209,18 @@ impl Column<'_> {
         }
     }
 
+    /// The next code with another value, and that value: −0 and +0 are both codes, and neighbours can be rounded to one number.
+    fn step(&self, p: Params, code: i32, up: bool) -> Option<(i32, f32)> {
+        let (low, high) = self.encoding.code_range();
+        let now = self.encoding.value(p, code);
+        let by = if up { 1 } else { -1 };
+        [code.saturating_add(by), code.saturating_add(2 * by)]
+            .into_iter()
+            .filter(|next| (low..=high).contains(next))
+            .map(|next| (next, self.encoding.value(p, next)))
+            .find(|&(_, value)| value != now)
+    }
+
     /// Every move that shrinks the residue, the likeliest first: an exponential race with rates gain / cost.
     fn moves(
         &self,
@@ -220,7 +232,6 @@ impl Column<'_> {
         moves: &mut Vec<Move>,
     ) {
         let (e, unit) = (self.encoding, self.edit.unit);
-        let (low, high) = e.code_range();
         moves.clear();
         for (i, &code) in codes.iter().enumerate() {
             if fixed.get(i) == Some(&true) {
@@ -229,17 +240,13 @@ impl Column<'_> {
             let p = self.params[i];
             let now = f64::from(e.value(p, code));
             for up in [true, false] {
-                let next = if up { code + 1 } else { code - 1 };
-                if next < low || next > high {
-                    continue;
-                }
-                let value = e.value(p, next);
+                let Some((_, value)) = self.step(p, code, up) else { continue };
                 if self.edit.pruned && value == 0.0 {
                     continue;
                 }
                 let step = f64::from(value) - now;
                 let gain = unit[i] * step;
-                if step == 0.0 || gain * residue <= 0.0 || gain.abs() >= 2.0 * residue.abs() {
+                if gain * residue <= 0.0 || gain.abs() >= 2.0 * residue.abs() {
                     continue;
                 }
                 let off = target[i] - now;
@@ -285,6 +292,55 @@ pub fn norm(x: &[f32]) -> f64 {
 
 /// Compares stored weights before and after with the edit asked; the encodings may differ.
 pub fn achieved(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Achieved {
+    achieved_all(&(*before).into(), &(*after).into(), u, v)
+}
+
+/// The same for all matrices of a tensor; `v`: their gates side by side.
+pub fn achieved_all(before: &Stack, after: &Stack, u: &[f32], v: &[f32]) -> Achieved {
+    let (_, cols) = before.shape();
+    let mut sum = Sums::default();
+    for ((b, a), v) in before.iter().zip(after.iter()).zip(v.chunks_exact(cols)) {
+        sum.add(&compare(&b, &a, u, v));
+    }
+    let total = sum.total.max(f64::MIN_POSITIVE);
+    Achieved {
+        gain: sum.along / total,
+        residue: (sum.miss / total).sqrt(),
+        size: (total / sum.energy.max(f64::MIN_POSITIVE)).sqrt(),
+        codes_moved: sum.moved,
+        elements: sum.elements,
+        bytes_changed: sum.bytes,
+        zeros: sum.zeros,
+    }
+}
+
+/// What the shares of [`Achieved`] are made from.
+#[derive(Default)]
+struct Sums {
+    along: f64,
+    miss: f64,
+    total: f64,
+    energy: f64,
+    moved: u64,
+    elements: u64,
+    bytes: u64,
+    zeros: (u64, u64),
+}
+
+impl Sums {
+    fn add(&mut self, o: &Sums) {
+        self.along += o.along;
+        self.miss += o.miss;
+        self.total += o.total;
+        self.energy += o.energy;
+        self.moved += o.moved;
+        self.elements += o.elements;
+        self.bytes += o.bytes;
+        self.zeros = (self.zeros.0 + o.zeros.0, self.zeros.1 + o.zeros.1);
+    }
+}
+
+fn compare(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Sums {
     let norm_u = norm(u).max(f64::MIN_POSITIVE);
     struct Part {
         projection: Vec<f64>,
@@ -319,16 +375,14 @@ pub fn achieved(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Achiev
         moved += p.moved;
     }
     let asked: Vec<f64> = v.iter().map(|&v| norm_u * f64::from(v)).collect();
-    let total: f64 = asked.iter().map(|a| a * a).sum::<f64>().max(f64::MIN_POSITIVE);
-    let along: f64 = projection.iter().zip(&asked).map(|(p, a)| p * a).sum();
-    let miss: f64 = projection.iter().zip(&asked).map(|(p, a)| (p - a).powi(2)).sum();
-    Achieved {
-        gain: along / total,
-        residue: (miss / total).sqrt(),
-        size: (total / energy.max(f64::MIN_POSITIVE)).sqrt(),
-        codes_moved: moved,
+    Sums {
+        along: projection.iter().zip(&asked).map(|(p, a)| p * a).sum(),
+        miss: projection.iter().zip(&asked).map(|(p, a)| (p - a).powi(2)).sum(),
+        total: asked.iter().map(|a| a * a).sum(),
+        energy,
+        moved,
         elements: (before.rows * before.cols) as u64,
-        bytes_changed: if before.bytes.len() == after.bytes.len() {
+        bytes: if before.bytes.len() == after.bytes.len() {
             before.bytes.iter().zip(after.bytes).filter(|(a, b)| a != b).count() as u64
         } else {
             after.bytes.len() as u64

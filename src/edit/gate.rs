@@ -9,20 +9,45 @@ use crate::progress;
 
 /// Rows that share a weight: the zeros come in groups, each with its own mean, so that many unimportant tokens do not
 /// drown the few deciding ones.
+#[derive(Clone, Debug)]
 pub struct Group {
-    /// Inputs of the writer, `[n, width]`.
-    pub rows: Vec<f32>,
-    /// What v·x should be.
+    /// How many rows there are.
+    pub rows: usize,
+    /// Which row each input belongs to, and which of the writer's matrices reads it: a row has one input, of experts one for
+    /// each that it was sent to.
+    pub cells: Vec<(usize, usize)>,
+    /// The inputs, `[cells, width]`; an expert's times the router's weight.
+    pub inputs: Vec<f32>,
+    /// What v·x should be, the sum over a row's inputs.
     pub target: f32,
     /// The group's share in the loss; its rows share it evenly.
     pub weight: f64,
 }
 
 impl Group {
-    fn len(&self, width: usize) -> usize {
-        self.rows.len() / width
+    /// An empty group.
+    pub fn new(target: f32, weight: f64) -> Group {
+        Group { rows: 0, cells: Vec::new(), inputs: Vec::new(), target, weight }
+    }
+
+    /// A group of a writer with one matrix; `inputs`: `[n, width]`.
+    pub fn plain(inputs: Vec<f32>, width: usize, target: f32, weight: f64) -> Group {
+        let rows = inputs.len() / width;
+        Group { rows, cells: (0..rows).map(|i| (i, 0)).collect(), inputs, target, weight }
+    }
+
+    /// Root of a row's share in the loss.
+    fn share(&self) -> f64 {
+        (self.weight / self.rows.max(1) as f64).sqrt()
+    }
+
+    fn each(&self, width: usize) -> impl Iterator<Item = (usize, usize, &[f32])> {
+        self.cells.iter().zip(self.inputs.chunks_exact(width)).map(|(&(row, part), x)| (row, part, x))
     }
 }
+
+/// Rows of the first group below which an expert is left alone: what so few say of it doesn't hold for others.
+const LEAST_ROWS: usize = 16;
 
 /// Ridge strengths that are tried, relative to the inputs' second moments (each feature scaled to 1).
 const LAMBDAS: [f64; 9] = [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -30,7 +55,7 @@ const LAMBDAS: [f64; 9] = [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
 /// A gate with what it does on held-out inputs.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// `[width]`; mean v·x over held-out harmful prompts at the deciding position is 1.
+    /// `[width]`, of experts side by side; mean v·x over held-out harmful prompts at the deciding position is 1.
     pub v: Vec<f32>,
     /// The ridge strength chosen.
     pub lambda: f64,
@@ -41,42 +66,21 @@ pub struct Gate {
 }
 
 /// Fits v on `train` and chooses the ridge strength on `held_out`, whose first group are the harmful deciding rows
-/// and whose second the harmless ones.
+/// and whose second the harmless ones. v has `width` elements for each of the writer's `parts` matrices, side by side; of an
+/// expert that was chosen by too few harmful rows they are zero.
 ///
-/// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature space.
+/// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature space. Either takes the
+/// inputs of one matrix at a time: with thousands of rows memory is theirs, however many features there are.
 ///
 /// # Errors
 /// `Interrupted`; what the matrix product says.
-pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Result<Option<Gate>> {
-    let n: usize = train.iter().map(|g| g.len(width)).sum();
-    if n == 0 || width == 0 {
-        return Ok(None);
-    }
-    // Second moments per feature: the ridge penalises each feature by what it carries, or massive activations swamp it.
-    let mut moment = vec![0.0f64; width];
-    for g in train {
-        let c = g.weight / g.len(width).max(1) as f64;
-        for row in g.rows.chunks_exact(width) {
-            moment.iter_mut().zip(row).for_each(|(m, &x)| *m += c * f64::from(x) * f64::from(x));
-        }
-    }
-    let floor = moment.iter().sum::<f64>() / width as f64 * 1e-9 + f64::MIN_POSITIVE;
-    let scale: Vec<f64> = moment.iter().map(|m| 1.0 / (m + floor).sqrt()).collect();
-    let mut z = vec![0.0f64; n * width];
-    let mut b = Vec::with_capacity(n);
-    for (row, (x, target, c)) in z.chunks_exact_mut(width).zip(weighted(train, width)) {
-        row.iter_mut().zip(x).zip(&scale).for_each(|((z, &x), s)| *z = c * f64::from(x) * s);
-        b.push(c * target);
-    }
-    let dual = n < width;
-    let size = if dual { n } else { width };
-    let gram =
-        gram(&z, n, width, dual).map_err(|e| Error::Limit(format!("the gate can't be fitted: {e}")))?;
-    let right: Vec<f64> = if dual {
-        b
-    } else {
-        (0..width).into_par_iter().map(|j| (0..n).map(|i| z[i * width + j] * b[i]).sum()).collect()
-    };
+pub fn fit(train: &[Group], held_out: &[Group], width: usize, parts: usize) -> Result<Option<Gate>> {
+    let Some(problem) = Problem::new(train, width, parts) else { return Ok(None) };
+    let (n, columns) = (problem.rows, problem.kept.len() * width);
+    let dual = n < columns;
+    let size = if dual { n } else { columns };
+    let (gram, right) = if dual { problem.in_samples() } else { problem.in_features() }
+        .map_err(|e| Error::Limit(format!("the gate can't be fitted: {e}")))?;
     let mut best: Option<Gate> = None;
     for lambda in LAMBDAS {
         progress::check()?;
@@ -85,16 +89,7 @@ pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Result<Option<G
             a[i * size + i] += lambda;
         }
         let Some(solution) = solve(a, right.clone(), size) else { continue };
-        let v: Vec<f64> = if dual {
-            let mut v = vec![0.0; width];
-            for (row, &s) in z.chunks_exact(width).zip(&solution) {
-                v.iter_mut().zip(row).for_each(|(v, z)| *v += s * z);
-            }
-            v
-        } else {
-            solution
-        };
-        let v: Vec<f64> = v.iter().zip(&scale).map(|(v, s)| v * s).collect();
+        let v = problem.gate(&solution, dual);
         if let Some(gate) = judge(&v, held_out, width, lambda) {
             if best.as_ref().is_none_or(|b| gate.loss < b.loss) {
                 best = Some(gate);
@@ -104,13 +99,126 @@ pub fn fit(train: &[Group], held_out: &[Group], width: usize) -> Result<Option<G
     Ok(best)
 }
 
+/// Rows as the ridge problem has them: each times the root of its share in the loss, each feature scaled.
+struct Problem<'a> {
+    groups: &'a [Group],
+    width: usize,
+    /// Elements of the gate.
+    len: usize,
+    /// Rows of all groups.
+    rows: usize,
+    /// The matrices that are edited.
+    kept: Vec<usize>,
+    /// Of each feature.
+    scale: Vec<f64>,
+}
+
+impl<'a> Problem<'a> {
+    /// `None` where there are no rows, or too few of every expert.
+    fn new(groups: &'a [Group], width: usize, parts: usize) -> Option<Problem<'a>> {
+        let rows = groups.iter().map(|g| g.rows).sum();
+        let mut fires = vec![0usize; parts];
+        groups.first()?.cells.iter().for_each(|&(_, part)| fires[part] += 1);
+        let kept: Vec<usize> = (0..parts).filter(|&p| parts == 1 || fires[p] >= LEAST_ROWS).collect();
+        if rows == 0 || width == 0 || kept.is_empty() {
+            return None;
+        }
+        // Second moments per feature: the ridge penalises each feature by what it carries, or massive activations swamp it.
+        let mut moment = vec![0.0f64; parts * width];
+        for g in groups {
+            let c = g.share().powi(2);
+            for (_, part, x) in g.each(width) {
+                let moment = &mut moment[part * width..][..width];
+                moment.iter_mut().zip(x).for_each(|(m, &x)| *m += c * f64::from(x) * f64::from(x));
+            }
+        }
+        let floor = moment.iter().sum::<f64>() / moment.len() as f64 * 1e-9 + f64::MIN_POSITIVE;
+        let scale = moment.iter().map(|m| 1.0 / (m + floor).sqrt()).collect();
+        Some(Problem { groups, width, len: parts * width, rows, kept, scale })
+    }
+
+    /// A matrix's inputs: the rows that they belong to, and `[inputs, width]`.
+    fn part(&self, part: usize) -> (Vec<usize>, Vec<f64>) {
+        let scale = &self.scale[part * self.width..][..self.width];
+        let (mut rows, mut z, mut first) = (Vec::new(), Vec::new(), 0);
+        for g in self.groups {
+            let c = g.share();
+            for (row, _, x) in g.each(self.width).filter(|(_, p, _)| *p == part) {
+                rows.push(first + row);
+                z.extend(x.iter().zip(scale).map(|(&x, s)| c * f64::from(x) * s));
+            }
+            first += g.rows;
+        }
+        (rows, z)
+    }
+
+    /// What v·x should be, row by row.
+    fn targets(&self) -> Vec<f64> {
+        let of = |g: &Group| std::iter::repeat_n(g.share() * f64::from(g.target), g.rows);
+        self.groups.iter().flat_map(of).collect()
+    }
+
+    /// Z Zᵀ and b.
+    fn in_samples(&self) -> candle_core::Result<(Vec<f64>, Vec<f64>)> {
+        let n = self.rows;
+        let mut all = vec![0.0f64; n * n];
+        for &part in &self.kept {
+            let (rows, z) = self.part(part);
+            let some = gram(&z, rows.len(), self.width, true)?;
+            for (&row, line) in rows.iter().zip(some.chunks_exact(rows.len().max(1))) {
+                rows.iter().zip(line).for_each(|(&other, x)| all[row * n + other] += x);
+            }
+        }
+        Ok((all, self.targets()))
+    }
+
+    /// Zᵀ Z and Zᵀ b.
+    fn in_features(&self) -> candle_core::Result<(Vec<f64>, Vec<f64>)> {
+        let (n, columns) = (self.rows, self.kept.len() * self.width);
+        let mut z = vec![0.0f64; n * columns];
+        for (i, &part) in self.kept.iter().enumerate() {
+            let (rows, some) = self.part(part);
+            for (row, x) in rows.iter().zip(some.chunks_exact(self.width)) {
+                z[row * columns + i * self.width..][..self.width].copy_from_slice(x);
+            }
+        }
+        let b = self.targets();
+        let right =
+            (0..columns).into_par_iter().map(|j| (0..n).map(|i| z[i * columns + j] * b[i]).sum()).collect();
+        Ok((gram(&z, n, columns, false)?, right))
+    }
+
+    /// The gate from a solution in either space.
+    fn gate(&self, solution: &[f64], dual: bool) -> Vec<f64> {
+        let mut v = vec![0.0f64; self.len];
+        for (i, &part) in self.kept.iter().enumerate() {
+            let v = &mut v[part * self.width..][..self.width];
+            if dual {
+                let (rows, z) = self.part(part);
+                for (&row, z) in rows.iter().zip(z.chunks_exact(self.width)) {
+                    v.iter_mut().zip(z).for_each(|(v, z)| *v += solution[row] * z);
+                }
+            } else {
+                v.copy_from_slice(&solution[i * self.width..][..self.width]);
+            }
+        }
+        v.iter().zip(&self.scale).map(|(v, s)| v * s).collect()
+    }
+}
+
 /// Rescales v on the held-out harmful rows, and measures it.
 fn judge(v: &[f64], held_out: &[Group], width: usize, lambda: f64) -> Option<Gate> {
     let values = |g: &Group| -> Vec<f64> {
-        g.rows
-            .par_chunks_exact(width)
-            .map(|x| x.iter().zip(v).map(|(&x, v)| f64::from(x) * v).sum())
-            .collect()
+        let cells: Vec<(usize, usize, &[f32])> = g.each(width).collect();
+        let products: Vec<(usize, f64)> = cells
+            .into_par_iter()
+            .map(|(row, part, x)| {
+                (row, x.iter().zip(&v[part * width..]).map(|(&x, v)| f64::from(x) * v).sum())
+            })
+            .collect();
+        let mut out = vec![0.0f64; g.rows];
+        products.iter().for_each(|(row, x)| out[*row] += x);
+        out
     };
     let all: Vec<Vec<f64>> = held_out.iter().map(values).collect();
     let mean = all.first()?.iter().sum::<f64>() / all.first()?.len().max(1) as f64;
@@ -128,14 +236,6 @@ fn judge(v: &[f64], held_out: &[Group], width: usize, lambda: f64) -> Option<Gat
         lambda,
         loss,
         separation: 1.0 / leak.max(1e-6),
-    })
-}
-
-/// Each row with its target and the root of its share in the loss.
-fn weighted(groups: &[Group], width: usize) -> impl Iterator<Item = (&[f32], f64, f64)> {
-    groups.iter().flat_map(move |g| {
-        let c = (g.weight / g.len(width).max(1) as f64).sqrt();
-        g.rows.chunks_exact(width).map(move |x| (x, f64::from(g.target), c))
     })
 }
 
@@ -249,11 +349,11 @@ mod tests {
         for width in [8, 300] {
             let groups = |seed: u64, n: usize| {
                 vec![
-                    Group { rows: rows(n, width, true, seed), target: 1.0, weight: 1.0 },
-                    Group { rows: rows(2 * n, width, false, seed + 1), target: 0.0, weight: 4.0 },
+                    Group::plain(rows(n, width, true, seed), width, 1.0, 1.0),
+                    Group::plain(rows(2 * n, width, false, seed + 1), width, 0.0, 4.0),
                 ]
             };
-            let gate = fit(&groups(1, 60), &groups(7, 40), width).unwrap().unwrap();
+            let gate = fit(&groups(1, 60), &groups(7, 40), width, 1).unwrap().unwrap();
             assert!(gate.separation > 2.0, "width {width}: separation {}", gate.separation);
             let held = rows(50, width, true, 77);
             let mean: f64 = held
@@ -262,6 +362,32 @@ mod tests {
                 .sum::<f64>()
                 / 50.0;
             assert!((mean - 1.0).abs() < 0.2, "width {width}: mean gate {mean}");
+        }
+    }
+
+    #[test]
+    fn experts_share_one_gate_and_rarely_chosen_ones_are_left_alone() {
+        // Each row goes to two of four experts; expert 3 is hardly ever chosen. In feature space, then in sample space.
+        for width in [6, 200] {
+            let group = |n: usize, harmful: bool, seed: u64| {
+                let mut g = Group::new(f32::from(u8::from(harmful)), if harmful { 1.0 } else { 4.0 });
+                g.rows = n;
+                let x = rows(2 * n, width, harmful, seed);
+                for (i, x) in x.chunks_exact(2 * width).enumerate() {
+                    let pair = if i % 20 == 7 { [1, 3] } else { [[0, 1], [1, 2], [0, 2]][i % 3] };
+                    for (&e, (x, router)) in pair.iter().zip(x.chunks_exact(width).zip([0.7, 0.3])) {
+                        g.cells.push((i, e));
+                        g.inputs.extend(x.iter().map(|x| router * x));
+                    }
+                }
+                g
+            };
+            let groups = |seed: u64| vec![group(90, true, seed), group(180, false, seed + 1)];
+            let gate = fit(&groups(3), &groups(11), width, 4).unwrap().unwrap();
+            assert!(gate.separation > 2.0, "width {width}: separation {}", gate.separation);
+            assert_eq!(gate.v.len(), 4 * width);
+            assert!(gate.v[3 * width..].iter().all(|v| *v == 0.0));
+            assert!((0..3).all(|e| gate.v[e * width..][..width].iter().any(|v| *v != 0.0)));
         }
     }
 }

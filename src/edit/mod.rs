@@ -3,3 +3,4 @@
 pub mod fold;
 pub mod gate;
 pub mod sparse;
+pub mod stack;

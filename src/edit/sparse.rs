@@ -25,12 +25,13 @@ pub fn zeros(w: &Matrix) -> u64 {
         .sum()
 }
 
-/// Whether a patch must leave the matrix's zeros alone: a matrix of floats that was pruned, or integer codes in a 2:4 or 4:8
-/// pattern. Other integer codes are zero by rounding as well, and nothing relies on those that are.
+/// Whether a patch must leave the matrix's zeros alone: a matrix that is stored without its zeros, one of floats that was pruned,
+/// or codes of few bits in a 2:4 or 4:8 pattern. Other codes are zero by rounding as well, and nothing relies on those that are.
 pub fn is_pruned(w: &Matrix) -> bool {
     match w.encoding {
         Storage::Blocks(Encoding::F32 | Encoding::F16 | Encoding::BF16) => mostly(w),
-        Storage::Packed(p) if matches!(p.levels, Levels::Float(_)) => mostly(w),
+        Storage::Packed(p) if p.mask.is_some() => true,
+        Storage::Packed(p) if matches!(p.levels, Levels::Float(_) | Levels::Plain(_)) => mostly(w),
         Storage::Packed(_) => PATTERNS.into_iter().any(|m| has_pattern(w, m)),
         // GGUF's blocks.
         Storage::Blocks(_) => false,

@@ -31,6 +31,8 @@ pub(super) trait Block<const N: usize, const G: usize> {
     const BIAS: u8 = 0;
     /// The codes' levels, where these are not the codes themselves.
     const LEVELS: Option<&'static [i8; 16]> = None;
+    /// Whether nibbles are sign and magnitude; codes are in numerical order all the same.
+    const SIGN: bool = false;
     /// Whether the parameters have an offset: an addition saved where they have none.
     const OFFSET: bool = false;
 
@@ -74,7 +76,10 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Codec for B
             let mut stored = [0; L];
             Self::stored(block, &mut stored);
             for (to, from) in codes.iter_mut().zip(stored) {
-                *to = (from.wrapping_sub(B::BIAS) as i8).into();
+                *to = match B::SIGN {
+                    true => in_order(from),
+                    false => (from.wrapping_sub(B::BIAS) as i8).into(),
+                };
             }
             for (group, p) in params.chunks_exact_mut(L / G).zip(B::params(block)) {
                 group.fill(p);
@@ -86,7 +91,10 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Codec for B
         let blocks: &mut [[u8; N]] = bytemuck::cast_slice_mut(bytes);
         for (block, codes) in blocks.iter_mut().zip(codes.chunks_exact(L)) {
             for (i, &code) in codes.iter().enumerate() {
-                let stored = (code as u8).wrapping_add(B::BIAS);
+                let stored = match B::SIGN {
+                    true => sign_and_magnitude(code),
+                    false => (code as u8).wrapping_add(B::BIAS),
+                };
                 B::LOW.put(block, i, stored);
                 if let Some(plane) = B::HIGH {
                     plane.put(block, i, stored >> B::LOW.bits);
@@ -184,7 +192,20 @@ fn spread(byte: u8) -> u64 {
     ((alone + 0x7f * EACH) >> 7) & EACH
 }
 
-/// `table[code]` of an ascending table, as the sum of the gaps below: unlike a load, this runs on whole vectors.
+/// The place of a nibble of sign and magnitude in numerical order: −0 is −1.
+fn in_order(nibble: u8) -> i32 {
+    match nibble {
+        0..8 => nibble.into(),
+        _ => 7 - i32::from(nibble),
+    }
+}
+
+/// The nibble at a place.
+pub(super) fn sign_and_magnitude(code: i32) -> u8 {
+    (if code < 0 { 7 - code } else { code }) as u8 & 15
+}
+
+/// `table[code]` as the sum of the gaps below: unlike a load, this runs on whole vectors.
 #[inline(always)]
 fn look_up(table: &[i8; 16], code: u8) -> u8 {
     let mut level = table[0] as u8;

@@ -1,6 +1,6 @@
 //! Quantizing from scratch. Only for tensors that change their encoding, or new ones: a fold steps codes instead.
 
-use super::{iquant, Encoding};
+use super::{fp4, iquant, Encoding};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
@@ -14,6 +14,8 @@ pub(super) fn encode(encoding: Encoding, values: &[f32], out: &mut [u8]) {
         Encoding::Q8_0 => return blocks(encoding, values, out, q8_0),
         Encoding::IQ4NL => return blocks(encoding, values, out, iquant::encode_nl),
         Encoding::IQ4XS => return blocks(encoding, values, out, iquant::encode_xs),
+        Encoding::MXFP4 => return blocks(encoding, values, out, fp4::encode_mx),
+        Encoding::NVFP4 => return blocks(encoding, values, out, fp4::encode_nv),
         Encoding::Q4_0 => GgmlDType::Q4_0,
         Encoding::Q4_1 => GgmlDType::Q4_1,
         Encoding::Q5_0 => GgmlDType::Q5_0,

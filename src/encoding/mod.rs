@@ -6,6 +6,7 @@
 
 mod block;
 mod encode;
+mod fp4;
 mod fp8;
 mod iquant;
 mod kquant;
@@ -50,6 +51,10 @@ pub enum Encoding {
     IQ4NL,
     /// The same table, a 6-bit scale per 32 of 256 elements.
     IQ4XS,
+    /// 4-bit floats, an exponent per 32 elements.
+    MXFP4,
+    /// 4-bit floats, an 8-bit float as the scale per 16 of 64 elements.
+    NVFP4,
 }
 
 /// What an element's code means: `value = scale · level(code) + offset`. Floats need none.
@@ -65,9 +70,9 @@ pub struct Params {
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Encoding; 15] = {
+    pub const ALL: [Encoding; 17] = {
         use Encoding::*;
-        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS]
+        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4, NVFP4]
     };
 
     /// The encoding that a GGUF file means by this type id.
@@ -112,7 +117,7 @@ impl Encoding {
 
     /// Reads the codes and parameters of whole blocks, one of each per element.
     ///
-    /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0 and −0.0 code −1.
+    /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0 and −0.0 code −1 (4-bit floats too).
     ///
     /// # Panics
     /// When the three slices are not the same number of whole blocks.
@@ -137,6 +142,7 @@ impl Encoding {
         match self {
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::value(self, code),
             Encoding::IQ4NL | Encoding::IQ4XS => p.scale * iquant::level(code) + p.offset,
+            Encoding::MXFP4 | Encoding::NVFP4 => p.scale * fp4::level(code) + p.offset,
             _ => p.scale * code as f32 + p.offset,
         }
     }
@@ -147,6 +153,7 @@ impl Encoding {
         let guess = match self {
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => return plain::nearest(self, x),
             Encoding::IQ4NL | Encoding::IQ4XS => iquant::nearest(level),
+            Encoding::MXFP4 | Encoding::NVFP4 => fp4::nearest(level),
             _ => level.round() as i32,
         };
         let (low, high) = self.code_range();
@@ -161,7 +168,7 @@ impl Encoding {
     pub fn code_range(self) -> (i32, i32) {
         match self {
             Encoding::IQ4NL | Encoding::IQ4XS | Encoding::Q4_1 | Encoding::Q4K => (0, 15),
-            Encoding::Q4_0 => (-8, 7),
+            Encoding::Q4_0 | Encoding::MXFP4 | Encoding::NVFP4 => (-8, 7),
             Encoding::Q5_0 => (-16, 15),
             Encoding::Q5_1 | Encoding::Q5K => (0, 31),
             Encoding::Q8_0 => (-128, 127),
@@ -172,7 +179,7 @@ impl Encoding {
         }
     }
 
-    /// Quantizes whole blocks from scratch: floats and Q8_0 exactly as llama.cpp's reference does, the others by a
+    /// Quantizes whole blocks from scratch: floats, Q8_0, MXFP4 and NVFP4 exactly as llama.cpp's reference does, the others by a
     /// search of the same quality, not the same bits.
     ///
     /// # Panics
@@ -208,6 +215,8 @@ impl Encoding {
             Encoding::Q6K => (14, "Q6_K"),
             Encoding::IQ4NL => (20, "IQ4_NL"),
             Encoding::IQ4XS => (23, "IQ4_XS"),
+            Encoding::MXFP4 => (39, "MXFP4"),
+            Encoding::NVFP4 => (40, "NVFP4"),
         }
     }
 
@@ -229,6 +238,8 @@ impl Encoding {
             Encoding::Q6K => &Blocks::<kquant::Q6K, 256, 210, 16>::NEW,
             Encoding::IQ4NL => &Blocks::<iquant::IQ4NL, 32, 18, 1>::NEW,
             Encoding::IQ4XS => &Blocks::<iquant::IQ4XS, 256, 136, 8>::NEW,
+            Encoding::MXFP4 => &Blocks::<fp4::MXFP4, 32, 17, 1>::NEW,
+            Encoding::NVFP4 => &Blocks::<fp4::NVFP4, 64, 36, 4>::NEW,
         }
     }
 }

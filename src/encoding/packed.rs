@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::fp8::{self, Fp8};
-use super::{Encoding, Params};
+use super::{plain, Encoding, Params};
 
 /// Where an element's code lies among the tensor's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,10 +17,12 @@ pub enum Layout {
     DownColumn,
     /// `[cols, rows / 8]` of 32 bits with the codes of eight neighbouring outputs, interleaved: AWQ.
     Interleaved,
-    /// `[rows, cols]` of bytes.
+    /// `[rows, cols]` of bytes, or of floats.
     Bytes,
     /// All elements in one row, two to a byte, the first in the upper half: bitsandbytes.
     Nibbles,
+    /// The same with the first in the lower half: NVFP4 and MXFP4.
+    LowNibbles,
 }
 
 /// The place of the eight outputs of a word in AWQ.
@@ -35,8 +37,18 @@ pub enum Levels {
     Signed,
     /// An 8-bit float; the code is its place in numerical order.
     Float(Fp8),
+    /// A wider float; the code is its place in numerical order.
+    Plain(Encoding),
     /// Sixteen levels in ascending order, and the stored code of each.
     Table([f32; 16], [u8; 16]),
+}
+
+impl Levels {
+    /// 4-bit floats, OCP's E2M1: a sign, two bits of exponent, one of mantissa. Both zeros are codes.
+    pub const E2M1: Levels = Levels::Table(
+        [-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+        [15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7],
+    );
 }
 
 /// Numbers that are stored as floats or as 8-bit codes into a table.
@@ -44,6 +56,10 @@ pub enum Levels {
 pub enum Numbers<'a> {
     /// Floats.
     Plain(Encoding, &'a [u8]),
+    /// 8-bit floats: the scales of NVFP4.
+    Float(Fp8, &'a [u8]),
+    /// Exponents, a byte e for 2^(e − 127): OCP's E8M0, the scales of MX formats.
+    Exponents(&'a [u8]),
     /// `table[code] · scale of the block + offset`: nested quantization of bitsandbytes, all F32.
     Nested {
         /// A byte for each number.
@@ -68,6 +84,9 @@ impl Numbers<'_> {
             Numbers::Plain(Encoding::F16, b) => f16::from_bits(bits(b, i)).to_f32(),
             Numbers::Plain(Encoding::BF16, b) => bf16::from_bits(bits(b, i)).to_f32(),
             Numbers::Plain(_, b) => f32_at(b, i),
+            Numbers::Float(kind, b) => kind.value(fp8::order(b[i])),
+            // 2^−127 has no exponent of its own as a float.
+            Numbers::Exponents(b) => f32::from_bits((u32::from(b[i]) << 23).max(1 << 22)),
             Numbers::Nested { codes, table, scales, block, offset } => {
                 f32_at(table, codes[i].into()) * f32_at(scales, i / block) + offset
             }
@@ -122,6 +141,56 @@ impl Groups<'_> {
     }
 }
 
+/// Which elements of a pruned matrix are there at all: only these have codes, one row's after another's.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask<'a> {
+    /// A bit for each element, the first the lowest; rows begin at whole bytes.
+    pub bits: &'a [u8],
+    /// Where each row's codes begin, I64; none: half of every row is there.
+    pub starts: Option<&'a [u8]>,
+}
+
+impl Mask<'_> {
+    /// How many of a row's elements before `col` are there.
+    fn before(&self, cols: usize, row: usize, col: usize) -> usize {
+        let bits = &self.bits[row * cols.div_ceil(8)..][..cols.div_ceil(8)];
+        let whole: u32 = bits[..col / 8].iter().map(|b| b.count_ones()).sum();
+        let rest = bits.get(col / 8).map_or(0, |b| (b & !(0xff << (col % 8))).count_ones());
+        (whole + rest) as usize
+    }
+
+    fn has(&self, cols: usize, row: usize, col: usize) -> bool {
+        self.bits[row * cols.div_ceil(8) + col / 8] >> (col % 8) & 1 == 1
+    }
+
+    fn start(&self, cols: usize, row: usize) -> usize {
+        match self.starts {
+            Some(b) => (0..8).rev().fold(0, |n, i| n << 8 | usize::from(b[8 * row + i])),
+            None => row * (cols / 2),
+        }
+    }
+
+    /// Whether the mask fits a matrix of this shape that has `codes` codes.
+    pub fn fits(&self, rows: usize, cols: usize, codes: usize) -> bool {
+        let sizes = self.bits.len() == rows * cols.div_ceil(8)
+            && self.starts.is_none_or(|b| b.len() == 8 * rows)
+            && (cols.is_multiple_of(8) || rows == 0 || (0..rows).all(|r| self.ends(cols, r)));
+        let mut at = 0;
+        sizes
+            && (0..rows).all(|row| {
+                let here = self.start(cols, row) == at;
+                at += self.before(cols, row, cols);
+                here
+            })
+            && at == codes
+    }
+
+    /// Whether a row's last byte has no bits behind the row.
+    fn ends(&self, cols: usize, row: usize) -> bool {
+        self.bits[(row + 1) * cols.div_ceil(8) - 1] >> (cols % 8) == 0
+    }
+}
+
 /// A packed matrix without its codes, which a fold replaces. Whoever builds one has checked that every index lies inside.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
@@ -131,7 +200,7 @@ pub struct Packed<'a> {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Bits of a code.
+    /// Bits of a code; a byte can hold fewer than eight.
     pub bits: u32,
     /// Where codes lie.
     pub layout: Layout,
@@ -141,10 +210,14 @@ pub struct Packed<'a> {
     pub scales: Numbers<'a>,
     /// Multiplies every scale.
     pub factor: f32,
+    /// Divides every scale.
+    pub divisor: f32,
     /// Zero points.
     pub zeros: Zeros<'a>,
     /// Which elements share them.
     pub groups: Groups<'a>,
+    /// Which elements have codes; none: all. The others are zero, and no code changes them.
+    pub mask: Option<Mask<'a>>,
     /// The type that values are rounded to.
     pub round: Encoding,
 }
@@ -181,16 +254,55 @@ impl Packed<'_> {
                 (bit / 32 * self.rows + row, (bit % 32) as u32, self.rows)
             }
             Layout::Interleaved => (col * (self.rows / 8) + row / 8, 4 * AWQ[row % 8], 1),
-            Layout::Bytes | Layout::Nibbles => unreachable!("no words"),
+            Layout::Bytes | Layout::Nibbles | Layout::LowNibbles => unreachable!("no words"),
         }
+    }
+
+    /// The byte of a nibble and its lowest bit there.
+    fn nibble(&self, row: usize, col: usize) -> (usize, usize) {
+        let i = row * self.cols + col;
+        match self.layout {
+            Layout::Nibbles => (i / 2, 4 * (1 - i % 2)),
+            _ => (i / 2, 4 * (i % 2)),
+        }
+    }
+
+    /// Bytes of an element, where elements are whole bytes.
+    fn width(&self) -> usize {
+        match self.levels {
+            Levels::Plain(e) => e.block_bytes(),
+            _ => 1,
+        }
+    }
+
+    /// Some columns of a row as (column, row and column of its code): with a mask, codes lie in one row, and some elements
+    /// have none.
+    fn places(
+        &self,
+        row: usize,
+        cols: Range<usize>,
+    ) -> impl Iterator<Item = (usize, Option<(usize, usize)>)> + '_ {
+        let mut at = self.mask.map_or(0, |m| m.start(self.cols, row) + m.before(self.cols, row, cols.start));
+        cols.map(move |col| match self.mask {
+            None => (col, Some((row, col))),
+            Some(m) if m.has(self.cols, row, col) => {
+                at += 1;
+                (col, Some((0, at - 1)))
+            }
+            Some(_) => (col, None),
+        })
     }
 
     fn stored(&self, bytes: &[u8], row: usize, col: usize) -> u32 {
         match self.layout {
-            Layout::Bytes => bytes[row * self.cols + col].into(),
-            Layout::Nibbles => {
-                let i = row * self.cols + col;
-                (u32::from(bytes[i / 2]) >> (4 * (1 - i % 2))) & 15
+            Layout::Bytes => {
+                let n = self.width();
+                let at = (row * self.cols + col) * n;
+                bytes[at..at + n].iter().rev().fold(0, |code, &b| code << 8 | u32::from(b))
+            }
+            Layout::Nibbles | Layout::LowNibbles => {
+                let (at, shift) = self.nibble(row, col);
+                (u32::from(bytes[at]) >> shift) & 15
             }
             _ => {
                 let (at, shift, next) = self.place(row, col);
@@ -205,11 +317,14 @@ impl Packed<'_> {
 
     fn store(&self, bytes: &mut [u8], row: usize, col: usize, stored: u32) {
         match self.layout {
-            Layout::Bytes => bytes[row * self.cols + col] = stored as u8,
-            Layout::Nibbles => {
-                let i = row * self.cols + col;
-                let shift = 4 * (1 - i % 2);
-                bytes[i / 2] = (bytes[i / 2] & !(15 << shift)) | ((stored as u8 & 15) << shift);
+            Layout::Bytes => {
+                let n = self.width();
+                let at = (row * self.cols + col) * n;
+                bytes[at..at + n].copy_from_slice(&stored.to_le_bytes()[..n]);
+            }
+            Layout::Nibbles | Layout::LowNibbles => {
+                let (at, shift) = self.nibble(row, col);
+                bytes[at] = (bytes[at] & !(15 << shift)) | ((stored as u8 & 15) << shift);
             }
             _ => {
                 let (at, shift, next) = self.place(row, col);
@@ -248,7 +363,10 @@ impl Packed<'_> {
 
     fn params_of(&self, row: usize, group: usize) -> Params {
         let at = row / self.groups.rows * self.groups.by_row + group * self.groups.by_group;
-        Params { scale: self.scales.at(at) * self.factor, offset: self.zero(row, group) as f32 }
+        Params {
+            scale: self.scales.at(at) * self.factor / self.divisor,
+            offset: self.zero(row, group) as f32,
+        }
     }
 
     /// The codes and parameters of some columns of a row. The offset is the zero point.
@@ -261,17 +379,22 @@ impl Packed<'_> {
         params: &mut [Params],
     ) {
         let mut last = (usize::MAX, Params::default());
-        for ((col, code), p) in cols.zip(codes).zip(params) {
+        for (((col, place), code), p) in self.places(row, cols).zip(codes).zip(params) {
+            let Some((row_of_code, col_of_code)) = place else {
+                (*code, *p) = (0, Params::default());
+                continue;
+            };
             let group = self.groups.group(col);
             if group != last.0 {
                 last = (group, self.params_of(row, group));
             }
             *p = last.1;
-            let stored = self.stored(bytes, row, col);
+            let stored = self.stored(bytes, row_of_code, col_of_code);
             *code = match &self.levels {
                 Levels::Unsigned => stored as i32,
                 Levels::Signed => (stored as u8 as i8).into(),
                 Levels::Float(_) => fp8::order(stored as u8),
+                Levels::Plain(e) => plain::order(*e, stored),
                 Levels::Table(_, order) => {
                     order.iter().position(|&c| u32::from(c) == stored).unwrap_or(0) as i32
                 }
@@ -281,11 +404,13 @@ impl Packed<'_> {
 
     /// Overwrites the codes of some columns of a row, nothing else.
     pub fn pack(&self, bytes: &mut [u8], row: usize, cols: Range<usize>, codes: &[i32]) {
-        for (col, &code) in cols.zip(codes) {
+        for ((_, place), &code) in self.places(row, cols).zip(codes) {
+            let Some((row, col)) = place else { continue };
             let stored = match &self.levels {
                 Levels::Unsigned => code as u32,
                 Levels::Signed => (code as i8 as u8).into(),
                 Levels::Float(_) => fp8::bits(code).into(),
+                Levels::Plain(e) => plain::bits(*e, code),
                 Levels::Table(_, order) => order[code as usize & 15].into(),
             };
             self.store(bytes, row, col, stored);
@@ -296,6 +421,7 @@ impl Packed<'_> {
         match &self.levels {
             Levels::Unsigned | Levels::Signed => code as f32,
             Levels::Float(kind) => kind.value(code),
+            Levels::Plain(e) => plain::value(*e, code),
             Levels::Table(table, _) => table[code as usize & 15],
         }
     }
@@ -317,6 +443,7 @@ impl Packed<'_> {
         let guess = match &self.levels {
             Levels::Unsigned | Levels::Signed => level.round() as i32,
             Levels::Float(kind) => kind.nearest(level),
+            Levels::Plain(e) => plain::nearest(*e, level),
             Levels::Table(table, _) => table.windows(2).filter(|w| 2.0 * level > w[0] + w[1]).count() as i32,
         };
         let guess = guess.clamp(low, high);
@@ -330,8 +457,10 @@ impl Packed<'_> {
         match &self.levels {
             Levels::Unsigned => (0, self.mask() as i32),
             // −128 is a code that symmetric quantizers don't use.
-            Levels::Signed => (-127, 127),
+            Levels::Signed if self.bits == 8 => (-127, 127),
+            Levels::Signed => (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1),
             Levels::Float(kind) => kind.code_range(),
+            Levels::Plain(e) => plain::code_range(*e),
             Levels::Table(..) => (0, 15),
         }
     }

@@ -88,6 +88,22 @@ fn decode_bf16(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The place of a float's bits in numerical order.
+pub(super) fn order(encoding: Encoding, bits: u32) -> i32 {
+    match encoding {
+        Encoding::F16 | Encoding::BF16 => order16(bits as u16 as i16).into(),
+        _ => order32(bits as i32),
+    }
+}
+
+/// The bits at a place.
+pub(super) fn bits(encoding: Encoding, code: i32) -> u32 {
+    match encoding {
+        Encoding::F16 | Encoding::BF16 => (order16(code as i16) as u16).into(),
+        _ => order32(code) as u32,
+    }
+}
+
 /// The float that has this code. Only for the three float encodings, as the functions below.
 pub(super) fn value(encoding: Encoding, code: i32) -> f32 {
     match encoding {

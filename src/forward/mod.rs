@@ -2,6 +2,7 @@
 //! time, activations tapped on the way, candidate edits as rank-one terms.
 
 pub mod attention;
+mod experts;
 mod head;
 mod matmul;
 mod runner;
@@ -9,4 +10,4 @@ mod runner;
 pub use attention::dot;
 pub use head::{Head, Readout};
 pub use matmul::Compute;
-pub use runner::{Fork, Generated, Row, Runner, Sequence, Tap};
+pub use runner::{Fork, Generated, Row, Runner, Sequence, Site, Tap};

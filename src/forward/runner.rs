@@ -50,12 +50,24 @@ pub struct Row {
     base: usize,
 }
 
+/// A matrix that writes into the residual stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Site {
+    /// The block.
+    pub layer: usize,
+    /// The writer.
+    pub writer: Writer,
+    /// Which of the writer's matrices: the expert; 0 where there is one only.
+    pub expert: usize,
+}
+
 /// Sees activations as they pass. `x` is `[rows, width]`.
 pub trait Tap {
     /// The residual stream after block `layer`.
     fn residual(&mut self, _layer: usize, _rows: &[Row], _x: &[f32], _width: usize) {}
-    /// What a writer reads.
-    fn writer_input(&mut self, _layer: usize, _writer: Writer, _rows: &[Row], _x: &[f32], _width: usize) {}
+    /// What a writer's matrix reads; of an expert the rows that chose it, times the router's weight, and of a shared expert
+    /// all rows, times its gate: the matrix times `x` is what is added to the residual stream.
+    fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
 }
 
 impl Tap for () {}
@@ -73,8 +85,8 @@ pub struct Generated {
 
 /// Runs a model over sequences.
 pub struct Runner<'m> {
-    model: &'m Model,
-    compute: &'m Compute,
+    pub(super) model: &'m Model,
+    pub(super) compute: &'m Compute,
     edits: &'m [Edit],
     progress: &'m dyn Progress,
     /// Bytes that activations and caches may take.
@@ -231,7 +243,13 @@ impl<'m> Runner<'m> {
 
     fn bytes_per_row(&self) -> usize {
         let s = &self.model.spec;
-        4 * (3 * s.hidden + 2 * s.heads * s.head_dim + 4 * s.kv_heads * s.head_dim + 3 * s.ffn)
+        // The router's logits, and where it sends a row.
+        let routed = s.experts.as_ref().map_or(0, |e| e.count + 4 * e.used);
+        4 * (3 * s.hidden
+            + 2 * s.heads * s.head_dim
+            + 4 * s.kv_heads * s.head_dim
+            + 3 * s.widest_ffn()
+            + routed)
     }
 
     /// Runs `rows` through every block. Forks join as rows at the first layer of their edit. Returns all rows and their
@@ -304,11 +322,16 @@ impl<'m> Runner<'m> {
             drop(mixed);
 
             let normed = rms_norm(&hidden, &self.model.vector(Role::FfnNorm, layer)?, eps);
-            let mut gate = self.project(Role::FfnGate, layer, &normed, rows.len())?;
-            let up = self.project(Role::FfnUp, layer, &normed, rows.len())?;
-            gate.par_iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-            drop((normed, up));
-            self.write(layer, Writer::Ffn, &rows, &gate, &mut hidden, tap)?;
+            match spec.experts.as_ref().filter(|_| spec.is_sparse(layer)) {
+                Some(experts) => self.mixture(layer, experts, &rows, &normed, &mut hidden, tap)?,
+                None => {
+                    let mut gate = self.project(Role::FfnGate, layer, &normed, rows.len())?;
+                    let up = self.project(Role::FfnUp, layer, &normed, rows.len())?;
+                    swish(&mut gate, &up);
+                    drop((normed, up));
+                    self.write(layer, Writer::Ffn, &rows, &gate, &mut hidden, tap)?;
+                }
+            }
             if !hidden.par_iter().all(|x| x.is_finite()) {
                 return Err(Error::Model(format!(
                     "{}: block {layer} gives numbers that are not finite; the weights are damaged, or an edit is too strong",
@@ -342,7 +365,7 @@ impl<'m> Runner<'m> {
         Ok(out)
     }
 
-    fn project(&self, role: Role, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
+    pub(super) fn project(&self, role: Role, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
         let mut y = self.compute.matmul(x, n, &self.model.matrix(role, layer)?)?;
         if let Some(bias) = self.model.bias(role, layer)? {
             y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
@@ -351,7 +374,7 @@ impl<'m> Runner<'m> {
     }
 
     /// A writer's part of a block: projects, adds the rows' edits, adds the result to the residual stream.
-    fn write(
+    pub(super) fn write(
         &self,
         layer: usize,
         writer: Writer,
@@ -361,23 +384,33 @@ impl<'m> Runner<'m> {
         tap: &mut dyn Tap,
     ) -> Result<()> {
         let width = x.len() / rows.len().max(1);
-        tap.writer_input(layer, writer, rows, x, width);
+        let site = Site { layer, writer, expert: 0 };
+        tap.writer_input(site, rows, x, width);
         let y = self.project(writer.role(), layer, x, rows.len())?;
         let d = self.model.spec.hidden;
-        hidden.par_chunks_mut(d).enumerate().for_each(|(i, h)| {
-            h.iter_mut().zip(&y[i * d..(i + 1) * d]).for_each(|(h, y)| *h += y);
-            if rows[i].edit > 0 {
-                for term in
-                    self.edits[rows[i].edit - 1].iter().filter(|t| t.layer == layer && t.writer == writer)
-                {
-                    let gate =
-                        if term.v.is_empty() { 1.0 } else { dot(&term.v, &x[i * width..(i + 1) * width]) };
-                    h.iter_mut().zip(&term.u).for_each(|(h, u)| *h += gate * u);
-                }
-            }
+        hidden.par_chunks_mut(d).zip(y.par_chunks(d)).enumerate().for_each(|(i, (h, y))| {
+            h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
+            self.add_edit(site, &rows[i], &x[i * width..(i + 1) * width], h);
         });
         Ok(())
     }
+
+    /// Adds to `out`, `[hidden]`, what a row's edit makes of a matrix's input.
+    pub(super) fn add_edit(&self, site: Site, row: &Row, x: &[f32], out: &mut [f32]) {
+        let Some(edit) = row.edit.checked_sub(1).map(|e| &self.edits[e]) else { return };
+        for term in edit.iter().filter(|t| t.layer == site.layer && t.writer == site.writer) {
+            let gate = match term.v.get(site.expert * x.len()..) {
+                Some(v) if !term.v.is_empty() => dot(&v[..x.len()], x),
+                _ => 1.0,
+            };
+            out.iter_mut().zip(&term.u).for_each(|(o, u)| *o += gate * u);
+        }
+    }
+}
+
+/// gate ← silu(gate) · up
+pub(super) fn swish(gate: &mut [f32], up: &[f32]) {
+    gate.par_iter_mut().zip(up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
 }
 
 /// x / rms(x) · w over chunks of `w.len()`.

@@ -4,13 +4,21 @@ use std::f64::consts::TAU;
 
 use serde_json::Value;
 
+use super::experts::Experts;
 use super::spec::{Rope, RopeStyle, Spec};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
 
 /// Values of `model_type` that the decoder runs, with the architecture's name in GGUF.
-const SUPPORTED: [(&str, &str); 4] =
-    [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
+const SUPPORTED: [(&str, &str); 7] = [
+    ("llama", "llama"),
+    ("mistral", "llama"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("mixtral", "llama"),
+    ("qwen2_moe", "qwen2moe"),
+    ("qwen3_moe", "qwen3moe"),
+];
 
 impl Spec {
     /// Reads the description from `config.json`; of a multimodal model from its `text_config`.
@@ -61,8 +69,8 @@ impl Spec {
         let norm_eps = c["rms_norm_eps"].as_f64().unwrap_or(1e-6) as f32;
         let mut context = number("max_position_embeddings").unwrap_or(0);
         // Shorter texts than the window see all of it; longer ones are refused.
-        let window =
-            number("sliding_window").filter(|_| kind == "mistral" || c["use_sliding_window"] == true);
+        let always = ["mistral", "mixtral"].contains(&kind);
+        let window = number("sliding_window").filter(|_| always || c["use_sliding_window"] == true);
         if let Some(window) = window {
             context = if context == 0 { window } else { context.min(window) };
         }
@@ -70,19 +78,23 @@ impl Spec {
         if !(norm_eps.is_finite() && norm_eps >= 0.0) {
             return Err(Error::Model(format!("{path}: rms_norm_eps {norm_eps} makes no sense")));
         }
+        let layers = need("num_hidden_layers")?;
+        let experts = Experts::from_config(c, kind, &path)?;
+        let dense = experts.as_ref().is_none_or(|e| e.every > 1 || !e.dense.is_empty());
         let tied = |v: &Value| v["tie_word_embeddings"].as_bool();
         Ok(Spec {
             arch: arch.to_string(),
-            layers: need("num_hidden_layers")?,
+            layers,
             hidden,
             heads,
             kv_heads,
             head_dim,
-            ffn: need("intermediate_size")?,
+            ffn: if dense { need("intermediate_size")? } else { 0 },
+            experts,
             vocab: need("vocab_size")?,
             norm_eps,
             rope,
-            qk_norm: kind == "qwen3",
+            qk_norm: kind.starts_with("qwen3"),
             context,
             tied: tied(c).or(tied(folder.config())).unwrap_or(false),
         })

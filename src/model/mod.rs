@@ -1,10 +1,12 @@
 //! What the decoder is, as data: a [`Spec`] from the checkpoint's metadata, and tensor roles resolved to names.
 
 mod config;
+mod experts;
 mod matrix;
 mod names;
 mod packing;
 mod spec;
+mod stack;
 
 use std::path::Path;
 
@@ -12,29 +14,41 @@ use crate::checkpoint::{type_name, Checkpoint, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 
+pub use experts::Experts;
 pub use matrix::{Matrix, Storage};
 pub use names::Names;
+pub use packing::packed_expert;
 pub use spec::{Rope, RopeStyle, Spec};
+pub use stack::{Part, Stack};
 
-/// The two matrices of a block that write into the residual stream.
+/// What of a block writes into the residual stream ([`Spec::writers`] says what a block has).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Writer {
     /// `attn_output` in GGUF, `o_proj` in Hugging Face.
     Attention,
     /// `ffn_down` in GGUF, `down_proj` in Hugging Face.
     Ffn,
+    /// The expert that every token runs through: `ffn_down_shexp`, `shared_expert.down_proj`.
+    Shared,
+    /// The routed experts, all of a block together: `ffn_down_exps`, `experts.….down_proj`. Their input is that of each
+    /// expert times the router's weight, side by side: zero where an expert isn't chosen.
+    Experts,
 }
 
 impl Writer {
-    /// Both writers, in the order in which a block runs them.
-    pub const ALL: [Writer; 2] = [Writer::Attention, Writer::Ffn];
-
-    /// The role of this writer's matrix.
+    /// The role of this writer's matrices.
     pub fn role(self) -> Role {
         match self {
             Writer::Attention => Role::AttnOutput,
             Writer::Ffn => Role::FfnDown,
+            Writer::Shared => Role::SharedDown,
+            Writer::Experts => Role::ExpertDown,
         }
+    }
+
+    /// Its name in GGUF.
+    pub fn name(self) -> &'static str {
+        self.role().gguf()
     }
 }
 
@@ -47,7 +61,8 @@ pub struct RankOne {
     pub writer: Writer,
     /// What is written, strength included: α·û, `[hidden]`.
     pub u: Vec<f32>,
-    /// The gate over the writer's input, `[columns of the writer]`. Empty: no gate, a constant is added at every token.
+    /// The gate over the writer's input, `[columns of the writer]`; of experts side by side, in their order. Empty: no gate,
+    /// a constant is added at every token.
     pub v: Vec<f32>,
 }
 
@@ -69,6 +84,14 @@ pub enum Role {
     FfnGate,
     FfnUp,
     FfnDown,
+    Router,
+    ExpertGate,
+    ExpertUp,
+    ExpertDown,
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedDown,
 }
 
 /// A tensor's new bytes, which stand in for the file's.
@@ -176,7 +199,7 @@ impl Model {
         self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
     }
 
-    /// A writer's matrix and its tensor's name.
+    /// The matrix and the tensor's name of a writer that has one matrix.
     pub fn writer(&self, layer: usize, writer: Writer) -> Result<(String, Matrix<'_>)> {
         let name = self.name(writer.role(), layer);
         let matrix = self.matrix_named(&name)?;
@@ -185,9 +208,21 @@ impl Model {
 
     /// Any matrix by its tensor's name.
     pub fn matrix_named(&self, name: &str) -> Result<Matrix<'_>> {
+        let stack = self.stack(name)?;
+        if self.file.tensor(name).is_some_and(|t| t.dims.len() > 2) {
+            return Err(self.dimensions(name, "2"));
+        }
+        Ok(stack.get(0))
+    }
+
+    /// All matrices of a tensor.
+    ///
+    /// # Errors
+    /// A tensor that is missing or can't be read.
+    pub fn stack(&self, name: &str) -> Result<Stack<'_>> {
         if let Some((matrix, codes)) = self.packed(name)? {
             let new = self.replaced.iter().find(|r| r.tensor == codes.name);
-            return Ok(Matrix { bytes: new.map_or(matrix.bytes, |r| &r.bytes), ..matrix });
+            return Ok(Stack::new(Matrix { bytes: new.map_or(matrix.bytes, |r| &r.bytes), ..matrix }, 1));
         }
         let t = self.file.tensor(name).ok_or_else(|| self.missing(name))?;
         let encoding = Encoding::from_ggml(t.type_id).ok_or_else(|| {
@@ -199,20 +234,17 @@ impl Model {
                 ),
                 match self.file {
                     Checkpoint::Gguf(_) => {
-                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL or IQ4_XS, or to F16"
+                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL, IQ4_XS or MXFP4, or to F16"
                     }
                     Checkpoint::Folder(_) => "use a checkpoint of the same model in another packing",
                 },
             )
         })?;
-        if t.dims.len() != 2 {
-            return Err(Error::Model(format!(
-                "{}: tensor {name} has {} dimensions, expected 2",
-                self.path(),
-                t.dims.len()
-            )));
-        }
-        let (cols, rows) = (t.dims[0] as usize, t.dims[1] as usize);
+        let (cols, rows, count) = match t.dims[..] {
+            [cols, rows] => (cols as usize, rows as usize, 1),
+            [cols, rows, count] if count > 0 => (cols as usize, rows as usize, count as usize),
+            _ => return Err(self.dimensions(name, "2 or 3")),
+        };
         if !cols.is_multiple_of(encoding.block_len()) {
             return Err(Error::Model(format!(
                 "{}: tensor {name} has rows of {cols}, {} needs multiples of {}",
@@ -221,13 +253,21 @@ impl Model {
                 encoding.block_len()
             )));
         }
-        match self.replaced.iter().find(|r| r.tensor == name) {
+        let all = match self.replaced.iter().find(|r| r.tensor == name) {
             Some(r) => {
-                let encoding = r.encoding.unwrap_or(encoding).into();
-                Ok(Matrix { rows, cols, encoding, bytes: &r.bytes })
+                Matrix { rows, cols, encoding: r.encoding.unwrap_or(encoding).into(), bytes: &r.bytes }
             }
-            None => Ok(Matrix { rows, cols, encoding: encoding.into(), bytes: self.file.bytes(t) }),
-        }
+            None => Matrix { rows, cols, encoding: encoding.into(), bytes: self.file.bytes(t) },
+        };
+        Ok(Stack::new(all, count))
+    }
+
+    fn dimensions(&self, name: &str, expected: &str) -> Error {
+        let dims = self.file.tensor(name).map_or(&[][..], |t| &t.dims);
+        Error::Model(format!(
+            "{}: tensor {name} has the shape {dims:?}, expected {expected} dimensions",
+            self.path()
+        ))
     }
 
     /// The name of the tensor that holds a matrix's codes; its own, where nothing is packed.
@@ -305,10 +345,17 @@ impl Model {
                 (Role::FfnUp, s.ffn, d),
                 (Role::FfnDown, d, s.ffn),
             ] {
+                let is_ffn = [Role::FfnGate, Role::FfnUp, Role::FfnDown].contains(&role);
+                if is_ffn && s.is_sparse(layer) {
+                    continue;
+                }
                 self.expect(&self.name(role, layer), rows, cols)?;
                 if let Some(bias) = self.bias(role, layer)? {
                     self.expect_len(&self.bias_name(role, layer), bias.len(), rows)?;
                 }
+            }
+            if let Some(experts) = s.experts.as_ref().filter(|_| s.is_sparse(layer)) {
+                self.check_experts(layer, experts)?;
             }
             for role in [Role::AttnNorm, Role::FfnNorm] {
                 self.expect_len(&self.name(role, layer), self.vector(role, layer)?.len(), d)?;
@@ -329,8 +376,19 @@ impl Model {
     /// A tensor that would change what the model computes, and isn't known.
     fn is_odd(&self, name: &str) -> bool {
         match &self.names {
-            Names::Gguf => (name.starts_with("blk.") && name.ends_with(".scale")) || name == "output.bias",
-            Names::HuggingFace { prefix, head } => {
+            Names::Gguf => {
+                let in_block = name.strip_prefix("blk.").and_then(|n| n.split_once('.'));
+                // What experts come with besides their weights: biases, scales, a router's correction.
+                let of_experts = |rest: &str| {
+                    let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
+                    let (known, fused) = (Role::ALL.iter().any(|r| r.gguf() == module), "ffn_gate_up_exps");
+                    (rest.contains("exp") || rest.starts_with("ffn_gate_inp"))
+                        && !(last == "weight" && (known || module == fused) && self.spec.experts.is_some())
+                };
+                in_block.is_some_and(|(_, rest)| rest.ends_with(".scale") || of_experts(rest))
+                    || name == "output.bias"
+            }
+            Names::HuggingFace { prefix, head, moe } => {
                 if head.strip_suffix("weight").is_some_and(|h| name.strip_prefix(h) == Some("bias")) {
                     return true;
                 }
@@ -341,8 +399,25 @@ impl Model {
                 let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
                 // Scales of a quantized cache, and tables that follow from the configuration.
                 let cache = ["k_scale", "v_scale", "q_scale", "output_scale", "inv_freq"].contains(&last);
-                let known = |r: &Role| {
-                    module.strip_prefix(r.hugging_face()).is_some_and(|m| m.is_empty() || m.starts_with('.'))
+                let experts = self.spec.experts.as_ref();
+                let own = if module.is_empty() { rest } else { module };
+                let is = |own: &str, name: &str| {
+                    own.strip_prefix(name).is_some_and(|m| m.is_empty() || m.starts_with('.'))
+                };
+                // An expert that the router doesn't know, or experts' biases, would be left out silently.
+                let expert = |own: &str| match own.split('.').nth(2).map(str::parse::<usize>) {
+                    Some(Ok(n)) => experts.is_some_and(|e| n < e.count) && last != "bias",
+                    _ => last != "bias" && !last.ends_with("_bias"),
+                };
+                let known = |r: &Role| match r {
+                    Role::Router => experts.is_some() && own == format!("{moe}.gate") && last == "weight",
+                    Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => {
+                        experts.is_some() && is(own, &format!("{moe}.experts")) && expert(own)
+                    }
+                    _ => {
+                        is(own, r.hugging_face())
+                            && !(r.is_experts() && (experts.is_none() || last == "bias"))
+                    }
                 };
                 within && !cache && !Role::ALL.iter().any(known)
             }

@@ -14,6 +14,8 @@ pub enum Names {
         prefix: String,
         /// The output matrix, where the model has one of its own.
         head: String,
+        /// What a block calls its experts' module: `mlp`, of Mixtral `block_sparse_moe`.
+        moe: &'static str,
     },
 }
 
@@ -32,7 +34,9 @@ impl Names {
         let Checkpoint::Folder(folder) = file else { return Names::Gguf };
         let has = |prefix: &str| folder.tensor(&format!("{prefix}embed_tokens.weight")).is_some();
         let (prefix, head) = PREFIXES.into_iter().find(|(p, _)| has(p)).unwrap_or(PREFIXES[0]);
-        Names::HuggingFace { prefix: prefix.into(), head: head.into() }
+        let mixtral = folder.tensors().iter().any(|t| t.name.contains(".block_sparse_moe."));
+        let moe = if mixtral { "block_sparse_moe" } else { "mlp" };
+        Names::HuggingFace { prefix: prefix.into(), head: head.into(), moe }
     }
 
     /// What every tensor of a block begins with.
@@ -47,6 +51,7 @@ impl Names {
     pub fn module(&self, role: Role, layer: usize) -> String {
         let name = match self {
             Names::Gguf => role.gguf(),
+            Names::HuggingFace { moe, .. } if role == Role::Router => &format!("{moe}.gate"),
             Names::HuggingFace { .. } => role.hugging_face(),
         };
         format!("{}{name}", self.block(layer))
@@ -79,12 +84,41 @@ impl Names {
 
 impl Role {
     /// Every role.
-    pub(super) const ALL: [Role; 11] = {
+    pub(super) const ALL: [Role; 19] = {
         use Role::*;
-        [AttnNorm, AttnQ, AttnK, AttnV, AttnQNorm, AttnKNorm, AttnOutput, FfnNorm, FfnGate, FfnUp, FfnDown]
+        [
+            AttnNorm,
+            AttnQ,
+            AttnK,
+            AttnV,
+            AttnQNorm,
+            AttnKNorm,
+            AttnOutput,
+            FfnNorm,
+            FfnGate,
+            FfnUp,
+            FfnDown,
+            Router,
+            ExpertGate,
+            ExpertUp,
+            ExpertDown,
+            SharedRouter,
+            SharedGate,
+            SharedUp,
+            SharedDown,
+        ]
     };
 
-    fn gguf(self) -> &'static str {
+    /// Whether only models with experts have it.
+    pub(super) fn is_experts(self) -> bool {
+        use Role::*;
+        matches!(
+            self,
+            Router | ExpertGate | ExpertUp | ExpertDown | SharedRouter | SharedGate | SharedUp | SharedDown
+        )
+    }
+
+    pub(super) fn gguf(self) -> &'static str {
         match self {
             Role::AttnNorm => "attn_norm",
             Role::AttnQ => "attn_q",
@@ -97,6 +131,14 @@ impl Role {
             Role::FfnGate => "ffn_gate",
             Role::FfnUp => "ffn_up",
             Role::FfnDown => "ffn_down",
+            Role::Router => "ffn_gate_inp",
+            Role::ExpertGate => "ffn_gate_exps",
+            Role::ExpertUp => "ffn_up_exps",
+            Role::ExpertDown => "ffn_down_exps",
+            Role::SharedRouter => "ffn_gate_inp_shexp",
+            Role::SharedGate => "ffn_gate_shexp",
+            Role::SharedUp => "ffn_up_shexp",
+            Role::SharedDown => "ffn_down_shexp",
         }
     }
 
@@ -113,6 +155,12 @@ impl Role {
             Role::FfnGate => "mlp.gate_proj",
             Role::FfnUp => "mlp.up_proj",
             Role::FfnDown => "mlp.down_proj",
+            Role::Router => "mlp.gate",
+            Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => "mlp.experts",
+            Role::SharedRouter => "mlp.shared_expert_gate",
+            Role::SharedGate => "mlp.shared_expert.gate_proj",
+            Role::SharedUp => "mlp.shared_expert.up_proj",
+            Role::SharedDown => "mlp.shared_expert.down_proj",
         }
     }
 }

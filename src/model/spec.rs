@@ -1,5 +1,7 @@
 //! The decoder's description. One forward pass reads it; architectures differ by its values only.
 
+use super::experts::Experts;
+use super::Writer;
 use crate::checkpoint::{Checkpoint, Gguf};
 use crate::error::{Error, Result};
 
@@ -42,8 +44,10 @@ pub struct Spec {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer, where a block has one; else 0.
     pub ffn: usize,
+    /// What stands in place of the feed-forward layer, in models with experts.
+    pub experts: Option<Experts>,
     /// Tokens.
     pub vocab: usize,
     /// Epsilon of the RMS norms.
@@ -59,7 +63,7 @@ pub struct Spec {
 }
 
 /// Architectures that the decoder runs.
-pub const SUPPORTED: [&str; 3] = ["llama", "qwen2", "qwen3"];
+pub const SUPPORTED: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe"];
 
 impl Spec {
     /// Reads the description of either kind of checkpoint.
@@ -93,12 +97,7 @@ impl Spec {
                 Error::Model(format!("{path}: metadata key {} is missing or not a positive number", key(k)))
             })
         };
-        if optional("expert_count").unwrap_or(0) > 0 {
-            return Err(Error::unsupported(
-                format!("{path}: {arch} with experts can't be run"),
-                "only dense models are supported so far",
-            ));
-        }
+        let experts = Experts::from_gguf(file, &arch)?;
         let hidden = need("embedding_length")?;
         let heads = need("attention.head_count")?;
         let kv_heads = optional("attention.head_count_kv").unwrap_or(heads);
@@ -142,7 +141,7 @@ impl Spec {
                 "{path}: rope over {dims} of {head_dim} dimensions makes no sense"
             )));
         }
-        let qk_norm = arch == "qwen3";
+        let qk_norm = arch == "qwen3" || arch == "qwen3moe";
         let style = if arch == "llama" { RopeStyle::Interleaved } else { RopeStyle::Neox };
         let rope = Rope {
             theta,
@@ -158,7 +157,9 @@ impl Spec {
             heads,
             kv_heads,
             head_dim,
-            ffn: need("feed_forward_length")?,
+            // llama.cpp has no file with both kinds of block for these architectures.
+            ffn: if experts.is_some() { 0 } else { need("feed_forward_length")? },
+            experts,
             vocab: embedding.dims.get(1).copied().unwrap_or(0) as usize,
             norm_eps,
             rope,
@@ -167,6 +168,37 @@ impl Spec {
             tied: file.tensor("output.weight").is_none(),
             arch,
         })
+    }
+
+    /// Whether a block routes its tokens to experts.
+    pub fn is_sparse(&self, layer: usize) -> bool {
+        self.experts.as_ref().is_some_and(|e| e.are_in(layer))
+    }
+
+    /// The writers of a block, in the order in which it runs them.
+    pub fn writers(&self, layer: usize) -> &'static [Writer] {
+        match &self.experts {
+            Some(e) if self.is_sparse(layer) && e.shared > 0 => {
+                &[Writer::Attention, Writer::Shared, Writer::Experts]
+            }
+            Some(_) if self.is_sparse(layer) => &[Writer::Attention, Writer::Experts],
+            _ => &[Writer::Attention, Writer::Ffn],
+        }
+    }
+
+    /// Length of a writer's gate: the columns of its matrix, of experts those of all of them side by side.
+    pub fn columns(&self, writer: Writer) -> usize {
+        match writer {
+            Writer::Attention => self.heads * self.head_dim,
+            Writer::Ffn => self.ffn,
+            Writer::Shared => self.experts.as_ref().map_or(0, |e| e.shared),
+            Writer::Experts => self.experts.as_ref().map_or(0, |e| e.count * e.ffn),
+        }
+    }
+
+    /// Width of the widest feed-forward layer, shared or single expert.
+    pub fn widest_ffn(&self) -> usize {
+        self.experts.as_ref().map_or(0, |e| e.ffn.max(e.shared)).max(self.ffn)
     }
 
     /// cos and sin of every position below `positions`, each `[positions, rope.dims / 2]`.

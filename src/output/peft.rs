@@ -10,11 +10,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 
-use super::sidecar::{belongs, later, quote, Kind, Sidecar, VERSION};
+use super::sidecar::{belongs, later, quote, terms, Kind, Sidecar, VERSION};
 use super::{folder::check_folder, place, Staged, Temporary, Written};
 use crate::checkpoint::{read_json, sha256_file, Folder};
 use crate::error::{Error, Result};
-use crate::model::{Edit, Model, RankOne, Writer};
+use crate::model::{Edit, Model, Part};
 use crate::progress::{Progress, Silent};
 
 const CONFIG: &str = "adapter_config.json";
@@ -57,9 +57,12 @@ pub(super) fn stage(
 ) -> Result<Staged> {
     check_folder(base, out, force)?;
     let temp = place::temporary_folder(out)?;
-    let modules: Vec<String> =
-        sidecar.edit.iter().map(|t| model.names.module(t.writer.role(), t.layer)).collect();
-    let config = json!({
+    let halves = halves(model, &sidecar.edit)?;
+    let names = |stacked: bool| -> Vec<&str> {
+        let of = halves.iter().filter(|h| h.half == 'A' && h.target.stacked == stacked);
+        of.map(|h| h.target.name.as_str()).collect()
+    };
+    let mut config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base.dir().display().to_string(),
@@ -69,8 +72,11 @@ pub(super) fn stage(
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "target_modules": modules,
+        "target_modules": names(false),
     });
+    if !names(true).is_empty() {
+        config["target_parameters"] = json!(names(true));
+    }
     let about = About {
         sidecar: sidecar.kind.name().into(),
         sidecar_version: VERSION,
@@ -83,7 +89,7 @@ pub(super) fn stage(
     };
     let text = |v: &Value| serde_json::to_string_pretty(v).map_err(|e| Error::Model(e.to_string()));
     let about = serde_json::to_string(&about).map_err(|e| Error::Model(e.to_string()))?;
-    let bytes = safetensors(&modules, &sidecar.edit, &about);
+    let bytes = safetensors(&halves, &about);
     place::write_whole(&temp.path().join(CONFIG), (text(&config)? + "\n").as_bytes(), false)?;
     place::write_whole(&temp.path().join(WEIGHTS), &bytes, false)?;
     let sha256 = sha256_file(&temp.path().join(WEIGHTS), &Silent)?;
@@ -95,18 +101,64 @@ fn name(module: &str, half: char) -> String {
     format!("base_model.model.{module}.lora_{half}.weight")
 }
 
+/// What of a model an adapter's tensors belong to.
+struct Target {
+    /// The module whose name the tensors carry.
+    module: String,
+    /// What the configuration names: the module, or the parameter in which experts are stacked.
+    name: String,
+    stacked: bool,
+}
+
+impl Target {
+    fn of(part: &Part) -> Target {
+        match part.tensor.strip_suffix(".weight") {
+            Some(module) => Target { module: module.into(), name: module.into(), stacked: false },
+            None => {
+                let module = part.tensor.rsplit_once('.').map_or("", |(module, _)| module);
+                Target { module: module.into(), name: part.tensor.clone(), stacked: true }
+            }
+        }
+    }
+}
+
+/// One tensor of an adapter: A is `[matrices, inputs]`, B `[outputs, matrices]`.
+struct Half {
+    target: Target,
+    half: char,
+    shape: [usize; 2],
+    values: Vec<f32>,
+}
+
+fn halves(model: &Model, edit: &Edit) -> Result<Vec<Half>> {
+    let mut all = Vec::new();
+    for t in edit {
+        for part in model.parts(t.layer, t.writer)? {
+            let ((rows, cols), n) = (part.stack.shape(), part.stack.len());
+            let target = || Target::of(&part);
+            let b = t.u.iter().flat_map(|u| std::iter::repeat_n(*u, n)).collect();
+            all.push(Half {
+                target: target(),
+                half: 'A',
+                shape: [n, cols],
+                values: part.gate(&t.v).to_vec(),
+            });
+            all.push(Half { target: target(), half: 'B', shape: [rows, n], values: b });
+        }
+    }
+    Ok(all)
+}
+
 /// F32 tensors in the order of the edit.
-fn safetensors(modules: &[String], edit: &Edit, about: &str) -> Vec<u8> {
+fn safetensors(halves: &[Half], about: &str) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ KEY: about }));
     let mut data: Vec<u8> = Vec::new();
-    for (module, t) in modules.iter().zip(edit) {
-        for (half, x, shape) in [('A', &t.v, [1, t.v.len()]), ('B', &t.u, [t.u.len(), 1])] {
-            let begin = data.len();
-            data.extend(x.iter().flat_map(|x| x.to_le_bytes()));
-            let info = json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()] });
-            header.insert(name(module, half), info);
-        }
+    for h in halves {
+        let begin = data.len();
+        data.extend(h.values.iter().flat_map(|x| x.to_le_bytes()));
+        let info = json!({ "dtype": "F32", "shape": h.shape, "data_offsets": [begin, data.len()] });
+        header.insert(name(&h.target.module, h.half), info);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -163,19 +215,18 @@ pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Resul
         }
         Ok(x)
     };
-    let mut edit = Edit::new();
-    for layer in 0..model.spec.layers {
-        for writer in Writer::ALL {
-            let module = model.names.module(writer.role(), layer);
-            if tensors.tensor(&name(&module, 'B')).is_err() {
-                continue;
-            }
-            let (_, w) = model.writer(layer, writer)?;
-            let (u, v) = (vector(&name(&module, 'B'), w.rows)?, vector(&name(&module, 'A'), w.cols)?);
-            edit.push(RankOne { layer, writer, u, v });
+    let find = |part: &Part| {
+        let module = Target::of(part).module;
+        if tensors.tensor(&name(&module, 'B')).is_err() {
+            return Ok(None);
         }
-    }
-    if edit.is_empty() || tensors.len() != 2 * edit.len() {
+        let ((rows, cols), n) = (part.stack.shape(), part.stack.len());
+        let b = vector(&name(&module, 'B'), rows * n)?;
+        let u = (0..n).flat_map(|e| b.iter().skip(e).step_by(n).copied().collect::<Vec<_>>()).collect();
+        Ok(Some((u, vector(&name(&module, 'A'), cols * n)?)))
+    };
+    let (edit, parts) = terms(&file, model, &find)?;
+    if edit.is_empty() || tensors.len() != 2 * parts {
         return Err(bad(format!(
             "holds {} tensors, of which {} terms can be used",
             tensors.len(),

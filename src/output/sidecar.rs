@@ -14,7 +14,7 @@ use super::{peft, place, Staged, Temporary, Written};
 use crate::checkpoint::{sha256_checkpoint, sha256_file, Checkpoint, Gguf, Tensor, Value};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::model::{Edit, Model, RankOne, Writer};
+use crate::model::{Edit, Model, Part, RankOne, Writer};
 use crate::progress::{Progress, Silent};
 
 /// Format version; a reader refuses a later one.
@@ -95,7 +95,8 @@ impl Sidecar {
         }
         place::check_target(model.file.path(), out, force)?;
         let wrong = |e: GGUFError| Error::Model(format!("{}: can't be written: {e}", out.display()));
-        let (mut bytes, _) = self.build(model).and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
+        let tensors = self.tensors(model)?;
+        let (mut bytes, _) = self.build(tensors).and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
         // llama.cpp reads the data with its padding, after the last tensor too.
         bytes.resize(bytes.len().next_multiple_of(32), 0);
         let total = bytes.len() as u64;
@@ -109,7 +110,32 @@ impl Sidecar {
         Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
     }
 
-    fn build(&self, model: &Model) -> std::result::Result<GGUFBuilder, GGUFError> {
+    /// An adapter of experts has a row of a and a column of b for each: llama.cpp takes
+    /// those of the experts that a token is sent to.
+    fn tensors(&self, model: &Model) -> Result<Vec<Named>> {
+        let mut all = Vec::new();
+        for t in &self.edit {
+            let m = t.u.len() as u64;
+            if self.kind == Kind::ControlVector {
+                all.push((format!("direction.{}", t.layer), vec![m], t.u.clone()));
+                continue;
+            }
+            for part in model.parts(t.layer, t.writer)? {
+                let (n, count) = (part.stack.shape().1 as u64, part.stack.len());
+                let more: Vec<u64> = if count > 1 { vec![count as u64] } else { Vec::new() };
+                let a = part.gate(&t.v).to_vec();
+                all.push((format!("{}.lora_a", part.tensor), [&[n, 1], &more[..]].concat(), a));
+                all.push((
+                    format!("{}.lora_b", part.tensor),
+                    [&[1, m], &more[..]].concat(),
+                    t.u.repeat(count),
+                ));
+            }
+        }
+        Ok(all)
+    }
+
+    fn build(&self, tensors: Vec<Named>) -> std::result::Result<GGUFBuilder, GGUFError> {
         let text = |s: &str| MetadataValue::String(s.to_string());
         let mut layers: Vec<String> = self.edit.iter().map(|t| t.layer.to_string()).collect();
         layers.dedup();
@@ -131,26 +157,16 @@ impl Sidecar {
                     .add_metadata("adapter.type", text("lora"))
                     // llama.cpp scales by alpha / rank.
                     .add_metadata("adapter.lora.alpha", MetadataValue::F32(1.0));
-                for t in &self.edit {
-                    let name = model.name(t.writer.role(), t.layer);
-                    let (n, m) = (t.v.len() as u64, t.u.len() as u64);
-                    b = b.add_f32_tensor(format!("{name}.lora_a"), vec![n, 1], t.v.clone())?.add_f32_tensor(
-                        format!("{name}.lora_b"),
-                        vec![1, m],
-                        t.u.clone(),
-                    )?;
-                }
             }
             Kind::ControlVector => {
                 b = b
                     .add_metadata("general.architecture", text("controlvector"))
                     .add_metadata("controlvector.model_hint", text(&self.architecture))
                     .add_metadata("controlvector.layer_count", MetadataValue::I32(self.edit.len() as i32));
-                for t in &self.edit {
-                    let n = t.u.len() as u64;
-                    b = b.add_f32_tensor(format!("direction.{}", t.layer), vec![n], t.u.clone())?;
-                }
             }
+        }
+        for (name, dims, values) in tensors {
+            b = b.add_f32_tensor(name, dims, values)?;
         }
         Ok(b)
     }
@@ -190,22 +206,18 @@ impl Sidecar {
         }
         let (architecture, base_sha256) = (need("base_architecture")?, need("base_sha256")?);
         belongs(path, &architecture, &base_sha256, model, progress)?;
-        let mut edit = Edit::new();
-        for layer in 0..model.spec.layers {
-            for writer in Writer::ALL {
-                if let Some((u, v)) = terms(&file, kind, model.name(writer.role(), layer), layer, writer)? {
-                    let (_, w) = model.writer(layer, writer)?;
-                    if u.len() != w.rows || (kind == Kind::Lora && v.len() != w.cols) {
-                        return Err(bad(format!(
-                            "its vectors of block {layer} have {} and {} elements, the model's tensor is {} x {}",
-                            u.len(), v.len(), w.rows, w.cols
-                        )));
-                    }
-                    edit.push(RankOne { layer, writer, u, v });
-                }
+        let (edit, used) = match kind {
+            Kind::Lora => {
+                let (edit, parts) = terms(path, model, &|part| lora(&file, part))?;
+                (edit, 2 * parts)
             }
-        }
-        if edit.is_empty() || file.tensors().len() != edit.len() * if kind == Kind::Lora { 2 } else { 1 } {
+            Kind::ControlVector => {
+                let edit = control_vector(&file, model)?;
+                let n = edit.len();
+                (edit, n)
+            }
+        };
+        if edit.is_empty() || file.tensors().len() != used {
             return Err(bad(format!(
                 "holds {} tensors, of which {} terms can be used",
                 file.tensors().len(),
@@ -242,37 +254,91 @@ pub(super) fn later(path: &Path, what: &str) -> Error {
     )
 }
 
-/// (u, v) of a block's writer.
-fn terms(
-    file: &Gguf,
-    kind: Kind,
-    name: String,
-    layer: usize,
-    writer: Writer,
-) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
-    let vector = |t: &Tensor| -> Result<Vec<f32>> {
-        if t.type_id != Encoding::F32.ggml_id() {
-            return Err(Error::format(file.path(), t.offset, format!("tensor {} must be F32", t.name)));
-        }
-        let bytes = file.bytes(t).chunks_exact(4);
-        let x: Vec<f32> = bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        match x.iter().all(|x| x.is_finite()) {
-            true => Ok(x),
-            false => Err(Error::format(file.path(), t.offset, format!("tensor {} is not finite", t.name))),
-        }
-    };
-    match kind {
-        Kind::Lora => {
-            let half = |h: &str| file.tensor(&format!("{name}.lora_{h}"));
-            match (half("b"), half("a")) {
-                (Some(b), Some(a)) => Ok(Some((vector(b)?, vector(a)?))),
-                _ => Ok(None),
+/// A tensor's name, its shape in GGUF's order, its values.
+type Named = (String, Vec<u64>, Vec<f32>);
+
+/// A part's u, once for each of its matrices, and v.
+pub(super) type Vectors = (Vec<f32>, Vec<f32>);
+
+/// All terms of a LoRA adapter, and how many parts they have. `find` gives those of a part.
+pub(super) fn terms(
+    path: &Path,
+    model: &Model,
+    find: &dyn Fn(&Part) -> Result<Option<Vectors>>,
+) -> Result<(Edit, usize)> {
+    let bad = |what: String| Error::format(path, None, what);
+    let (mut edit, mut used) = (Edit::new(), 0);
+    for layer in 0..model.spec.layers {
+        for &writer in model.spec.writers(layer) {
+            let parts = model.parts(layer, writer)?;
+            let (mut us, mut v) = (Vec::new(), Vec::new());
+            let mut found = 0;
+            for part in &parts {
+                let Some((b, a)) = find(part)? else { continue };
+                let (rows, cols) = part.stack.shape();
+                let n = part.stack.len();
+                if (b.len(), a.len()) != (rows * n, cols * n) {
+                    return Err(bad(format!(
+                        "its vectors of block {layer} have {} and {} elements, the model's tensor {} is {n} x {rows} x {cols}",
+                        b.len(), a.len(), part.tensor
+                    )));
+                }
+                us.extend(b);
+                v.extend(a);
+                found += 1;
             }
+            if found == 0 {
+                continue;
+            }
+            let u = us[..model.spec.hidden].to_vec();
+            if found < parts.len() || us.chunks_exact(u.len()).any(|other| other != u) {
+                return Err(bad(format!(
+                    "its terms of the experts of block {layer} don't belong together; write it again with `--emit lora`"
+                )));
+            }
+            used += found;
+            edit.push(RankOne { layer, writer, u, v });
         }
-        Kind::ControlVector if writer == Writer::Ffn => match file.tensor(&format!("direction.{layer}")) {
-            Some(t) => Ok(Some((vector(t)?, Vec::new()))),
-            None => Ok(None),
-        },
-        Kind::ControlVector => Ok(None),
+    }
+    Ok((edit, used))
+}
+
+fn lora(file: &Gguf, part: &Part) -> Result<Option<Vectors>> {
+    let half = |h: &str| file.tensor(&format!("{}.lora_{h}", part.tensor));
+    match (half("b"), half("a")) {
+        (Some(b), Some(a)) => Ok(Some((vector(file, b)?, vector(file, a)?))),
+        _ => Ok(None),
+    }
+}
+
+/// A control vector's terms: constants, without a gate.
+fn control_vector(file: &Gguf, model: &Model) -> Result<Edit> {
+    let mut edit = Edit::new();
+    for layer in 0..model.spec.layers {
+        let Some(t) = file.tensor(&format!("direction.{layer}")) else { continue };
+        let u = vector(file, t)?;
+        if u.len() != model.spec.hidden {
+            let what = format!(
+                "tensor {} has {} elements, the model's width is {}",
+                t.name,
+                u.len(),
+                model.spec.hidden
+            );
+            return Err(Error::format(file.path(), t.offset, what));
+        }
+        edit.push(RankOne { layer, writer: Writer::Ffn, u, v: Vec::new() });
+    }
+    Ok(edit)
+}
+
+fn vector(file: &Gguf, t: &Tensor) -> Result<Vec<f32>> {
+    if t.type_id != Encoding::F32.ggml_id() {
+        return Err(Error::format(file.path(), t.offset, format!("tensor {} must be F32", t.name)));
+    }
+    let bytes = file.bytes(t).chunks_exact(4);
+    let x: Vec<f32> = bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    match x.iter().all(|x| x.is_finite()) {
+        true => Ok(x),
+        false => Err(Error::format(file.path(), t.offset, format!("tensor {} is not finite", t.name))),
     }
 }

@@ -64,13 +64,14 @@ struct Part<'l> {
 }
 
 /// The candidates of one method along one direction: families (writers of one block, or of several) × strengths. `first`:
-/// the number of the first family.
+/// the number of the first family; `routed`: those with routed experts.
 pub(super) fn candidates(
     method: Method,
     toward: Toward,
     mut layers: Vec<Layer>,
     settings: &Settings,
     first: usize,
+    routed: bool,
 ) -> Vec<Candidate> {
     // The original's direction and the plain difference come beside the projected one: on a coarser grid.
     let beside =
@@ -84,7 +85,8 @@ pub(super) fn candidates(
     };
     let step = if beside { 2 } else { 1 };
     let mut out = Vec::new();
-    for (family, mut parts) in families(method, beside, &mut layers, settings).into_iter().enumerate() {
+    for (family, mut parts) in families(method, beside, &mut layers, settings, routed).into_iter().enumerate()
+    {
         parts.sort_by_key(|p| p.layer.direction.layer);
         let of = grid.iter().step_by(step).map(|&t| candidate(method, toward, &parts, t, first + family));
         out.extend(of);
@@ -99,20 +101,27 @@ fn families<'l>(
     beside: bool,
     layers: &'l mut Vec<Layer>,
     settings: &Settings,
+    routed: bool,
 ) -> Vec<Vec<Part<'l>>> {
-    const SETS: [&[Writer]; 3] = [&[Writer::Ffn], &[Writer::Attention], &Writer::ALL];
+    // Of a block either the feed-forward layer or experts are there.
+    use Writer::*;
+    let sets: [&[Writer]; 3] = match routed {
+        false => [&[Ffn, Shared], &[Attention], &[Attention, Ffn, Shared]],
+        true => [&[Experts], &[Shared, Experts], &[Attention, Shared, Experts]],
+    };
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
     let most = if settings.layers.is_some() { layers.len() } else { LAYERS };
     // What is left of a layer's writers belongs to them all: what compression took is put back everywhere.
     if method != Method::Restore {
         layers.truncate(most);
     }
+    let [first, _, all] = sets;
     let sets: Vec<&[Writer]> = match method {
         // A constant after the attention is as good as one at the end of the block before it.
-        Method::Add => vec![SETS[0]],
-        Method::Restore if settings.method.is_none() => vec![SETS[2]],
-        _ if beside => vec![SETS[0], SETS[2]],
-        _ => SETS.to_vec(),
+        Method::Add => vec![first],
+        Method::Restore if settings.method.is_none() => vec![all],
+        _ if beside => vec![first, all],
+        _ => sets.to_vec(),
     };
     let parts = |some: &'l [Layer], set: &[Writer]| -> Vec<Part<'l>> {
         let of = |layer: &'l Layer| {
@@ -125,10 +134,7 @@ fn families<'l>(
     let mut out = Vec::new();
     for layer in layers.iter().take(most) {
         for set in &sets {
-            let family = parts(std::slice::from_ref(layer), set);
-            if family.len() == set.len() {
-                out.push(family);
-            }
+            out.push(parts(std::slice::from_ref(layer), set));
         }
     }
     match method {
@@ -136,15 +142,26 @@ fn families<'l>(
         Method::Gated => {
             for k in 2..=layers.len().min(LAYERS) {
                 if !beside {
-                    out.push(parts(&layers[..k], SETS[0]));
+                    out.push(parts(&layers[..k], first));
                 }
-                out.push(parts(&layers[..k], SETS[2]));
+                out.push(parts(&layers[..k], all));
             }
         }
         Method::Restore if layers.len() > 1 => out.extend(sets.iter().map(|set| parts(layers, set))),
         _ => {}
     }
-    out.retain(|family| !family.is_empty());
+    let sites = |family: &[Part]| -> Vec<(usize, Writer)> {
+        family.iter().map(|p| (p.layer.direction.layer, p.ingredient.writer)).collect()
+    };
+    // Of a block without a shared expert two sets can be the same; and what has no experts was tried before.
+    let mut seen: Vec<Vec<(usize, Writer)>> = Vec::new();
+    out.retain(|family| {
+        let these = sites(family);
+        let new = !these.is_empty() && !seen.contains(&these);
+        let fits = !routed || these.iter().any(|(_, w)| *w == Writer::Experts);
+        seen.push(these);
+        new && fits
+    });
     out
 }
 
@@ -165,7 +182,7 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
     let weights: f64 = parts.iter().map(|p| p.ingredient.weight_norm.powi(2)).sum();
     let mut layers: Vec<usize> = parts.iter().map(|p| p.layer.direction.layer).collect();
     layers.dedup();
-    let mut writers: Vec<&str> = parts.iter().map(|p| writer_name(p.ingredient.writer)).collect();
+    let mut writers: Vec<&str> = parts.iter().map(|p| p.ingredient.writer.name()).collect();
     writers.sort_unstable();
     writers.dedup();
     Candidate {
@@ -215,13 +232,5 @@ impl Candidate {
         let blocks: Vec<String> = self.layers.iter().map(usize::to_string).collect();
         let word = if blocks.len() > 1 { "blocks" } else { "block" };
         format!("{word} {} {}", blocks.join(" + "), self.writers.join(" + "))
-    }
-}
-
-/// A writer's name in GGUF.
-pub fn writer_name(writer: Writer) -> &'static str {
-    match writer {
-        Writer::Attention => "attn_output",
-        Writer::Ffn => "ffn_down",
     }
 }

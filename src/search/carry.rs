@@ -26,11 +26,12 @@ const DEAF: [&str; 16] = [
 /// Architectures whose llama.cpp loader takes a bias of the residual writers that most of their files don't have.
 const TAKE_BIAS: [&str; 4] = ["llama", "mistral3", "granite", "minicpm"];
 
-/// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in the form that is asked for.
+/// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in the form that is asked for;
+/// `experts`: the model has some.
 ///
 /// # Errors
 /// An architecture whose graph ignores control vectors, or whose loader refuses a bias; a gate in a form that has none.
-pub fn can_carry(arch: &str, folder: bool, emit: Emit, method: Method) -> Result<()> {
+pub fn can_carry(arch: &str, experts: bool, folder: bool, emit: Emit, method: Method) -> Result<()> {
     let refuse = |what: &str| {
         let hint = "use --emit weights or --emit lora, with --method auto";
         Err(Error::unsupported(format!("{what} (architecture {arch})"), hint))
@@ -48,7 +49,7 @@ pub fn can_carry(arch: &str, folder: bool, emit: Emit, method: Method) -> Result
             refuse("a control vector is a constant")
         }
         (Emit::Lora, Method::Add) => refuse("a LoRA adapter can't carry a constant"),
-        (Emit::Weights, Method::Add) if !TAKE_BIAS.contains(&arch) => {
+        (Emit::Weights, Method::Add) if experts || !TAKE_BIAS.contains(&arch) => {
             refuse("llama.cpp refuses files with a bias of attn_output or ffn_down here")
         }
         _ => Ok(()),
@@ -61,14 +62,15 @@ mod tests {
 
     #[test]
     fn forms_that_llama_cpp_would_not_hear_are_refused() {
-        assert!(can_carry("llama", false, Emit::ControlVector, Method::Add).is_ok());
-        assert!(can_carry("plamo2", false, Emit::ControlVector, Method::Add).is_err());
-        assert!(can_carry("llama", false, Emit::Weights, Method::Add).is_ok());
-        assert!(can_carry("qwen2", false, Emit::Weights, Method::Add).is_err());
-        assert!(can_carry("qwen2", false, Emit::Weights, Method::Gated).is_ok());
-        assert!(can_carry("llama", false, Emit::Lora, Method::Add).is_err());
-        assert!(can_carry("llama", true, Emit::Lora, Method::Gated).is_ok());
-        assert!(can_carry("llama", true, Emit::Weights, Method::Add).is_err());
-        assert!(can_carry("llama", true, Emit::ControlVector, Method::Add).is_err());
+        assert!(can_carry("llama", false, false, Emit::ControlVector, Method::Add).is_ok());
+        assert!(can_carry("plamo2", false, false, Emit::ControlVector, Method::Add).is_err());
+        assert!(can_carry("llama", false, false, Emit::Weights, Method::Add).is_ok());
+        assert!(can_carry("qwen2", false, false, Emit::Weights, Method::Add).is_err());
+        assert!(can_carry("llama", true, false, Emit::Weights, Method::Add).is_err());
+        assert!(can_carry("qwen2", false, false, Emit::Weights, Method::Gated).is_ok());
+        assert!(can_carry("llama", false, false, Emit::Lora, Method::Add).is_err());
+        assert!(can_carry("llama", false, true, Emit::Lora, Method::Gated).is_ok());
+        assert!(can_carry("llama", false, true, Emit::Weights, Method::Add).is_err());
+        assert!(can_carry("llama", false, true, Emit::ControlVector, Method::Add).is_err());
     }
 }

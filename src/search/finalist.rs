@@ -6,13 +6,13 @@ use super::ground::Ground;
 use super::outcome::{TensorReport, Trial};
 use super::rank::price;
 use super::{Emit, EncodingChoice, LEAST_GAIN, SIGNIFICANT};
-use crate::edit::fold::{achieved, fold, fold_pruned, norm, recode};
-use crate::edit::sparse::is_pruned;
+use crate::edit::fold::{achieved_all, norm};
+use crate::edit::stack::{fold_all, recode_all};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::evaluate::energy::{off_direction, WriterInputs};
+use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
 use crate::evaluate::{Evaluator, Rate};
-use crate::model::{Matrix, RankOne, Replacement, Storage};
+use crate::model::{Part, RankOne, Replacement, Storage};
 
 fn describe(c: &Candidate, s: &Scores) -> String {
     format!(
@@ -128,21 +128,26 @@ impl Ground<'_> {
         let mut replacements = Vec::new();
         let mut reports = Vec::new();
         for term in &c.edit {
-            let (name, w) = self.evaluator.model.writer(term.layer, term.writer)?;
-            let (replacement, report) = self.store_term(name, &w, term, inputs)?;
-            replacements.push(replacement);
-            reports.push(report);
+            for part in self.evaluator.model.parts(term.layer, term.writer)? {
+                if part.gate(&term.v).iter().all(|x| *x == 0.0) {
+                    continue;
+                }
+                let (replacement, report) = self.store_part(&part, term, inputs)?;
+                replacements.push(replacement);
+                reports.push(report);
+            }
         }
         Ok((replacements, reports))
     }
 
-    fn store_term(
+    fn store_part(
         &self,
-        name: String,
-        w: &Matrix,
+        part: &Part,
         term: &RankOne,
         inputs: &WriterInputs,
     ) -> Result<(Replacement, TensorReport)> {
+        let (name, stack) = (&part.tensor, &part.stack);
+        let (w, u, v) = (stack.get(0), &term.u[..], part.gate(&term.v));
         let (folder, own) = (self.evaluator.model.file.folder().is_some(), w.encoding.blocks());
         // None: the tensor's own encoding.
         let ladder: Vec<Option<Encoding>> = match self.settings.encoding {
@@ -160,41 +165,38 @@ impl Ground<'_> {
                 .filter(|e| e.is_none_or(|e| e.bytes_for(w.cols) > w.row_bytes()))
                 .collect(),
         };
-        // Masks bind where the file relies on them.
-        let pruned = folder && is_pruned(w);
         let mut gain = None;
         for step in ladder.into_iter().filter(|e| e.is_none_or(|e| w.cols.is_multiple_of(e.block_len()))) {
             let wider = step.filter(|e| own != Some(*e));
             let encoding = wider.map_or(w.encoding, Storage::Blocks);
             let mut ways = Vec::new();
             match wider {
-                None if pruned => ways.push(fold_pruned(w, &term.u, &term.v)?),
-                None => ways.push(fold(w, &term.u, &term.v)?),
+                // Masks bind where the file relies on them.
+                None => ways.push(fold_all(stack, u, v, folder)?),
                 Some(e) => {
-                    let plain = recode(w, e, None);
-                    ways.push(fold(&Matrix { encoding, bytes: &plain, ..*w }, &term.u, &term.v)?);
+                    let plain = recode_all(stack, e, None);
+                    ways.push(fold_all(&stack.with(encoding, &plain), u, v, false)?);
                     // New scales may be chosen for the edited weights, which a large edit needs.
-                    ways.push(recode(w, e, Some((&term.u, &term.v))));
+                    ways.push(recode_all(stack, e, Some((u, v))));
                 }
             }
             for bytes in ways {
-                let after = Matrix { encoding, bytes: &bytes, ..*w };
-                let stored = achieved(w, &after, &term.u, &term.v);
+                let after = stack.with(encoding, &bytes);
+                let stored = achieved_all(stack, &after, u, v);
                 gain = Some(stored.gain);
                 // A folder's tensors have no finer encoding to go to: there the limits on the answers decide.
                 let auto = self.settings.encoding == EncodingChoice::Auto && !folder;
                 if auto && encoding.blocks() != Some(Encoding::F16) {
-                    if let Some(x) = inputs.get(&(term.layer, term.writer)) {
-                        let off = off_direction(self.evaluator.compute, w, &after, &term.u, x)?;
-                        if off.overall > MAX_OFF_DIRECTION {
-                            continue;
-                        }
+                    let x = inputs_of(inputs, term.layer, term.writer, part);
+                    let off = off_direction(self.evaluator.compute, stack, &after, u, &x)?;
+                    if off.overall > MAX_OFF_DIRECTION {
+                        continue;
                     }
                 }
                 if (0.98..=1.02).contains(&stored.gain) {
-                    let tensor = self.evaluator.model.code_tensor(&name)?;
+                    let tensor = self.evaluator.model.code_tensor(name)?;
                     let report = TensorReport {
-                        tensor: name,
+                        tensor: name.clone(),
                         encoding: (w.encoding.name(), encoding.name()),
                         asked: norm(&term.u),
                         achieved: stored.into(),

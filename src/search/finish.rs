@@ -200,7 +200,7 @@ impl Ground<'_> {
             strength: p.chosen.strength as f32,
             before: json(&p.validation.0)?,
             after: json(&p.validation.1)?,
-            edits: tensor_edits(self.evaluator.model, &p.chosen.edit),
+            edits: tensor_edits(self.evaluator.model, &p.chosen.edit)?,
         })
     }
 }
@@ -215,11 +215,21 @@ fn patches(model: &Model, replaced: &[Replacement]) -> Vec<Patch> {
     replaced.iter().map(patch).collect()
 }
 
-/// The edit with its tensors' names; a constant's are biases.
-fn tensor_edits(model: &Model, edit: &Edit) -> Vec<TensorEdit> {
-    let name = |t: &crate::model::RankOne| match t.v.is_empty() {
-        true => model.bias_name(t.writer.role(), t.layer),
-        false => model.name(t.writer.role(), t.layer),
-    };
-    edit.iter().map(|t| TensorEdit { tensor: name(t), u: t.u.clone(), v: t.v.clone() }).collect()
+/// The edit tensor by tensor; a constant's are biases. Experts that are left alone are left out.
+fn tensor_edits(model: &Model, edit: &Edit) -> Result<Vec<TensorEdit>> {
+    let mut all = Vec::new();
+    for t in edit {
+        if t.v.is_empty() {
+            let tensor = model.bias_name(t.writer.role(), t.layer);
+            all.push(TensorEdit { tensor, u: t.u.clone(), v: Vec::new() });
+            continue;
+        }
+        for part in model.parts(t.layer, t.writer)? {
+            let v = part.gate(&t.v).to_vec();
+            if v.iter().any(|x| *x != 0.0) {
+                all.push(TensorEdit { tensor: part.tensor, u: t.u.clone(), v });
+            }
+        }
+    }
+    Ok(all)
 }

@@ -14,35 +14,44 @@ use crate::text::{Set, Split};
 #[derive(Default)]
 pub(super) struct Gates {
     fitted: HashMap<(usize, Writer), Gate>,
+    /// What they are fitted on, and what the ridge is chosen on.
+    material: Option<(Material, Material)>,
 }
 
 impl Gates {
-    /// Fits the gates of all writers of some blocks. The writers' inputs of a few blocks at a time are held, as many as fit
-    /// into half of the memory, each group at the price of another pass over the weights.
-    pub fn fit(ground: &Ground, layers: &[usize]) -> Result<Gates> {
-        let (evaluator, prompts) = (ground.evaluator, ground.prompts);
-        let train = prompts.split(Split::Train);
-        let answers = evaluator.answers(&train, 0, ground.settings.max_new_tokens, &[])?;
-        let refusals = answers.iter().filter(|a| a.refused && a.set == Set::Harmful);
-        let forced: Vec<&[u32]> = refusals.take(64).map(|a| &a.answer[..]).collect();
-        let material = Material::build(evaluator, &train, &answers, &forced)?;
-        let held_out = Material::build(evaluator, &ground.validation, &ground.base.answers, &forced)?;
-        let spec = &evaluator.model.spec;
-        let bytes = (material.rows() + held_out.rows()) * (spec.ffn + spec.heads * spec.head_dim) * 4;
-        let at_once = (evaluator.memory / 2 / bytes.max(1)).max(1);
-        let mut gates = Gates::default();
+    /// Fits the gates of the writers of some blocks; `routed`: of their routed experts, else of the others. The writers'
+    /// inputs of a few blocks at a time are held, as many as fit into half of the memory, each group at the price of another
+    /// pass over the weights.
+    pub fn fit(&mut self, ground: &Ground, layers: &[usize], routed: bool) -> Result<()> {
+        let (train, held_out) = match self.material.take() {
+            Some(m) => m,
+            None => material(ground)?,
+        };
+        let spec = &ground.evaluator.model.spec;
+        let width = match (&spec.experts, routed) {
+            (Some(e), true) => e.used * e.ffn,
+            _ => spec.widest_ffn() + spec.heads * spec.head_dim,
+        };
+        let bytes = (train.rows() + held_out.rows()) * width * 4;
+        let at_once = (ground.evaluator.memory / 2 / bytes.max(1)).max(1);
         for group in layers.chunks(at_once) {
-            gates.add(evaluator, &material.inputs(evaluator, group)?, &held_out.inputs(evaluator, group)?)?;
+            let inputs = |m: &Material| m.inputs(ground.evaluator, group, routed);
+            self.add(ground.evaluator, &inputs(&train)?, &inputs(&held_out)?)?;
         }
-        Ok(gates)
+        self.material = Some((train, held_out));
+        Ok(())
     }
 
     fn add(&mut self, evaluator: &Evaluator, train: &Inputs, held_out: &Inputs) -> Result<()> {
+        let spec = &evaluator.model.spec;
         for (key, a) in train {
             crate::progress::check()?;
             let Some(b) = held_out.get(key) else { continue };
-            let (_, w) = evaluator.model.writer(key.0, key.1)?;
-            if let Some(gate) = fit(a, b, w.cols)? {
+            let parts = match (key.1, &spec.experts) {
+                (Writer::Experts, Some(e)) => e.count,
+                _ => 1,
+            };
+            if let Some(gate) = fit(a, b, spec.columns(key.1) / parts, parts)? {
                 self.fitted.insert(*key, gate);
             }
         }
@@ -53,4 +62,15 @@ impl Gates {
     pub fn get(&self, layer: usize, writer: Writer) -> Option<&Gate> {
         self.fitted.get(&(layer, writer))
     }
+}
+
+/// Rows of the training prompts, and of the validation prompts.
+fn material(ground: &Ground) -> Result<(Material, Material)> {
+    let (evaluator, prompts) = (ground.evaluator, ground.prompts);
+    let train = prompts.split(Split::Train);
+    let answers = evaluator.answers(&train, 0, ground.settings.max_new_tokens, &[])?;
+    let refusals = answers.iter().filter(|a| a.refused && a.set == Set::Harmful);
+    let forced: Vec<&[u32]> = refusals.take(64).map(|a| &a.answer[..]).collect();
+    let fit = Material::build(evaluator, &train, &answers, &forced)?;
+    Ok((fit, Material::build(evaluator, &ground.validation, &ground.base.answers, &forced)?))
 }

@@ -7,7 +7,7 @@ use crate::direction::Direction;
 use crate::edit::fold::norm;
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluator;
-use crate::model::{Matrix, Writer};
+use crate::model::{Matrix, Part, Writer};
 
 /// What a writer's term is made from.
 #[derive(Clone)]
@@ -38,24 +38,27 @@ impl Layer {
     }
 }
 
-/// What the writers of each direction's layer can be edited with.
+/// What the writers of each direction's layer can be edited with; with `routed` experts among them.
 pub(super) fn layers(
     ground: &Ground,
     method: Method,
     directions: &[Direction],
     gates: &Gates,
+    routed: bool,
 ) -> Result<Vec<Layer>> {
     let mut out = Vec::new();
     for direction in directions {
         let mut ingredients = Vec::new();
-        for writer in Writer::ALL {
+        let model = ground.evaluator.model;
+        let writers = model.spec.writers(direction.layer).iter().copied();
+        for writer in writers.filter(|w| routed || *w != Writer::Experts) {
             crate::progress::check()?;
-            let (_, w) = ground.evaluator.model.writer(direction.layer, writer)?;
+            let own = model.parts(direction.layer, writer)?;
             let original = match (method, &ground.reference) {
-                (Method::Restore, Some(r)) => Some(r.evaluator.model.writer(direction.layer, writer)?.1),
+                (Method::Restore, Some(r)) => Some(r.evaluator.model.parts(direction.layer, writer)?),
                 _ => None,
             };
-            let (projected, weight_norm) = project(&w, original.as_ref(), &direction.unit);
+            let (projected, weight_norm) = project(&own, original.as_deref(), &direction.unit);
             let (v, separation) = match method {
                 Method::Amplify => (projected, f64::NAN),
                 // Where nothing was taken nothing can be put back.
@@ -69,26 +72,37 @@ pub(super) fn layers(
             };
             ingredients.push(Ingredient { writer, v, separation, weight_norm });
         }
+        if method == Method::Add {
+            // A constant is added once, at the block's end.
+            ingredients.truncate(1);
+            ingredients.iter_mut().for_each(|i| i.writer = Writer::Ffn);
+        }
         out.push(Layer { direction: direction.clone(), ingredients });
     }
     Ok(out)
 }
 
-/// Wᵀ r̂, or (W₀ − W)ᵀ r̂ where there is an `original` W₀ of the same shape; and ‖W‖. A row of each at a time is decoded.
-fn project(w: &Matrix, original: Option<&Matrix>, unit: &[f32]) -> (Vec<f32>, f64) {
-    let mut sum = vec![0.0f64; w.cols];
-    let mut energy = 0.0f64;
-    let (mut row, mut before) = (vec![0.0f32; w.cols], vec![0.0f32; w.cols]);
-    for (i, &r) in unit.iter().enumerate().take(w.rows) {
-        w.decode_row(i, &mut row);
-        energy += row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-        if let Some(o) = original {
-            o.decode_row(i, &mut before);
-            row.iter_mut().zip(&before).for_each(|(x, o)| *x = o - *x);
+/// Wᵀ r̂, or (W₀ − W)ᵀ r̂ where there is an `original` W₀ of the same shape, of all matrices of a writer side by side; and
+/// ‖W‖. A row of each at a time is decoded.
+fn project(own: &[Part], original: Option<&[Part]>, unit: &[f32]) -> (Vec<f32>, f64) {
+    let (mut all, mut energy) = (Vec::new(), 0.0f64);
+    let mut originals = original.into_iter().flatten().flat_map(|p| p.stack.iter());
+    for w in own.iter().flat_map(|p| p.stack.iter()) {
+        let original: Option<Matrix> = originals.next();
+        let mut sum = vec![0.0f64; w.cols];
+        let (mut row, mut before) = (vec![0.0f32; w.cols], vec![0.0f32; w.cols]);
+        for (i, &r) in unit.iter().enumerate().take(w.rows) {
+            w.decode_row(i, &mut row);
+            energy += row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            if let Some(o) = &original {
+                o.decode_row(i, &mut before);
+                row.iter_mut().zip(&before).for_each(|(x, o)| *x = o - *x);
+            }
+            sum.iter_mut().zip(&row).for_each(|(s, &x)| *s += f64::from(r) * f64::from(x));
         }
-        sum.iter_mut().zip(&row).for_each(|(s, &x)| *s += f64::from(r) * f64::from(x));
+        all.extend(sum.into_iter().map(|x| x as f32));
     }
-    (sum.into_iter().map(|x| x as f32).collect(), energy.sqrt())
+    (all, energy.sqrt())
 }
 
 /// IN's directions: derived, given, or random for the control.

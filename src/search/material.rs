@@ -7,7 +7,7 @@ use crate::direction::Sample;
 use crate::edit::gate::Group;
 use crate::error::Result;
 use crate::evaluate::{Answer, Evaluator};
-use crate::forward::{Row, Sequence, Tap};
+use crate::forward::{Row, Sequence, Site, Tap};
 use crate::model::Writer;
 use crate::text::{Message, PromptRecord, Set};
 
@@ -157,32 +157,43 @@ impl Material {
         self.marks.len()
     }
 
-    /// One forward pass: the marked rows' inputs of every writer of `layers`.
-    pub fn inputs(&self, evaluator: &Evaluator, layers: &[usize]) -> Result<Inputs> {
+    /// One forward pass: the marked rows' inputs of the writers of `layers`; `routed`: of their routed experts, else of
+    /// the others.
+    pub fn inputs(&self, evaluator: &Evaluator, layers: &[usize], routed: bool) -> Result<Inputs> {
         struct Collect<'a> {
-            marks: &'a HashMap<(usize, usize), usize>,
+            /// (sequence, position) → (group, row of the group)
+            places: HashMap<(usize, usize), (usize, usize)>,
+            sizes: [usize; GROUPS.len()],
             layers: &'a [usize],
+            routed: bool,
             out: Inputs,
         }
         impl Tap for Collect<'_> {
-            fn writer_input(&mut self, layer: usize, writer: Writer, rows: &[Row], x: &[f32], width: usize) {
-                if !self.layers.contains(&layer) {
+            fn writer_input(&mut self, site: Site, rows: &[Row], x: &[f32], width: usize) {
+                if !self.layers.contains(&site.layer) || (site.writer == Writer::Experts) != self.routed {
                     return;
                 }
-                let groups = self.out.entry((layer, writer)).or_insert_with(|| {
-                    GROUPS
-                        .iter()
-                        .map(|&(target, weight, _)| Group { rows: Vec::new(), target, weight })
-                        .collect()
+                let groups = self.out.entry((site.layer, site.writer)).or_insert_with(|| {
+                    let sized = GROUPS.iter().zip(self.sizes);
+                    sized.map(|(g, rows)| Group { rows, ..Group::new(g.0, g.1) }).collect()
                 });
                 for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
-                    if let Some(&g) = self.marks.get(&(row.seq, row.pos)) {
-                        groups[g].rows.extend_from_slice(x);
+                    if let Some(&(g, at)) = self.places.get(&(row.seq, row.pos)) {
+                        groups[g].cells.push((at, site.expert));
+                        groups[g].inputs.extend_from_slice(x);
                     }
                 }
             }
         }
-        let mut tap = Collect { marks: &self.marks, layers, out: Inputs::new() };
+        let mut keys: Vec<_> = self.marks.iter().collect();
+        keys.sort_unstable();
+        let mut sizes = [0; GROUPS.len()];
+        let mut places = HashMap::new();
+        for (key, &group) in keys {
+            places.insert(*key, (group, sizes[group]));
+            sizes[group] += 1;
+        }
+        let mut tap = Collect { places, sizes, layers, routed, out: Inputs::new() };
         evaluator.runner().run(&self.sequences, &[], &[], &mut tap)?;
         Ok(tap.out)
     }

@@ -38,7 +38,8 @@ pub fn patch(
     }
     let file = &evaluator.model.file;
     for method in settings.methods(false) {
-        can_carry(&evaluator.model.spec.arch, file.folder().is_some(), settings.emit, method)?;
+        let spec = &evaluator.model.spec;
+        can_carry(&spec.arch, spec.experts.is_some(), file.folder().is_some(), settings.emit, method)?;
     }
     if let Some(out) = out {
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
@@ -58,18 +59,18 @@ pub fn patch(
     }
 
     let directions = own_directions(&ground)?;
-    let mut candidates = build(&ground, &directions)?;
-    score(&ground, &mut candidates)?;
-    let limits = FirstTokenLimits::new(&ground);
-    if settings.strength.is_none() {
-        // Between the strongest that fits and the cliff behind it.
-        let mut finer = refine(&candidates, &limits);
-        score(&ground, &mut finer)?;
-        candidates.extend(finer);
+    let mut gates = Gates::default();
+    let mut search = Search::default();
+    search.attempt(&ground, &directions, &mut gates, false)?;
+    // Routed experts see few of the prompts each: only where the rest of the model falls short.
+    let constant = settings.methods(false) == [Method::Add];
+    if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&ground) {
+        evaluator
+            .progress
+            .note("attention and shared experts alone don't reach the goal: trying routed experts");
+        search.attempt(&ground, &directions, &mut gates, true)?;
     }
-    let order = rank(&candidates, &limits);
-    let mut trials = Vec::new();
-    let (mut finalists, mut why) = try_out(&ground, &candidates, &order, &mut trials)?;
+    let Search { candidates, order, trials, mut finalists, mut why } = search;
     while let Some(f) = take_best(&mut finalists, &candidates, &ground) {
         // A control vector is asked for by those who have nothing else: the strongest inside the limits, with a warning.
         if f.is_weak() && settings.strength.is_none() && settings.emit != Emit::ControlVector {
@@ -102,20 +103,77 @@ pub fn patch(
     Ok(Outcome::OutOfLimits { why, validation, reference, front: Trial::front(&trials), candidates })
 }
 
-/// The candidates of every method along every direction.
-fn build(ground: &Ground, directions: &[Direction]) -> Result<Vec<Candidate>> {
+/// What was tried so far.
+#[derive(Default)]
+struct Search {
+    candidates: Vec<Candidate>,
+    /// Those inside the limits, the most promising first.
+    order: Vec<usize>,
+    trials: Vec<Trial>,
+    finalists: Vec<Finalist>,
+    /// What became of the last that is no finalist.
+    why: String,
+}
+
+impl Search {
+    /// Scores candidates, and tries the best; `routed`: those with routed experts.
+    fn attempt(
+        &mut self,
+        ground: &Ground,
+        directions: &[Direction],
+        gates: &mut Gates,
+        routed: bool,
+    ) -> Result<()> {
+        let before = self.candidates.len();
+        let family = self.candidates.last().map_or(0, |c| c.family + 1);
+        let mut candidates = build(ground, directions, gates, routed, family)?;
+        score(ground, &mut candidates)?;
+        let limits = FirstTokenLimits::new(ground);
+        if ground.settings.strength.is_none() {
+            // Between the strongest that fits and the cliff behind it.
+            let mut finer = refine(&candidates, &limits);
+            score(ground, &mut finer)?;
+            candidates.extend(finer);
+        }
+        let order: Vec<usize> = rank(&candidates, &limits).into_iter().map(|i| before + i).collect();
+        self.candidates.extend(candidates);
+        let (finalists, why) = try_out(ground, &self.candidates, &order, &mut self.trials)?;
+        self.order.extend(order);
+        self.finalists.extend(finalists);
+        self.why = why;
+        Ok(())
+    }
+
+    /// Whether no finalist refuses as the original does; without one, as a sound model.
+    fn falls_short(&self, ground: &Ground) -> bool {
+        let reaches = |f: &Finalist| match ground.reference {
+            Some(_) => f.reached,
+            None => !f.is_weak() && f.scores.harmful.refusal_rate >= SOUND,
+        };
+        !self.finalists.iter().any(reaches)
+    }
+}
+
+/// The candidates of every method along every direction. `family`: the number of the first family.
+fn build(
+    ground: &Ground,
+    directions: &[Direction],
+    gates: &mut Gates,
+    routed: bool,
+    family: usize,
+) -> Result<Vec<Candidate>> {
     let settings = ground.settings;
     let comparable = ground.reference.as_ref().is_some_and(|r| r.same_writers(ground.evaluator));
     let mut out: Vec<Candidate> = Vec::new();
     for method in settings.methods(comparable) {
         let picked = pick_layers(directions, ground.evaluator, settings, method)?;
-        let gates = match method {
-            Method::Gated => Gates::fit(ground, &picked.iter().map(|d| d.layer).collect::<Vec<_>>())?,
-            _ => Gates::default(),
-        };
+        if method == Method::Gated {
+            gates.fit(ground, &picked.iter().map(|d| d.layer).collect::<Vec<_>>(), routed)?;
+        }
         for (toward, along) in towards(ground, method, &picked) {
-            let first = out.last().map_or(0, |c| c.family + 1);
-            out.extend(candidates(method, toward, layers(ground, method, &along, &gates)?, settings, first));
+            let first = out.last().map_or(family, |c| c.family + 1);
+            let layers = layers(ground, method, &along, gates, routed)?;
+            out.extend(candidates(method, toward, layers, settings, first, routed));
         }
     }
     Ok(out)
@@ -129,11 +187,12 @@ fn try_out(
     order: &[usize],
     trials: &mut Vec<Trial>,
 ) -> Result<(Vec<Finalist>, String)> {
-    let mut blocks: Vec<usize> = order.iter().flat_map(|&i| candidates[i].layers.iter().copied()).collect();
-    blocks.sort_unstable();
-    blocks.dedup();
+    let mut writers: Vec<_> =
+        order.iter().flat_map(|&i| candidates[i].edit.iter().map(|t| (t.layer, t.writer))).collect();
+    writers.sort_unstable();
+    writers.dedup();
     let harmless = ground.prompts.of(Set::Harmless, Split::Validation);
-    let inputs = writer_inputs(ground.evaluator, &harmless, &blocks)?;
+    let inputs = writer_inputs(ground.evaluator, &harmless, &writers)?;
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();

@@ -122,7 +122,7 @@ fn path(evaluator: &Evaluator) -> String {
 
 fn same_writers(a: &Evaluator, b: &Evaluator) -> bool {
     let (a, b) = (&a.model.spec, &b.model.spec);
-    (a.ffn, a.heads * a.head_dim) == (b.ffn, b.heads * b.head_dim)
+    (a.ffn, a.heads * a.head_dim, &a.experts) == (b.ffn, b.heads * b.head_dim, &b.experts)
 }
 
 /// # Errors

@@ -61,7 +61,21 @@ pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
         let Some(name) = hugging_face(&t.name) else { continue };
         let mut values = vec![0.0f32; t.elements() as usize];
         Encoding::from_ggml(t.type_id).unwrap().decode(file.bytes(t), &mut values);
-        let shape: Vec<usize> = t.dims.iter().rev().map(|&d| d as usize).collect();
+        let mut shape: Vec<usize> = t.dims.iter().rev().map(|&d| d as usize).collect();
+        let name = if arch == "llama" { mixtral(&name) } else { name };
+        if shape.len() == 3 {
+            // One module an expert.
+            for (e, values) in values.chunks(shape[1] * shape[2]).enumerate() {
+                let mut bytes = vec![0; encoding.bytes_for(values.len())];
+                encoding.encode(values, &mut bytes);
+                let name = name.replace(".experts.", &format!(".experts.{e}."));
+                out.push(Named { name, dtype: encoding.name(), shape: shape[1..].to_vec(), bytes });
+            }
+            continue;
+        }
+        if name.ends_with("shared_expert_gate.weight") {
+            shape.insert(0, 1);
+        }
         // GGUF's llama pairs rope dimensions (2i, 2i + 1), Hugging Face (i, i + half).
         let heads = match (arch, t.name.rsplit('.').nth(1)) {
             ("llama", Some("attn_q")) => Some(heads),
@@ -73,7 +87,9 @@ pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
             let row = |r: usize| r / size * size + 2 * (r % size % half) + r % size / half;
             values = (0..shape[0]).flat_map(|r| values[row(r) * width..][..width].to_vec()).collect();
         }
-        let encoding = if shape.len() == 1 { Encoding::F32 } else { encoding };
+        // Routers stay as they are.
+        let small = shape.len() == 1 || t.name.contains("ffn_gate_inp");
+        let encoding = if small { Encoding::F32 } else { encoding };
         let mut bytes = vec![0; encoding.bytes_for(values.len())];
         encoding.encode(&values, &mut bytes);
         out.push(Named { name, dtype: encoding.name(), shape, bytes });
@@ -102,9 +118,60 @@ fn hugging_face(name: &str) -> Option<String> {
         "ffn_gate" => "mlp.gate_proj",
         "ffn_up" => "mlp.up_proj",
         "ffn_down" => "mlp.down_proj",
+        "ffn_gate_inp" => "mlp.gate",
+        "ffn_gate_exps" => "mlp.experts.gate_proj",
+        "ffn_up_exps" => "mlp.experts.up_proj",
+        "ffn_down_exps" => "mlp.experts.down_proj",
+        "ffn_gate_inp_shexp" => "mlp.shared_expert_gate",
+        "ffn_gate_shexp" => "mlp.shared_expert.gate_proj",
+        "ffn_up_shexp" => "mlp.shared_expert.up_proj",
+        "ffn_down_shexp" => "mlp.shared_expert.down_proj",
         other => panic!("{other}"),
     };
     Some(format!("model.layers.{layer}.{module}.{end}"))
+}
+
+fn mixtral(name: &str) -> String {
+    let name = if name.contains("mlp.gate.") {
+        name.replace("mlp.gate.", "block_sparse_moe.gate.")
+    } else {
+        name.into()
+    };
+    let short = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
+    match short.iter().find(|(long, _)| name.contains(&format!("mlp.experts.{long}"))) {
+        Some((long, short)) => name.replace("mlp.experts", "block_sparse_moe.experts").replace(long, short),
+        None => name,
+    }
+}
+
+/// Experts' modules of their own as transformers 5 holds them: one parameter for gate and up of all experts, one for down.
+pub fn stacked(tensors: Vec<Named>) -> Vec<Named> {
+    let mut out: Vec<Named> = Vec::new();
+    let mut groups: Vec<(String, Vec<Named>)> = Vec::new();
+    for t in tensors {
+        match t.name.split_once(".experts.") {
+            Some((block, _)) => match groups.iter_mut().find(|(b, _)| b == block) {
+                Some((_, group)) => group.push(t),
+                None => groups.push((block.into(), vec![t])),
+            },
+            None => out.push(t),
+        }
+    }
+    for (block, group) in groups {
+        let of = |ends: [&str; 2]| -> Vec<&Named> {
+            group.iter().filter(|t| ends.iter().any(|e| t.name.ends_with(&format!(".{e}.weight")))).collect()
+        };
+        let (gate, up, down) = (of(["gate_proj", "w1"]), of(["up_proj", "w3"]), of(["down_proj", "w2"]));
+        let both =
+            gate.iter().zip(&up).flat_map(|(g, u)| [&g.bytes[..], &u.bytes]).collect::<Vec<_>>().concat();
+        let block = block.replace("block_sparse_moe", "mlp");
+        let (n, [rows, cols]) = (gate.len(), [gate[0].shape[0], gate[0].shape[1]]);
+        out.push(named(&format!("{block}.experts.gate_up_proj"), gate[0].dtype, &[n, 2 * rows, cols], both));
+        let all = down.iter().flat_map(|t| t.bytes.clone()).collect();
+        out.push(named(&format!("{block}.experts.down_proj"), gate[0].dtype, &[n, cols, rows], all));
+    }
+    out.iter_mut().for_each(|t| t.name = t.name.replace("block_sparse_moe", "mlp"));
+    out
 }
 
 /// `config.json` of a GGUF's model; `more` adds keys.
@@ -126,6 +193,17 @@ pub fn config_of(file: &Gguf, kind: &str, more: Value) -> Value {
     });
     if let Some(dim) = file.get_u32(&format!("{arch}.attention.key_length")) {
         config["head_dim"] = dim.into();
+    }
+    let experts = |key: &str| file.get_u32(&format!("{arch}.expert_{key}"));
+    if let (Some(count), Some(used)) = (experts("count"), experts("used_count")) {
+        config[if arch == "llama" { "num_local_experts" } else { "num_experts" }] = count.into();
+        config["num_experts_per_tok"] = used.into();
+        config["norm_topk_prob"] = (arch == "qwen3moe").into();
+        for (name, key) in [("moe", "feed_forward_length"), ("shared_expert", "shared_feed_forward_length")] {
+            if let Some(n) = experts(key) {
+                config[format!("{name}_intermediate_size")] = n.into();
+            }
+        }
     }
     if let Some(theta) = file.get_f32(&format!("{arch}.rope.freq_base")) {
         config["rope_theta"] = theta.into();

@@ -69,11 +69,16 @@ pub fn second() -> Organism {
 /// Options that name a share of the built-in prompts, some of each category and split, as files in `dir`: for tests that are
 /// not about rates.
 pub fn few_prompts(dir: &Path) -> Vec<String> {
+    share_of_prompts(dir, 44)
+}
+
+/// As [`few_prompts`], about `n` of each class and split.
+pub fn share_of_prompts(dir: &Path, n: usize) -> Vec<String> {
     let built_in = PromptSet::built_in();
     let file = |set: Set| {
         let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
             let of = built_in.of(set, split);
-            let step = (of.len() / 44).max(1);
+            let step = (of.len() / n).max(1);
             let line = |p: &PromptRecord| serde_json::to_string(p).unwrap();
             of.into_iter().step_by(step).map(line).collect::<Vec<_>>()
         });
@@ -159,6 +164,21 @@ pub fn client() -> Option<PathBuf> {
     assert!(!required, "llama.cpp is required: run tests/llama_cpp/install.sh");
     println!("skipped: llama.cpp is not installed (tests/llama_cpp/install.sh brings it)");
     None
+}
+
+/// What tests/llama_cpp/sidecar.py says; `None` without the client.
+pub fn ask(request: Value, dir: &Path) -> Option<Value> {
+    let folder = client()?;
+    let file = dir.join("request.json");
+    std::fs::write(&file, request.to_string()).unwrap();
+    let o = std::process::Command::new("python3")
+        .arg(folder.join("sidecar.py"))
+        .arg(folder.join("node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"))
+        .arg(file)
+        .output()
+        .expect("python3 runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    Some(serde_json::from_slice(&o.stdout).unwrap())
 }
 
 /// llama.cpp's refusal rates (harmful, harmless) of the prompts that `eval` answered, or `None` without the client.

@@ -11,26 +11,24 @@ use crate::model::Matrix;
 
 impl<'a> Module<'a, '_> {
     /// Scales of bytes: one for all, one an output, one a group of inputs, or one a block.
-    fn by_scale(
+    pub(super) fn by_scale(
         &self,
         scale: &'a Tensor,
         rows: usize,
         cols: usize,
+        block: (usize, usize),
     ) -> Result<(Numbers<'a>, Encoding, Groups<'a>)> {
         let groups = |r, c, by_row, by_group| Groups { rows: r, cols: c, by_row, by_group, index: None };
         let n = scale.elements() as usize;
-        let (numbers, round) = self.scales(scale, n)?;
+        let (numbers, round) = match scale.type_name().as_str() {
+            // Exponents: MXFP8.
+            "U8" | "F8_E8M0" => (Numbers::Exponents(self.bytes(scale)), Encoding::BF16),
+            _ => self.scales(scale, n)?,
+        };
         let wide = match scale.dims[..] {
             [across, down] if n > 1 => Some((down as usize, across as usize)),
             _ => None,
         };
-        let block = [
-            &self.config["weight_block_size"],
-            &self.config["config_groups"]["group_0"]["weights"]["block_structure"],
-        ]
-        .into_iter()
-        .find_map(|b| Some((b[0].as_u64()?.max(1) as usize, b[1].as_u64()?.max(1) as usize)))
-        .unwrap_or((128, 128));
         let found = match wide {
             _ if n == 1 => groups(rows, cols, 0, 0),
             None if n == rows => groups(1, cols, 1, 0),
@@ -52,17 +50,29 @@ impl<'a> Module<'a, '_> {
         Ok((numbers, round, found))
     }
 
+    /// Outputs and inputs of a block, where scales are of blocks.
+    pub(super) fn block(&self) -> (usize, usize) {
+        [
+            &self.config["weight_block_size"],
+            &self.config["config_groups"]["group_0"]["weights"]["block_structure"],
+        ]
+        .into_iter()
+        .find_map(|b| Some((b[0].as_u64()?.max(1) as usize, b[1].as_u64()?.max(1) as usize)))
+        .unwrap_or((128, 128))
+    }
+
     /// FP8 with `weight_scale` (compressed-tensors, vLLM) or `weight_scale_inv` (DeepSeek, Qwen), both multipliers.
     pub(super) fn float8(&self, t: &'a Tensor, kind: Fp8) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.shape(t)?;
         let Some(scale) = self.get("weight_scale_inv").or(self.get("weight_scale")) else {
             return Err(self.unreadable(t, "FP8 without weight_scale"));
         };
-        let (scales, round, groups) = self.by_scale(scale, rows, cols)?;
+        let (scales, round, groups) = self.by_scale(scale, rows, cols, self.block())?;
         Ok(self.matrix(
             t,
             Packed {
                 name: match groups.rows {
+                    1 if matches!(scales, Numbers::Exponents(_)) => "MXFP8",
                     n if n == 1 || n == rows => "FP8",
                     _ => "FP8 blocks",
                 },
@@ -73,8 +83,10 @@ impl<'a> Module<'a, '_> {
                 levels: Levels::Float(kind),
                 scales,
                 factor: 1.0,
+                divisor: 1.0,
                 zeros: Zeros::All(0),
                 groups,
+                mask: None,
                 round,
             },
         ))
@@ -87,7 +99,7 @@ impl<'a> Module<'a, '_> {
         let Some(scale) = scb.or(self.get("weight_scale")) else {
             return Err(self.unreadable(t, "I8 without SCB or weight_scale"));
         };
-        let (scales, round, groups) = self.by_scale(scale, rows, cols)?;
+        let (scales, round, groups) = self.by_scale(scale, rows, cols, self.block())?;
         let zeros = match self.get("weight_zero_point") {
             Some(z) if groups.rows == 1 => {
                 Zeros::Bytes(self.exact(z, &["I8"], rows * (cols / groups.cols))?)
@@ -106,8 +118,10 @@ impl<'a> Module<'a, '_> {
                 levels: Levels::Signed,
                 scales,
                 factor: if scb.is_some() { 1.0 / 127.0 } else { 1.0 },
+                divisor: 1.0,
                 zeros,
                 groups,
+                mask: None,
                 round,
             },
         ))
@@ -171,8 +185,10 @@ impl<'a> Module<'a, '_> {
                 levels: Levels::Table(table, order),
                 scales,
                 factor: 1.0,
+                divisor: 1.0,
                 zeros: Zeros::All(0),
                 groups: Groups { rows: 1, cols: block, by_row: cols / block, by_group: 1, index: None },
+                mask: None,
                 round: match json["dtype"].as_str() {
                     Some("float16") => Encoding::F16,
                     Some("bfloat16") => Encoding::BF16,

@@ -2,6 +2,9 @@
 //! their shapes and values fit.
 
 mod bytes;
+mod fours;
+mod sparse;
+mod torchao;
 
 use serde_json::Value;
 
@@ -10,6 +13,8 @@ use crate::checkpoint::{Folder, Tensor};
 use crate::encoding::packed::{Groups, Layout, Levels, Numbers, Packed, Zeros};
 use crate::encoding::{Encoding, Fp8};
 use crate::error::{Error, Result};
+
+pub use fours::packed_expert;
 
 const HINT: &str = "use a checkpoint of the same model in another packing, or its GGUF file";
 
@@ -26,14 +31,19 @@ struct Module<'a, 'n> {
 /// # Errors
 /// A packing that can't be read; tensors that are missing or don't fit together.
 pub(super) fn find<'a>(folder: &'a Folder, name: &str) -> Result<Option<(Matrix<'a>, &'a Tensor)>> {
-    let config = [folder.config(), folder.text_config()]
-        .into_iter()
-        .map(|c| &c["quantization_config"])
-        .find(|c| c.is_object())
-        .unwrap_or(&Value::Null);
-    let m = Module { folder, name, config };
+    let m = Module { folder, name, config: configuration(folder) };
     if let Some(t) = m.get("weight_packed") {
-        return m.compressed(t).map(Some);
+        return match t.type_name().as_str() {
+            "U8" => m.compressed_fours(t),
+            _ => m.compressed(t),
+        }
+        .map(Some);
+    }
+    if let Some(t) = m.get("compressed") {
+        return m.sparse(t).map(Some);
+    }
+    if let Some(t) = m.get("_weight_qdata") {
+        return m.torchao(t).map(Some);
     }
     if let Some(t) = m.get("qweight") {
         return match m.config["quant_method"].as_str() {
@@ -48,9 +58,22 @@ pub(super) fn find<'a>(folder: &'a Folder, name: &str) -> Result<Option<(Matrix<
         "F8_E4M3" => m.float8(t, Fp8::E4M3).map(Some),
         "F8_E5M2" => m.float8(t, Fp8::E5M2).map(Some),
         "I8" => m.int8(t).map(Some),
-        "U8" => m.bitsandbytes(t).map(Some),
+        "U8" => match m.get("weight_scale_2") {
+            Some(second) => m.modelopt(t, second),
+            None => m.bitsandbytes(t),
+        }
+        .map(Some),
         _ => Ok(None),
     }
+}
+
+/// `quantization_config`.
+fn configuration(folder: &Folder) -> &Value {
+    [folder.config(), folder.text_config()]
+        .into_iter()
+        .map(|c| &c["quantization_config"])
+        .find(|c| c.is_object())
+        .unwrap_or(&Value::Null)
 }
 
 /// What tensors a module has, for an error about one that can't be read.
@@ -115,6 +138,31 @@ impl<'a> Module<'a, '_> {
         Ok(self.bytes(t))
     }
 
+    /// Whole numbers, I64 or I32.
+    fn numbers(&self, t: &Tensor) -> Vec<u64> {
+        let width = if t.type_name() == "I64" { 8 } else { 4 };
+        let number = |b: &[u8]| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+        self.bytes(t).chunks_exact(width).map(number).collect()
+    }
+
+    /// The formats that compressed-tensors' configuration names.
+    fn formats(&self) -> Vec<&str> {
+        let groups = self.config["config_groups"].as_object();
+        let of_groups = groups.into_iter().flat_map(|g| g.values()).map(|g| &g["format"]);
+        [&self.config["format"]].into_iter().chain(of_groups).filter_map(Value::as_str).collect()
+    }
+
+    /// The type in which the model computes.
+    fn dtype(&self) -> Encoding {
+        let configs = [self.folder.text_config(), self.folder.config()];
+        let named = configs.iter().find_map(|c| c["dtype"].as_str().or(c["torch_dtype"].as_str()));
+        match named {
+            Some("float16") => Encoding::F16,
+            Some("bfloat16") => Encoding::BF16,
+            _ => Encoding::F32,
+        }
+    }
+
     /// Scales: floats of any width.
     fn scales(&self, t: &'a Tensor, elements: usize) -> Result<(Numbers<'a>, Encoding)> {
         let bytes = self.exact(t, &["F32", "F16", "BF16"], elements)?;
@@ -145,24 +193,12 @@ impl<'a> Module<'a, '_> {
     /// compressed-tensors' `pack-quantized`: `weight_packed`, `weight_scale`, `weight_shape`, and for asymmetric codes
     /// `weight_zero_point`.
     fn compressed(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
-        if t.type_name() != "I32" {
-            return Err(
-                self.unreadable(t, &format!("{} codes, format {}", t.type_name(), self.config["format"]))
-            );
+        if t.type_name() != "I32" || self.get("scale_packed").is_some() {
+            let formats = self.formats().join(", ");
+            return Err(self.unreadable(t, &format!("{} codes, format {formats}", t.type_name())));
         }
         let shape = self.need("weight_shape")?;
-        let numbers: Vec<u64> = match shape.type_name().as_str() {
-            "I64" => self
-                .bytes(shape)
-                .chunks_exact(8)
-                .map(|b| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
-                .collect(),
-            _ => self
-                .bytes(shape)
-                .chunks_exact(4)
-                .map(|b| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
-                .collect(),
-        };
+        let numbers = self.numbers(shape);
         let (rows, words) = self.shape(t)?;
         let &[first, cols] = &numbers[..] else {
             return Err(self.wrong(&format!("tensor {} must hold two numbers", shape.name)));
@@ -211,8 +247,10 @@ impl<'a> Module<'a, '_> {
                 levels: Levels::Unsigned,
                 scales,
                 factor: 1.0,
+                divisor: 1.0,
                 zeros,
                 groups: Groups { rows: 1, cols: cols / groups, by_row: groups, by_group: 1, index },
+                mask: None,
                 round,
             },
         ))
@@ -281,8 +319,10 @@ impl<'a> Module<'a, '_> {
                 levels: Levels::Unsigned,
                 scales,
                 factor: 1.0,
+                divisor: 1.0,
                 zeros: Zeros::Gptq { words: zeros, plus },
                 groups: Groups { rows: 1, cols: size, by_row: 1, by_group: rows, index },
+                mask: None,
                 round,
             },
         ))
@@ -316,8 +356,10 @@ impl<'a> Module<'a, '_> {
                 levels: Levels::Unsigned,
                 scales,
                 factor: 1.0,
+                divisor: 1.0,
                 zeros: Zeros::Awq(zeros),
                 groups: Groups { rows: 1, cols: cols / groups, by_row: 1, by_group: rows, index: None },
+                mask: None,
                 round,
             },
         ))

@@ -51,6 +51,7 @@ class Model:
     factors: dict | None = None  # transformers' "llama3" rope parameters
     linear: float | None = None  # linear rope scaling
     write_head_dim: bool = False
+    experts: dict | None = None  # count, used, ffn, shared (width of the shared expert, or 0)
     encodings: dict = field(default_factory=dict)  # the end of a tensor's name -> its encoding; else F16
 
 
@@ -66,6 +67,10 @@ MODELS = [
     Model("qwen2", "qwen2", 64, 4, 1, 16, 144, 3, False, theta=1000000.0, qkv_bias=True),
     Model("qwen3", "qwen3", 64, 4, 2, 32, 96, 3, True, theta=1000000.0, qk_norm=True, write_head_dim=True),
     Model("mistral", "llama", 72, 3, 1, 32, 120, 3, False, write_head_dim=True),
+    Model("mixtral", "llama", 64, 4, 2, 16, 80, 2, False, experts={"count": 4, "used": 2, "ffn": 80, "shared": 0}),
+    Model("qwen2moe", "qwen2moe", 64, 4, 2, 16, 96, 2, False, qkv_bias=True, experts={"count": 6, "used": 3, "ffn": 40, "shared": 72}),
+    Model("qwen3moe", "qwen3moe", 64, 4, 2, 32, 96, 2, True, theta=1000000.0, qk_norm=True, write_head_dim=True,
+          experts={"count": 8, "used": 2, "ffn": 48, "shared": 0}),
     Model("llama-q8_0", "llama", 128, 4, 2, 32, 224, 2, True, encodings={"weight": Q.Q8_0}),
     Model("llama-k-quants", "llama", 256, 4, 1, 64, 256, 2, True, theta=500000.0, encodings=K_MIX),
 ]
@@ -146,6 +151,9 @@ def weights(model):
             vector(b + "attn_k_norm.weight", m.head_dim, 1.3, 0.2)
         matrix(b + "attn_output.weight", m.hidden, q, 1.5 * branch / q**0.5)
         vector(b + "ffn_norm.weight", m.hidden, 1.0, 0.2)
+        if m.experts:
+            mixture(m, b, matrix, vector, out, branch)
+            continue
         matrix(b + "ffn_gate.weight", m.ffn, m.hidden, 1.2 / m.hidden**0.5)
         matrix(b + "ffn_up.weight", m.ffn, m.hidden, 1.2 / m.hidden**0.5)
         matrix(b + "ffn_down.weight", m.hidden, m.ffn, 1.5 * branch / m.ffn**0.5)
@@ -156,6 +164,25 @@ def weights(model):
     if not m.tied:
         matrix("output.weight", vocab, m.hidden, head)
     return out
+
+
+def mixture(m, b, matrix, vector, out, branch):
+    """A block's router and experts; the router is 32-bit, as converters leave it."""
+    e = m.experts
+    vector(b + "ffn_gate_inp.weight", (e["count"], m.hidden), 0.0, 2.0 / m.hidden**0.5)
+    for role, rows, columns, std in (
+        ("gate", e["ffn"], m.hidden, 1.2 / m.hidden**0.5), ("up", e["ffn"], m.hidden, 1.2 / m.hidden**0.5),
+        ("down", m.hidden, e["ffn"], 2.0 * branch / e["ffn"]**0.5),
+    ):
+        name = f"{b}ffn_{role}_exps.weight"
+        matrix(name, e["count"] * rows, columns, std)
+        kind, stored = out[name]
+        out[name] = kind, stored.reshape(e["count"], rows, -1)
+        if e["shared"]:
+            rows, columns = (m.hidden, e["shared"]) if role == "down" else (e["shared"], m.hidden)
+            matrix(f"{b}ffn_{role}_shexp.weight", rows, columns, std)
+    if e["shared"]:
+        vector(b + "ffn_gate_inp_shexp.weight", m.hidden, 0.0, 2.0 / m.hidden**0.5)
 
 
 def llama3_factors(m):
@@ -197,6 +224,13 @@ def write_gguf(model, tensors, path, as_f32=False):
     if m.arch == "llama":
         w.add_rope_dimension_count(m.head_dim)
         w.add_vocab_size(len(tokens[0]))
+    if m.experts:
+        w.add_expert_count(m.experts["count"])
+        w.add_expert_used_count(m.experts["used"])
+        if m.arch != "llama":
+            w.add_expert_feed_forward_length(m.experts["ffn"])
+        if m.experts["shared"]:
+            w.add_expert_shared_feed_forward_length(m.experts["shared"])
     if m.linear:
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(m.linear)
@@ -233,13 +267,19 @@ def transformers_logits(model, tensors, sequences):
         rope |= {"rope_type": "llama3", **m.factors}
     if m.linear:
         rope |= {"rope_type": "linear", "factor": m.linear}
-    kind = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[m.arch]
-    more = {"attention_bias": m.writer_bias, "mlp_bias": m.writer_bias} if m.arch == "llama" else {}
+    kind = {"llama": "Mixtral" if m.experts else "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen2moe": "Qwen2Moe", "qwen3moe": "Qwen3Moe"}[m.arch]
+    more = {"attention_bias": m.writer_bias, "mlp_bias": m.writer_bias} if kind == "Llama" else {}
+    if m.experts:
+        e, norm = m.experts, {"norm_topk_prob": m.arch == "qwen3moe"} if m.arch != "llama" else {}
+        more = {"num_local_experts" if m.arch == "llama" else "num_experts": e["count"], "num_experts_per_tok": e["used"]} | norm
+        if m.arch != "llama":
+            more |= {"moe_intermediate_size": e["ffn"], "shared_expert_intermediate_size": e["shared"]}
     config = getattr(transformers, kind + "Config")(
         vocab_size=len(vocabulary(m)[0]), hidden_size=m.hidden, intermediate_size=m.ffn, num_hidden_layers=m.layers,
         num_attention_heads=m.heads, num_key_value_heads=m.kv_heads, head_dim=m.head_dim, rms_norm_eps=1e-5,
         max_position_embeddings=1024, rope_parameters=rope, tie_word_embeddings=m.tied, attn_implementation="eager", **more,
     )
+    config._experts_implementation = "eager"
     net = getattr(transformers, kind + "ForCausalLM")(config).float().eval()
     names = {
         "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -247,11 +287,25 @@ def transformers_logits(model, tensors, sequences):
         "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
     }
     top = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    names |= {
+        "ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+        **{f"ffn_{r}_shexp": f"mlp.shared_expert.{r}_proj" for r in ("gate", "up", "down")},
+    }
     state = {}
     for name, (encoding, stored) in tensors.items():
         if name == "rope_freqs.weight":
             continue
         values, parts = floats(encoding, stored), name.split(".")
+        if name.endswith("_exps.weight"):  # gate and up are one parameter
+            experts = f"model.layers.{parts[1]}.mlp.experts."
+            if parts[2] == "ffn_down_exps":
+                state[experts + "down_proj"] = torch.from_numpy(np.array(values))
+            elif parts[2] == "ffn_up_exps":
+                gate = floats(*tensors[name.replace("_up_", "_gate_")])
+                state[experts + "gate_up_proj"] = torch.from_numpy(np.concatenate([gate, values], 1))
+            continue
+        if parts[2:3] == ["ffn_gate_inp_shexp"]:
+            values = values[None]
         if m.arch == "llama" and parts[-2] in ("attn_q", "attn_k"):
             values = half_split(values, m.heads if parts[-2] == "attn_q" else m.kv_heads)
         full = top[parts[0]] if parts[0] in top else f"model.layers.{parts[1]}.{names[parts[2]]}"

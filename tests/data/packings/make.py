@@ -1,30 +1,26 @@
 """Writes a small random llama in every packing, and what its two writers are when they are unpacked.
 
-    pip install torch transformers compressed-tensors bitsandbytes safetensors
-    python make.py
+    pip install torch transformers compressed-tensors bitsandbytes safetensors torchao nvidia-modelopt
+    python make.py [NAME ...]         (make_sparse.py: what an older compressed-tensors wrote)
 
-compressed-tensors and bitsandbytes pack and unpack for themselves. GPTQ, AWQ and FP8 blocks are written and unpacked here by the
-formulas of AutoGPTQ (qlinear_cuda_old.py), AutoAWQ (packing_utils.py) and DeepSeek-V3 (fp8_cast_bf16.py): their quantizers ask
-for a GPU. `expected.safetensors` holds the unpacked writers in the type in which the library computes them.
+compressed-tensors, bitsandbytes, ModelOpt and torchao pack and unpack for themselves. GPTQ, AWQ and FP8 blocks are written and
+unpacked here by the formulas of AutoGPTQ (qlinear_cuda_old.py), AutoAWQ (packing_utils.py) and DeepSeek-V3 (fp8_cast_bf16.py): their
+quantizers ask for a GPU. gpt-oss' experts are random codes, unpacked by transformers. `expected.safetensors` holds the unpacked
+writers in the type in which the library computes them.
 """
 
 import json
-import pathlib
+import sys
 
 import bitsandbytes.functional as bnb
 import torch
-from compressed_tensors.compressors import FloatQuantizationCompressor, IntQuantizationCompressor, PackedQuantizationCompressor
+from common import LLAMA, by_group, by_row, save, write
+from compressed_tensors.compressors import (
+    FloatQuantizationCompressor, IntQuantizationCompressor, MXFP4PackedCompressor, MXFP8QuantizationCompressor,
+    NVFP4PackedCompressor, PackedQuantizationCompressor,
+)
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from compressed_tensors.quantization.utils import calculate_qparams
-from safetensors.torch import save_file
-
-HERE = pathlib.Path(__file__).parent
-HIDDEN, FFN, HEADS, KV, VOCAB = 64, 128, 4, 2, 32
-LINEARS = {
-    "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64),
-    "mlp.gate_proj": (128, 64), "mlp.up_proj": (128, 64), "mlp.down_proj": (64, 128),
-}
-WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
 
 def compressed(compressor, observe, **args):
@@ -33,23 +29,20 @@ def compressed(compressor, observe, **args):
     scheme = QuantizationScheme(targets=["Linear"], weights=qargs)
     config = {"quant_method": "compressed-tensors", "quantization_status": "compressed", "ignore": ["lm_head"],
               "format": {PackedQuantizationCompressor: "pack-quantized", IntQuantizationCompressor: "int-quantized",
-                         FloatQuantizationCompressor: "float-quantized"}[compressor],
+                         FloatQuantizationCompressor: "float-quantized", NVFP4PackedCompressor: "nvfp4-pack-quantized",
+                         MXFP4PackedCompressor: "mxfp4-pack-quantized", MXFP8QuantizationCompressor: "mxfp8-quantized"}[compressor],
               "config_groups": {"group_0": {"targets": ["Linear"], "weights": json.loads(qargs.model_dump_json(exclude_none=True))}}}
 
     def pack(w):
-        scale, zero = calculate_qparams(*observe(w), qargs)
-        state = compressor.compress({"weight": w, "weight_scale": scale.to(w.dtype), "weight_zero_point": zero}, scheme)
+        low, high = observe(w)
+        whole_scale = {}
+        if qargs.strategy == "tensor_group":
+            whole_scale = {"weight_global_scale": generate_gparam(low.float().amin(), high.float().amax())}
+        scale, zero = calculate_qparams(low, high, qargs, *whole_scale.values())
+        state = compressor.compress({"weight": w, "weight_scale": scale.to(w.dtype), "weight_zero_point": zero} | whole_scale, scheme)
         plain = compressor.decompress(dict(state), scheme)["weight"]
         return {k: v for k, v in state.items() if v is not None}, plain
     return config, pack
-
-
-def by_group(n):
-    return lambda w: (w.reshape(len(w), -1, n).amin(-1), w.reshape(len(w), -1, n).amax(-1))
-
-
-def by_row(w):
-    return w.amin(1, keepdim=True), w.amax(1, keepdim=True)
 
 
 def whole(w):
@@ -150,54 +143,91 @@ def eight_bits():
     return config, pack
 
 
+def modelopt():
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+    config = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"], "kv_cache_scheme": None,
+              "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float", "group_size": 16}}}}
+
+    def pack(w):
+        q, scale, second = NVFP4QTensor.quantize(w.clone(), 16)
+        plain = q.dequantize(dtype=w.dtype, scale=scale, double_scale=second, block_sizes={-1: 16})
+        return {"weight": q._quantized_data, "weight_scale": scale, "weight_scale_2": second}, plain
+    return config, pack
+
+
+def torchao(make):
+    """`make` gives torchao's configuration; the tensors' names are those under which transformers saves them."""
+    from torchao import quantization
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from transformers import TorchAoConfig
+    kind = make(quantization)
+
+    def pack(w):
+        linear = torch.nn.Linear(w.shape[1], w.shape[0], bias=False, dtype=w.dtype)
+        linear.weight.data = w
+        quantization.quantize_(linear, kind)
+        parts, metadata = flatten_tensor_state_dict({"m.weight": linear.weight.data})
+        return {k.removeprefix("m."): v for k, v in parts.items()}, linear.weight.dequantize(), metadata["m.weight"]
+    return TorchAoConfig(kind).to_dict(), pack
+
+
+def gpt_oss():
+    """Two experts of gpt-oss, for the decoder of their matrices alone."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+    torch.manual_seed(1)
+    at = "model.layers.0.mlp.experts."
+    state, expected = {}, {}
+    for name, rows, cols in (("gate_up_proj", 128, 64), ("down_proj", 64, 96)):
+        blocks = torch.randint(0, 256, (2, rows, cols // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(112, 124, (2, rows, cols // 32), dtype=torch.uint8)
+        state |= {f"{at}{name}_blocks": blocks, f"{at}{name}_scales": scales}
+        expected[at + name] = convert_moe_packed_tensors(blocks.clone(), scales.clone())
+    config = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    save("gpt-oss", LLAMA | config, state, expected)
+
+
 INT, FLOAT, PACKED = IntQuantizationCompressor, FloatQuantizationCompressor, PackedQuantizationCompressor
 PACKINGS = {
-    "ct-w4a16": compressed(PACKED, by_group(32), num_bits=4, type="int", symmetric=True, strategy="group", group_size=32),
-    "ct-w4a16-asym": compressed(PACKED, by_group(32), num_bits=4, type="int", symmetric=False, strategy="group", group_size=32),
-    "ct-w8a16": compressed(PACKED, by_row, num_bits=8, type="int", symmetric=True, strategy="channel"),
-    "ct-int8": compressed(INT, by_row, num_bits=8, type="int", symmetric=True, strategy="channel"),
-    "ct-fp8-tensor": compressed(FLOAT, whole, num_bits=8, type="float", symmetric=True, strategy="tensor"),
-    "ct-fp8-channel": compressed(FLOAT, by_row, num_bits=8, type="float", symmetric=True, strategy="channel"),
-    "ct-fp8-block": compressed(FLOAT, by_block(32), num_bits=8, type="float", symmetric=True, strategy="block", block_structure=[32, 32]),
-    "gptq-2": gptq(2, 32),
-    "gptq-3": gptq(3, 32),
-    "gptq-4": gptq(4, 32),
-    "gptq-4-act": gptq(4, 32, act_order=True),
-    "gptq-4-v2": gptq(4, 32, v2=True),
-    "gptq-8": gptq(8, 64),
-    "awq": awq(32),
-    "fp8-block": fp8_blocks(32),
-    "nf4": four_bits("nf4", False),
-    "nf4-nested": four_bits("nf4", True),
-    "fp4": four_bits("fp4", False),
-    "bnb-int8": eight_bits(),
+    "ct-w4a16": lambda: compressed(PACKED, by_group(32), num_bits=4, type="int", symmetric=True, strategy="group", group_size=32),
+    "ct-w4a16-asym": lambda: compressed(PACKED, by_group(32), num_bits=4, type="int", symmetric=False, strategy="group", group_size=32),
+    "ct-w8a16": lambda: compressed(PACKED, by_row, num_bits=8, type="int", symmetric=True, strategy="channel"),
+    "ct-int8": lambda: compressed(INT, by_row, num_bits=8, type="int", symmetric=True, strategy="channel"),
+    "ct-fp8-tensor": lambda: compressed(FLOAT, whole, num_bits=8, type="float", symmetric=True, strategy="tensor"),
+    "ct-fp8-channel": lambda: compressed(FLOAT, by_row, num_bits=8, type="float", symmetric=True, strategy="channel"),
+    "ct-fp8-block": lambda: compressed(FLOAT, by_block(32), num_bits=8, type="float", symmetric=True, strategy="block", block_structure=[32, 32]),
+    "gptq-2": lambda: gptq(2, 32),
+    "gptq-3": lambda: gptq(3, 32),
+    "gptq-4": lambda: gptq(4, 32),
+    "gptq-4-act": lambda: gptq(4, 32, act_order=True),
+    "gptq-4-v2": lambda: gptq(4, 32, v2=True),
+    "gptq-8": lambda: gptq(8, 64),
+    "awq": lambda: awq(32),
+    "fp8-block": lambda: fp8_blocks(32),
+    "nf4": lambda: four_bits("nf4", False),
+    "nf4-nested": lambda: four_bits("nf4", True),
+    "fp4": lambda: four_bits("fp4", False),
+    "bnb-int8": lambda: eight_bits(),
+    "ct-nvfp4": lambda: compressed(NVFP4PackedCompressor, by_group(16), num_bits=4, type="float", symmetric=True, strategy="tensor_group",
+                                   group_size=16, scale_dtype="torch.float8_e4m3fn"),
+    "ct-mxfp4": lambda: compressed(MXFP4PackedCompressor, by_group(32), num_bits=4, type="float", symmetric=True, strategy="group",
+                                   group_size=32, scale_dtype="torch.uint8"),
+    "ct-mxfp8": lambda: compressed(MXFP8QuantizationCompressor, by_group(32), num_bits=8, type="float", symmetric=True, strategy="group",
+                                   group_size=32, scale_dtype="torch.uint8"),
+    "modelopt-nvfp4": modelopt,
+    "ao-int8": lambda: torchao(lambda q: q.Int8WeightOnlyConfig(version=2)),
+    "ao-fp8": lambda: torchao(lambda q: q.Float8WeightOnlyConfig(version=2)),
+    "ao-int4-unpacked": lambda: torchao(lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=q.PerGroup(32), version=2)),
 }
 
 
 def main():
     torch.set_num_threads(1)
-    for name, (quantization, pack) in PACKINGS.items():
-        torch.manual_seed(1)
-        state = {"model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN), "model.norm.weight": torch.ones(HIDDEN),
-                 "model.layers.0.input_layernorm.weight": torch.ones(HIDDEN), "model.layers.0.post_attention_layernorm.weight": torch.ones(HIDDEN)}
-        state = {k: v.bfloat16() for k, v in state.items()}
-        expected = {}
-        for module, shape in LINEARS.items():
-            parts, plain = pack((torch.randn(shape) * 0.05).bfloat16())
-            at = f"model.layers.0.{module}"
-            state |= {f"{at}.{k}": v.contiguous() for k, v in parts.items()}
-            if module in WRITERS:
-                expected[at + ".weight"] = plain.contiguous()
-        out = HERE / name
-        out.mkdir(exist_ok=True)
-        save_file(state, out / "model.safetensors", {"format": "pt"})
-        save_file(expected, out / "expected.safetensors")
-        (out / "config.json").write_text(json.dumps({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": FFN,
-            "num_hidden_layers": 1, "num_attention_heads": HEADS, "num_key_value_heads": KV, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-            "max_position_embeddings": 128, "vocab_size": VOCAB, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-            "quantization_config": quantization}, indent=1) + "\n")
-        print(name, sum(f.stat().st_size for f in out.iterdir()))
+    wanted = sys.argv[1:] or [*PACKINGS, "gpt-oss"]
+    for name in wanted:
+        if name == "gpt-oss":
+            gpt_oss()
+        else:
+            write(name, *PACKINGS[name]())
 
 
 if __name__ == "__main__":
