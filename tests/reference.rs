@@ -27,7 +27,7 @@ fn the_originals_refusal_is_the_goal_and_its_directions_and_weights_are_candidat
     let dir = tempfile::tempdir().unwrap();
     let (out, prompts) = (dir.path().join("out.gguf"), few_prompts(dir.path()));
     let (broken, original) = (first().file("broken-Q4_K_M"), first().file("healthy-F16"));
-    let job = [text(&broken), text(&out), "--reference", text(&original), "--layers", "3"];
+    let job = [text(&broken), text(&out), "--reference", text(&original), "--layers", "3", "--strength", "1.41"];
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
 
@@ -97,7 +97,7 @@ fn a_model_that_refuses_as_its_original_does_needs_no_patch() {
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (0, &"not-needed".into()), "{report}");
     assert!(report["why"].as_str().unwrap().contains("the original"));
-    assert!(report["reference"]["validation"]["harmful"]["n"].as_u64().unwrap() > 30 && !out.exists());
+    assert!(report["reference"]["validation"]["harmful"]["n"].as_u64().unwrap() > 20 && !out.exists());
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn what_keeps_no_limit_comes_with_the_front_of_what_was_tried() {
     let dir = tempfile::tempdir().unwrap();
     let (out, prompts) = (dir.path().join("out.gguf"), share_of_prompts(dir.path(), 23));
     let broken = first().file("broken-Q4_K_M");
-    let job = [text(&broken), text(&out), "--layers", "3", "--strength", "1.41", "--max-kl", "0.00001"];
+    let job = [text(&broken), text(&out), "--layers", "3", "--strength", "0.5", "--max-kl", "0.00001"];
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (3, &"out-of-limits".into()), "{report}");
     let front = report["front"].as_array().unwrap();

@@ -155,7 +155,6 @@ mod tests {
             borderline: 0.0,
             log_odds: 0.0,
             risk: (0.01, 0.02),
-            risk_error: 0.001,
             separation: 3.0,
             edit: vec![RankOne { layer: 1, writer: Writer::Ffn, u: vec![1.0], v: vec![1.0] }],
             family: 0,

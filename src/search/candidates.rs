@@ -45,8 +45,6 @@ pub struct Candidate {
     /// Mean probability of a first token that opens a refusal, on harmless and on borderline prompts: what over-refusal is to
     /// be expected on prompts like these, known more finely than by counting.
     pub risk: (f64, f64),
-    /// Standard error of the first of the two.
-    pub risk_error: f64,
     /// Held-out separation of the gate: 1 / root mean square on harmless prompts.
     pub separation: f64,
     /// The terms.
@@ -110,7 +108,12 @@ fn families<'l>(
         true => [&[Experts], &[Shared, Experts], &[Attention, Shared, Experts]],
     };
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
-    let most = if settings.layers.is_some() { layers.len() } else { LAYERS };
+    let most = match (settings.layers, method, settings.method) {
+        (Some(_), ..) => layers.len(),
+        // It is mild: all blocks together, else the one that lost most.
+        (None, Method::Restore, None) => 1,
+        _ => LAYERS,
+    };
     // What is left of a layer's writers belongs to them all: what compression took is put back everywhere.
     if method != Method::Restore {
         layers.truncate(most);
@@ -197,7 +200,6 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
         borderline: f64::NAN,
         log_odds: f64::NAN,
         risk: (f64::NAN, f64::NAN),
-        risk_error: f64::NAN,
         separation: parts.iter().map(|p| p.ingredient.separation).fold(f64::INFINITY, f64::min),
         edit,
         family,

@@ -99,6 +99,8 @@ pub fn patch(
     if let Some(why) = ground.never_refused(&candidates) {
         return Ok(Outcome::NeverRefused { why, validation, reference });
     }
+    // Where none is inside the limits all are worth a look.
+    let order = if order.is_empty() { (0..candidates.len()).collect() } else { order };
     let candidates = order.iter().map(|&i| candidates[i].clone()).collect();
     Ok(Outcome::OutOfLimits { why, validation, reference, front: Trial::front(&trials), candidates })
 }
@@ -197,14 +199,21 @@ fn try_out(
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
     let mut tries = 0;
+    // With an original those count that refuse as it does, of the others as many again are looked at.
+    let counts = |f: &Finalist| f.reached || ground.reference.is_none();
     for &index in order {
         let candidate = &candidates[index];
-        if finalists.len() == FINALISTS || tries == TRIES {
+        let enough = finalists.iter().filter(|f| counts(f)).count() == FINALISTS;
+        if enough || finalists.len() == 2 * FINALISTS || tries == TRIES {
             break;
         }
         // What was too strong once is not tried stronger, and a family is not tried twice once it has a finalist.
+        let done = |f: &Finalist| {
+            let of = &candidates[f.index];
+            of.family == candidate.family && (counts(f) || of.strength >= candidate.strength)
+        };
         if dropped.iter().any(|&(f, s)| f == candidate.family && candidate.strength >= s)
-            || finalists.iter().any(|f| candidates[f.index].family == candidate.family)
+            || finalists.iter().any(done)
         {
             continue;
         }

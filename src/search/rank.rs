@@ -26,7 +26,8 @@ struct Limit {
     /// Share of IN's answers that open with a refusal, and the mean probability of that.
     share: f64,
     risk: f64,
-    /// What both may rise by. The share says what happened on these prompts, the probability what to expect on others.
+    /// What both may rise by. The share says what happened on these prompts, the probability what to expect on others: of a
+    /// hundred answered prompts the share knows none or one.
     rise: f64,
 }
 

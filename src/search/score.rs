@@ -26,7 +26,6 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
         refused: usize,
         log_odds: f64,
         probability: f64,
-        square: f64,
     }
     let mut sums: HashMap<(usize, Set), Sum> = HashMap::new();
     let mut note = |edit: usize, seq: usize, read: &Readout| {
@@ -34,9 +33,7 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
         s.n += 1;
         s.refused += usize::from(read.top.first().is_some_and(|(t, _)| opening.contains(t)));
         s.log_odds += log_odds(&read.asked);
-        let p = mass(&read.asked);
-        s.probability += p;
-        s.square += p * p;
+        s.probability += mass(&read.asked);
     };
     if !gated.is_empty() {
         let forks: Vec<Fork> = (0..sequences.len())
@@ -58,11 +55,6 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
         (c.harmful, c.harmless, c.borderline) =
             (share(Set::Harmful), share(Set::Harmless), share(Set::Borderline));
         c.log_odds = mean(Set::Harmful, |s| s.log_odds);
-        let error = |set| {
-            let n = sums.get(&(i, set)).map_or(1.0, |s| s.n as f64);
-            ((mean(set, |s| s.square) - mean(set, |s| s.probability).powi(2)).max(0.0) / n).sqrt()
-        };
-        c.risk_error = error(Set::Harmless);
         c.risk = (mean(Set::Harmless, |s| s.probability), mean(Set::Borderline, |s| s.probability));
     }
     Ok(())
