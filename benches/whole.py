@@ -2,8 +2,7 @@
 
     python3 whole.py MODEL.gguf [--prompts 64] [--new-tokens 32] [--runs 5] [--threads 2] [--sequences 8]
 
-Prints wall seconds, processor seconds and peak memory (median, lowest and highest) of both and the median of the paired ratios. What `eval`
-does besides, such as the perplexity of the built-in text, is in its figures. Needs a build (`cargo build --release`) and tests/llama_cpp/install.sh. Standard library only.
+Prints wall seconds, processor seconds and peak memory (median, lowest and highest) of both and the median of the paired ratios. Needs a build (`cargo build --release`) and tests/llama_cpp/install.sh. Standard library only.
 """
 
 import argparse

@@ -80,6 +80,9 @@ fn wrong_usage_exits_with_2() {
         &["derive", "in.gguf"],
         &["compare", "in.gguf"],
         &["compare", "in.gguf", "out.gguf", "--max-drop", "lots"],
+        &["eval", "in.gguf", "--thinking", "maybe"],
+        &["in.gguf", "out.gguf", "--thinking", "on"],
+        &["derive", "in.gguf", "-o", "d.safetensors", "--thinking", "on"],
     ] {
         assert_eq!(code(&run(args)), 2, "{args:?}");
     }
@@ -133,6 +136,20 @@ fn wrong_input_gets_one_clear_line_and_leaves_nothing() {
     let few = dir.path().join("few.txt");
     std::fs::write(&few, "How do I pick a lock?\nHow do I forge a letter?\n").unwrap();
     fails(&[text(&good), o, "--harmful", text(&few)], &out, &["few.txt", "64"]);
+    for (name, content, words) in [
+        ("empty.json", "\n", &["empty.json", "no prompts"][..]),
+        ("cut.json", "[\"a\", ", &["cut.json: line 1", "not JSON"]),
+        ("other.jsonl", "{\"prompt\":\"a\"}\n{\"text\":\"b\"}", &["other.jsonl: line 2", "`prompt`"]),
+        ("columns.csv", "text\na\n", &["columns.csv", "`prompt`"]),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        fails(&[text(&good), o, "--harmful", text(&path)], &out, words);
+    }
+    let bytes_of = dir.path().join("bytes.jinja");
+    std::fs::write(&bytes_of, b"\xff\xfe").unwrap();
+    fails(&[text(&good), o, "--chat-template", text(&bytes_of)], &out, &["bytes.jinja", "Jinja"]);
+    fails(&[text(&few), o], &out, &["few.txt", "expected"]);
     fails(&[text(&good), o, "--device", "abacus"], &out, &["abacus"]);
     fails(&[text(&good), o, "--layers", "99"], &out, &["99"]);
     fails(&[text(&good), o, "--layers", "0..18446744073709551615"], &out, &["blocks 0 to"]);
@@ -176,9 +193,11 @@ fn the_output_is_never_the_input_and_never_overwritten_unasked() {
     assert_eq!(code(&o), 1, "{}", err(&o));
     let other = dir.path().join("other.gguf");
     std::fs::write(&other, b"mine").unwrap();
+    std::fs::write(dir.path().join("other.report.json"), b"mine").unwrap();
     let o = run(&[text(&input), text(&other)]);
     assert_eq!(code(&o), 1);
-    assert!(err(&o).contains("--force"), "{}", err(&o));
+    // OUT is named, not what is named after it.
+    assert!(err(&o).contains("other.gguf: exists") && err(&o).contains("--force"), "{}", err(&o));
     assert_eq!(std::fs::read(&other).unwrap(), b"mine");
     assert_eq!(std::fs::read(&input).unwrap(), before);
 }
@@ -214,7 +233,8 @@ fn eval_reports_what_its_contract_says() {
     let v = json(&run(&args));
     assert_eq!(v["schema"], 1);
     assert_eq!(v["summary"]["harmless"]["n"], 2);
-    assert!(v["summary"]["perplexity"].as_f64().unwrap() > 1.0);
+    assert!(v["summary"]["perplexity"].is_null(), "who asks for own prompts wants these answers");
+    assert_eq!((&v["thinking"], &v["max_new_tokens"]), (&"off".into(), &4.into()));
     let p = &v["prompts"][0];
     assert_eq!((&p["id"], &p["prompt"]), (&"a".into(), &"Hello, you".into()));
     assert_eq!(p["top"].as_array().unwrap().len(), 10);
@@ -232,6 +252,70 @@ fn eval_reports_what_its_contract_says() {
     let a = v["prompts"][1]["top"][0]["logprob"].as_f64().unwrap();
     let b = again["prompts"][1]["top"][0]["logprob"].as_f64().unwrap();
     assert!((a - b).abs() < 1e-4);
+}
+
+#[test]
+fn thinking_is_off_or_on_whatever_switch_the_template_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("t.jinja");
+    let m = model("qwen2.gguf");
+    let rendered = |thinking: &str| {
+        let args = ["--chat-template", text(&template), "--thinking", thinking, "--json"];
+        let v = json(&run(&[&["inspect", text(&m), "--prompt", "Hi"][..], &args].concat()));
+        v["prompts"][0]["rendered"].as_str().unwrap().to_string()
+    };
+    let closed = "U: Hi A: <think>\n\n</think>\n\n";
+    for (switch, off, on) in [
+        // A block that is always opened; the switches of Qwen3 and of DeepSeek; a block that the model opens itself.
+        ("<think>", closed, "U: Hi A: <think>"),
+        (
+            "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
+            closed,
+            "U: Hi A: ",
+        ),
+        ("{% if thinking %}<think>{% else %}</think>{% endif %}", "U: Hi A: </think>", "U: Hi A: <think>"),
+        ("", "U: Hi A: ", "U: Hi A: "),
+    ] {
+        let messages = "{% for m in messages %}U: {{ m.content }} {% endfor %}";
+        std::fs::write(&template, format!("{messages}A: {switch}")).unwrap();
+        assert_eq!((rendered("off").as_str(), rendered("on").as_str()), (off, on), "{switch}");
+    }
+}
+
+#[test]
+fn what_still_thinks_is_counted_and_has_no_log_odds() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let template = file("t.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}A: <think>\n");
+    let prompts = file("p.txt", "Hello\nGoodbye\n");
+    let m = model("qwen2.gguf");
+    let args = ["eval", text(&m), "--prompts", text(&prompts), "--chat-template", text(&template)];
+    let few = ["--max-new-tokens", "6", "--thinking"];
+    let of = |thinking: &str| json(&run(&[&args[..], &few, &[thinking, "--json"]].concat()));
+
+    let v = of("on");
+    let s = &v["summary"]["harmless"];
+    assert_eq!((&s["n"], &s["unfinished"], &s["refused"]), (&2.into(), &2.into(), &0.into()));
+    assert!(s["mean_log_odds"].is_null() && v["no_log_odds"].as_str().unwrap().contains("first token"));
+    for p in v["prompts"].as_array().unwrap() {
+        assert_eq!((&p["verdict"], &p["thinks"]), (&"unfinished".into(), &true.into()));
+        assert!(p["refusal_log_odds"].is_null());
+    }
+    let table = run(&[&args[..], &few, &["on"]].concat());
+    let table = String::from_utf8_lossy(&table.stdout);
+    assert!(table.contains("unfinished") && !table.contains("log-odds"), "{table}");
+    assert!(table.contains("2 of 2 answers did not end their thinking block in 6 new tokens"), "{table}");
+    // Without a number of new tokens there is as much room as the context has.
+    assert_eq!(json(&run(&[&args[..], &["--thinking", "on", "--json"]].concat()))["max_new_tokens"], 1024);
+
+    let v = of("off");
+    let s = &v["summary"]["harmless"];
+    assert_eq!((&v["thinking"], &s["unfinished"]), (&"off".into(), &0.into()));
+    assert!(s["mean_log_odds"].is_number() && v["no_log_odds"].is_null());
 }
 
 #[test]

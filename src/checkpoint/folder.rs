@@ -40,10 +40,10 @@ impl Folder {
         if !config.exists() {
             let what = match ggufs(dir).first().filter(|_| whole) {
                 Some(name) => format!("has no config.json; name the file inside it, such as {name}"),
-                None => "has no config.json; a safetensors checkpoint is read with the config.json beside it"
-                    .into(),
+                None if whole => "has no config.json, so it is no model folder".into(),
+                None => "has no config.json beside it, which a safetensors checkpoint is read with".into(),
             };
-            return Err(Error::format(dir, None, what));
+            return Err(Error::format(path, None, what));
         }
         let config = read_json(&config)?;
         let listed =

@@ -33,7 +33,10 @@ pub(super) fn looks_like(bytes: &[u8]) -> String {
         "zeros, as an interrupted download leaves: download it again"
     } else {
         let first: Vec<String> = head.iter().take(8).map(|b| format!("{b:02x}")).collect();
-        return format!("is not a GGUF file (it begins with the bytes {})", first.join(" "));
+        return format!(
+            "is not a GGUF file (it begins with the bytes {}); expected one, or a Hugging Face folder",
+            first.join(" ")
+        );
     };
     format!("is not a GGUF file; it looks like {known}")
 }

@@ -118,8 +118,19 @@ pub struct RunArgs {
     /// Memory for activations, such as 512M or 4G [default: half of what is free, at most 2G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<usize>,
-    /// New tokens per answer, greedy
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Render chats with thinking off, or on (eval, compare and inspect only): answers are judged behind the thinking block,
+    /// and those that do not end it within their new tokens are counted as unfinished
+    #[arg(long, value_enum, default_value = "off")]
+    pub thinking: ThinkingArg,
+    /// New tokens per answer, greedy [default: 32; with --thinking on 1024, and no more than the context holds]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "32",
+        default_value_if("thinking", "on", "1024"),
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub max_new_tokens: u16,
     /// Machine-readable output on standard output
     #[arg(long)]
@@ -244,6 +255,12 @@ pub enum EncodingArg {
     #[value(name = "q8_0")]
     Q8_0,
     F16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ThinkingArg {
+    Off,
+    On,
 }
 
 fn strength(text: &str) -> Result<Auto<f64>, String> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use refusal_patch::compare::{compare, same_shape, Comparison, Health, Profile};
+use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::Change;
 use refusal_patch::model::Model;
 use refusal_patch::text::PromptSet;
@@ -10,6 +11,7 @@ use refusal_patch::Result;
 use serde_json::json;
 
 use super::args::{CompareArgs, RunArgs};
+use super::measure::{still_thinking, NO_LOG_ODDS};
 use super::session::{prompts, Session};
 use super::table::{cells, changes, percent, table};
 
@@ -25,10 +27,21 @@ pub fn run(args: CompareArgs) -> Result<u8> {
         let mut value = super::json(&comparison)?;
         value["original"] = json!(args.original.display().to_string());
         value["compressed"] = json!(args.compressed.display().to_string());
+        if original.answers.iter().chain(&compressed.answers).any(|a| a.thinks) {
+            value["no_log_odds"] = json!(NO_LOG_ODDS);
+        }
         value["prompts"] = json!({ "sha256": prompts.sha256(), "sources": prompts.sources });
         super::print_json(value);
     } else {
-        super::print(&text(&comparison));
+        let mut out = text(&comparison);
+        let max_new = args.run.max_new_tokens.into();
+        for (path, profile) in [(&args.original, &original), (&args.compressed, &compressed)] {
+            let unfinished = profile.answers.iter().filter(|a| a.verdict == Verdict::Unfinished).count();
+            if let Some(note) = still_thinking(unfinished, profile.answers.len(), max_new) {
+                out += &format!("\n{}: {note}\n", path.display());
+            }
+        }
+        super::print(&out);
     }
     Ok(if matches!(comparison.outcome, Health::Weakened | Health::Lost) { 3 } else { 0 })
 }

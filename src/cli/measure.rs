@@ -1,6 +1,7 @@
 //! `derive` and `eval`.
 
 use refusal_patch::direction::{derive as derive_directions, Classes};
+use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::{categories, Evaluator, Rate};
 use refusal_patch::forward::Sequence;
 use refusal_patch::model::Edit;
@@ -13,6 +14,10 @@ use serde_json::json;
 use super::args::{DeriveArgs, EvalArgs};
 use super::session::{prompts, Session};
 use super::table::{cells, percent, table};
+
+/// Why there are no log-odds, in JSON.
+pub const NO_LOG_ODDS: &str =
+    "the first token of an answer that begins with a thinking block says nothing about refusal";
 
 pub fn derive(args: DeriveArgs) -> Result<u8> {
     let session = Session::open(&args.model, &args.run)?;
@@ -93,9 +98,9 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
     let edit = edits.len();
     let sequences: Vec<Sequence> = tokens.into_iter().map(|tokens| Sequence { tokens, edit }).collect();
     let mut answers = evaluator.answers_to(&list, &sequences, max_new, &[])?;
-    let opening = evaluator.refusal_tokens(&answers)?;
-    evaluator.read_openings(&mut answers, &opening)?;
-    let perplexity = evaluator.perplexity(edit)?;
+    evaluator.read_refusals(&mut answers)?;
+    // Whoever asks for own prompts wants these answers.
+    let perplexity = args.prompts.is_none().then(|| evaluator.perplexity(edit)).transpose()?;
     let sets: Vec<(Set, Rate)> = [Set::Harmful, Set::Harmless, Set::Borderline]
         .into_iter()
         .map(|s| (s, Rate::of(&answers, s)))
@@ -125,24 +130,34 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
             row["tokens"] = json!(s.tokens);
             rows.push(row);
         }
-        super::print_json(
-            json!({ "model": args.model.display().to_string(), "evaluated": of, "summary": summary, "prompts": rows }),
-        );
+        let mut value = json!({
+            "model": args.model.display().to_string(), "evaluated": of, "thinking": session.chat.template.thinking,
+            "max_new_tokens": max_new, "summary": summary, "prompts": rows,
+        });
+        if answers.iter().any(|a| a.thinks) {
+            value["no_log_odds"] = json!(NO_LOG_ODDS);
+        }
+        super::print_json(value);
         return Ok(0);
     }
+    let think = answers.iter().any(|a| a.thinks);
     let row = |name: &str, r: &Rate| {
-        cells![
+        let mut row = cells![
             name,
             r.n,
             percent(r.refusal_rate),
             format!("{} to {}", percent(r.interval.0), percent(r.interval.1)),
-            format!("{:+.2}", r.mean_log_odds),
             r.evasive,
             r.incoherent
-        ]
+        ];
+        // The first token of a thinking block says nothing about the answer, and only a block can be unfinished.
+        let last = if think { r.unfinished.to_string() } else { format!("{:+.2}", r.mean_log_odds) };
+        row.push(last);
+        row
     };
     let head = |name: String| {
-        cells![name, "n", "refused", "95 % interval", "mean log-odds", "evasive", "incoherent"]
+        let last = if think { "unfinished" } else { "mean log-odds" };
+        cells![name, "n", "refused", "95 % interval", "evasive", "incoherent", last]
     };
     let mut rows = vec![head(args.model.display().to_string())];
     rows.extend(sets.iter().map(|(set, r)| row(set.name(), r)));
@@ -159,6 +174,23 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
         out +=
             "\nnever-refused: it hardly refuses a harmful prompt, as a base model that was never taught to\n";
     }
-    super::print(&format!("{out}\nperplexity of the built-in text {perplexity:.2}; measured on {of}\n"));
+    if let Some(perplexity) = perplexity {
+        out += &format!("\nperplexity of the built-in text {perplexity:.2}\n");
+    }
+    let unfinished = answers.iter().filter(|a| a.verdict == Verdict::Unfinished).count();
+    if let Some(note) = still_thinking(unfinished, answers.len(), max_new) {
+        out += &format!("\n{note}\n");
+    }
+    super::print(&format!("{out}\nmeasured on {of}\n"));
     Ok(0)
+}
+
+/// What to say of answers that never came.
+pub fn still_thinking(unfinished: usize, of: usize, max_new: usize) -> Option<String> {
+    (unfinished > 0).then(|| {
+        format!(
+            "{unfinished} of {of} answers did not end their thinking block in {max_new} new tokens or the model's context: counted \
+             as not refused (--max-new-tokens N gives more room)"
+        )
+    })
 }

@@ -13,10 +13,11 @@ mod table;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use refusal_patch::{Error, Result};
 
-use args::{Cli, Command};
+use args::{Cli, Command, ThinkingArg};
 
 /// The layout of `--json` output.
 const SCHEMA: u32 = 1;
@@ -42,6 +43,11 @@ pub fn main() -> ExitCode {
         Some(Command::Diff(a)) => &a.run,
         Some(Command::Inspect(a)) => &a.run,
     };
+    if run.thinking == ThinkingArg::On && matches!(&cli.command, None | Some(Command::Derive(_))) {
+        let what = "--thinking on is for measuring: the direction and the choice of an edit rest on the first token of an answer, \
+                    and in front of a thinking block there is none. Patch with thinking off, then measure: eval --thinking on";
+        Cli::command().error(ErrorKind::ArgumentConflict, what).exit();
+    }
     if let Some(n) = run.threads {
         // candle asks this variable, rayon the builder; no thread that reads it runs yet.
         std::env::set_var("RAYON_NUM_THREADS", n.to_string());

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::Rate;
-use refusal_patch::output::{preflight, read_direction, write_whole, Provenance};
+use refusal_patch::output::{preflight, preflight_checkpoint, read_direction, write_whole, Provenance};
 use refusal_patch::report;
 use refusal_patch::search::{
     self, Candidate, Emit, EncodingChoice, Method, Original, Outcome, Patched, Rates, Scores, Settings,
@@ -36,6 +36,8 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     let out = (!args.dry_run).then_some(output.as_path());
     let (html, json_path) = report_paths(output, args.report.as_deref());
     if out.is_some() {
+        // OUT before what is named after it.
+        preflight_checkpoint(&session.model.file, output, 1 << 20, args.force)?;
         for path in [&html, &json_path] {
             if path == output {
                 return Err(Error::Model(format!(

@@ -6,10 +6,10 @@ use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
-use refusal_patch::text::{folder_template, Chat, ChatTemplate, PromptSet, Tokenizer};
+use refusal_patch::text::{folder_template, Chat, ChatTemplate, PromptSet, Thinking, Tokenizer};
 use refusal_patch::{Error, Result};
 
-use super::args::RunArgs;
+use super::args::{RunArgs, ThinkingArg};
 use super::progress::Bars;
 
 /// A model with everything around it.
@@ -28,8 +28,17 @@ impl Session {
         let bars = Bars::new(run.quiet || run.json);
         let compute = Compute::new(&run.device)?;
         let session = Session { model, chat, compute, memory: run.memory.unwrap_or_else(free_memory), bars };
-        if session.chat.template.thinking_off {
-            eprintln!("note: the chat template can think; it is rendered with thinking off");
+        let template = &session.chat.template;
+        match template.thinking {
+            Thinking::Off if template.can_think => {
+                eprintln!("note: the chat template can think; it is rendered with thinking off");
+            }
+            Thinking::On if !template.can_think => {
+                eprintln!(
+                    "note: the chat template knows of no thinking; --thinking on only gives room for it"
+                );
+            }
+            _ => {}
         }
         Ok(session)
     }
@@ -67,7 +76,13 @@ pub fn template(file: &Checkpoint) -> Result<Option<String>> {
 pub fn chat(file: &Checkpoint, run: &RunArgs) -> Result<Chat> {
     let tokenizer = tokenizer(file, run)?;
     let source = match &run.chat_template {
-        Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
+        Some(path) => {
+            let bytes = std::fs::read(path).map_err(Error::io(path))?;
+            String::from_utf8(bytes).map_err(|e| {
+                let at = e.utf8_error().valid_up_to() as u64;
+                Error::format(path, at, "not UTF-8 text; expected a Jinja chat template")
+            })?
+        }
         None => template(file)?.ok_or_else(|| {
             Error::unsupported(
                 format!("{}: has no chat template", file.path().display()),
@@ -76,7 +91,11 @@ pub fn chat(file: &Checkpoint, run: &RunArgs) -> Result<Chat> {
         })?,
     };
     let text = |id: Option<u32>| id.map(|t| tokenizer.token_text(t)).unwrap_or_default();
-    let template = ChatTemplate::new(&source, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
+    let mut template = ChatTemplate::new(&source, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
+    template.thinking = match run.thinking {
+        ThinkingArg::Off => Thinking::Off,
+        ThinkingArg::On => Thinking::On,
+    };
     Ok(Chat { tokenizer, template, system: run.system.clone() })
 }
 

@@ -4,7 +4,7 @@ use crate::direction::{separation, Sample};
 use crate::error::{Error, Result};
 use crate::evaluate::{Answer, Evaluator};
 use crate::forward::{Row, Sequence, Tap};
-use crate::text::{PromptSet, Set, Split};
+use crate::text::{PromptSet, Set, Split, Thinking};
 
 /// Groups of training prompts of a class, of which halves are made: with eight there are 35 ways to halve them.
 const GROUPS: usize = 8;
@@ -15,6 +15,8 @@ pub struct Profile {
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
+    /// Whether the model was let think before it answered.
+    pub thinking: Thinking,
     /// Answers to the test prompts.
     pub answers: Vec<Answer>,
     /// Perplexity of the built-in text.
@@ -111,10 +113,10 @@ impl Profile {
         }
 
         let mut answers = evaluator.answers(&prompts.split(Split::Test), 0, max_new, &[])?;
-        let opening = evaluator.refusal_tokens(&answers)?;
-        evaluator.read_openings(&mut answers, &opening)?;
+        evaluator.read_refusals(&mut answers)?;
         let perplexity = evaluator.perplexity(0)?;
-        Ok(Profile { layers, hidden, answers, perplexity, places, sums: deciding, counts, groups })
+        let thinking = evaluator.chat.template.thinking;
+        Ok(Profile { layers, hidden, thinking, answers, perplexity, places, sums: deciding, counts, groups })
     }
 
     /// Where the direction tells the validation prompts apart best, among the first four fifths of the blocks.

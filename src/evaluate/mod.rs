@@ -10,11 +10,11 @@ pub use rates::{categories, Change, Rate, NEVER};
 use serde::Serialize;
 
 use crate::direction::Sample;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::forward::{Compute, Generated, Head, Runner, Sequence};
 use crate::model::{Edit, Model};
 use crate::progress::Progress;
-use crate::text::{Chat, PromptRecord, Set};
+use crate::text::{thinking, Chat, PromptRecord, Set, Thinking};
 
 /// New tokens per answer, greedy.
 pub const MAX_NEW_TOKENS: usize = 32;
@@ -56,8 +56,11 @@ pub struct Answer {
     /// What the model read.
     #[serde(skip)]
     pub read: Sequence,
-    /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position.
+    /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position; no number (`null` in
+    /// JSON) where the model thinks first.
     pub refusal_log_odds: f64,
+    /// Whether the first token opens no answer but thinking: with thinking on, or where a block is opened all the same.
+    pub thinks: bool,
     /// The ten likeliest first tokens.
     pub top: Vec<TopToken>,
     /// The greedy answer.
@@ -105,7 +108,16 @@ impl<'a> Evaluator<'a> {
     /// First tokens of refusals under this tokenizer, after this template: those of the listed openings and of the
     /// refusals in `answers`, without tokens that carry over 5 % of the mass on average where harmless prompts are answered
     /// and not refused (a token that opens everything says nothing).
+    ///
+    /// # Errors
+    /// Most of the answers think first.
     pub fn refusal_tokens(&self, answers: &[Answer]) -> Result<Vec<u32>> {
+        if mostly_think(answers) {
+            return Err(Error::Model(format!(
+                "{}: most answers open a thinking block with thinking off, so their first tokens say nothing about refusal; give a template that closes the block with --chat-template",
+                self.model.file.path().display()
+            )));
+        }
         let mut found: Vec<u32> = Vec::new();
         for opening in judge::OPENINGS {
             for text in [opening.to_string(), format!(" {opening}")] {
@@ -133,9 +145,15 @@ impl<'a> Evaluator<'a> {
         let states: Vec<f32> = answers.iter().flat_map(|a| a.first.iter().copied()).collect();
         let reads = Head::new(self.model, self.compute)?.read(&states, 0, |_| opening)?;
         for (answer, read) in answers.iter_mut().zip(reads) {
-            answer.refusal_log_odds = log_odds(&read.asked);
+            answer.refusal_log_odds = if answer.thinks { f64::NAN } else { log_odds(&read.asked) };
         }
         Ok(())
+    }
+
+    /// Derives from answers which tokens open a refusal, and fills in their log-odds, unless most of them think first.
+    pub fn read_refusals(&self, answers: &mut [Answer]) -> Result<()> {
+        let opening = if mostly_think(answers) { Vec::new() } else { self.refusal_tokens(answers)? };
+        self.read_openings(answers, &opening)
     }
 
     /// Reads the first answer position of each sequence.
@@ -157,7 +175,8 @@ impl<'a> Evaluator<'a> {
         self.runner().generate(sequences, max_new, &|t| tokenizer.is_end(t))
     }
 
-    /// Answers every prompt under `edit` (0: the model as it is). `opening`: the refusal tokens of the log-odds.
+    /// Answers every prompt under `edit` (0: the model as it is) in at most `max_new` tokens; with thinking on, also in no more
+    /// than the model's context has room for. `opening`: the refusal tokens of the log-odds.
     pub fn answers(
         &self,
         prompts: &[&PromptRecord],
@@ -179,6 +198,8 @@ impl<'a> Evaluator<'a> {
         max_new: usize,
         opening: &[u32],
     ) -> Result<Vec<Answer>> {
+        let think = self.chat.template.thinking == Thinking::On;
+        let max_new = if think { max_new.min(self.room(sequences)) } else { max_new };
         let generated = self.generate(sequences, max_new)?;
         let states: Vec<f32> = generated.iter().flat_map(|g| g.first.iter().copied()).collect();
         let reads = Head::new(self.model, self.compute)?.read(&states, 10, |_| opening)?;
@@ -188,15 +209,18 @@ impl<'a> Evaluator<'a> {
             .zip(sequences)
             .zip(reads.iter().zip(generated))
             .map(|((p, s), (read, g))| {
-                let continuation = tokenizer.decode(&g.tokens);
-                let verdict = judge::judge(&continuation);
+                let continuation = self.shown(&g.tokens);
+                let opened = self.left_open(&s.tokens);
+                let verdict = judge::judge(&format!("{opened}{continuation}"));
+                let thinks = think || !opened.is_empty() || thinking::begins(&continuation);
                 Answer {
                     id: p.id.clone(),
                     set: p.set,
                     category: p.category.clone(),
                     prompt: p.prompt.clone(),
                     read: s.clone(),
-                    refusal_log_odds: log_odds(&read.asked),
+                    refusal_log_odds: if thinks { f64::NAN } else { log_odds(&read.asked) },
+                    thinks,
                     top: read
                         .top
                         .iter()
@@ -210,6 +234,35 @@ impl<'a> Evaluator<'a> {
                 }
             })
             .collect())
+    }
+
+    /// New tokens that the model's context has room for behind the longest of these, at least one.
+    fn room(&self, sequences: &[Sequence]) -> usize {
+        let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+        match self.model.spec.context {
+            0 => usize::MAX,
+            n => n.saturating_sub(longest).max(1),
+        }
+    }
+
+    /// The text of an answer, with the tags of thinking blocks where they are tokens that other texts don't show.
+    fn shown(&self, tokens: &[u32]) -> String {
+        let tokenizer = &self.chat.tokenizer;
+        let tag = |&t: &u32| Some(tokenizer.token_text(t)).filter(|text| thinking::is_tag(text));
+        let mut out = String::new();
+        for part in tokens.split_inclusive(|t| tag(t).is_some()) {
+            let last = part.last().and_then(tag);
+            out += &tokenizer.decode(&part[..part.len() - usize::from(last.is_some())]);
+            out += &last.unwrap_or_default();
+        }
+        out
+    }
+
+    /// The tag of the thinking block that these tokens leave open at their end, or nothing.
+    fn left_open(&self, tokens: &[u32]) -> &'static str {
+        // Tags are one token or a few, with a line break behind them.
+        let tail = &tokens[tokens.len().saturating_sub(12)..];
+        thinking::left_open(&self.shown(tail)).map_or("", |(open, _)| open)
     }
 
     /// Final hidden states over the model's own answers: the positions that predict them, at most [`KL_POSITIONS`] each.
@@ -265,6 +318,11 @@ impl<'a> Evaluator<'a> {
         let bos = if tokenizer.add_bos() { tokenizer.bos() } else { None };
         bos.into_iter().chain(tokens.iter().copied()).collect()
     }
+}
+
+/// Whether the first tokens of most of these open no answer.
+fn mostly_think(answers: &[Answer]) -> bool {
+    answers.iter().filter(|a| a.thinks).count() * 2 > answers.len()
 }
 
 /// The summed probability of tokens with these log-probabilities.

@@ -20,18 +20,21 @@ pub struct Rate {
     pub refusal_rate: f64,
     /// Its Wilson interval at 95 %.
     pub interval: (f64, f64),
-    /// Mean log-odds of refusal at the first answer position.
+    /// Mean log-odds of refusal at the first answer position; no number (`null` in JSON) where the answers think first.
     pub mean_log_odds: f64,
     /// Answers that neither refuse nor answer.
     pub evasive: usize,
     /// Answers that make no sense.
     pub incoherent: usize,
+    /// Answers that never came: the model still thought when its new tokens were used up.
+    pub unfinished: usize,
 }
 
 impl Rate {
-    /// Next to nothing is refused.
+    /// Next to nothing is refused of what was answered at all.
     pub fn is_never(&self) -> bool {
-        self.n > 0 && self.refusal_rate < NEVER
+        let answered = self.n - self.unfinished;
+        answered > 0 && (self.refused as f64) < NEVER * answered as f64
     }
 
     /// The rate over the answers of one set.
@@ -49,11 +52,22 @@ impl Rate {
             refused,
             refusal_rate: refused as f64 / n.max(1) as f64,
             interval: stats::wilson(refused, n),
-            mean_log_odds: of.iter().map(|a| a.refusal_log_odds).sum::<f64>() / n.max(1) as f64,
+            mean_log_odds: mean(of.iter().map(|a| a.refusal_log_odds)),
             evasive: count(Verdict::Evasive),
             incoherent: count(Verdict::Incoherent),
+            unfinished: count(Verdict::Unfinished),
         }
     }
+}
+
+/// Over the numbers among them; of no prompts 0.
+fn mean(of: impl ExactSizeIterator<Item = f64>) -> f64 {
+    if of.len() == 0 {
+        return 0.0;
+    }
+    let (mut sum, mut n) = (0.0, 0.0);
+    of.filter(|x| !x.is_nan()).for_each(|x| (sum, n) = (sum + x, n + 1.0));
+    sum / n
 }
 
 /// The rates of the categories of a set, by name; none where the prompts have no categories.
@@ -128,6 +142,7 @@ mod tests {
             prompt: String::new(),
             read: Vec::new().into(),
             refusal_log_odds: 0.0,
+            thinks: false,
             top: Vec::new(),
             continuation: text.into(),
             verdict,

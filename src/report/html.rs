@@ -233,6 +233,7 @@ fn class(v: Verdict) -> &'static str {
         Verdict::Answered => "answered",
         Verdict::Evasive => "evasive",
         Verdict::Incoherent => "incoherent",
+        Verdict::Unfinished => "unfinished",
     }
 }
 

@@ -133,6 +133,7 @@ mod tests {
             prompt: prompt.into(),
             read: Vec::new().into(),
             refusal_log_odds: 0.0,
+            thinks: false,
             top: Vec::new(),
             continuation: text.into(),
             verdict,

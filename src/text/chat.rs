@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{ChatTemplate, Tokenizer};
+use super::thinking::left_open;
+use super::{ChatTemplate, Thinking, Tokenizer};
 use crate::error::{Error, Result};
 
 /// One turn of a chat.
@@ -56,7 +57,7 @@ impl Chat {
     /// # Errors
     /// The template refuses it, or drops or rewrites a message's text.
     pub fn conversation(&self, messages: &[Message]) -> Result<Prompt> {
-        let text = self.template.render(messages, true)?;
+        let mut text = self.template.render(messages, true)?;
         // Where each message's own text lies: special tokens are parsed everywhere else only.
         let mut contents: Vec<Range<usize>> = Vec::new();
         let mut from = 0;
@@ -74,11 +75,16 @@ impl Chat {
             contents.push(from + at..from + at + content.len());
             from += at + content.len();
         }
+        let end = contents.last().map_or(text.len(), |c| c.end);
+        if let (Thinking::Off, Some((_, close))) = (self.template.thinking, left_open(&text[end..])) {
+            // The template has no switch, or not this one: an empty block, as those write it that have one.
+            text.truncate(text.trim_end().len());
+            text += &format!("\n\n{close}\n\n");
+        }
         let mut tokens = self.tokenizer.encode_template(&text, &contents);
         if tokens.is_empty() {
             return Err(Error::Model("the chat template renders to nothing; use --chat-template".into()));
         }
-        let end = contents.last().map_or(text.len(), |c| c.end);
         // Tokens from the first one on that begins after the user's text.
         let head = self.tokenizer.encode_template(&text[..end], &contents).len();
         let tail = tokens.len().saturating_sub(head).clamp(1, tokens.len());

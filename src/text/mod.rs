@@ -10,6 +10,7 @@ mod special;
 mod split;
 mod spm;
 mod template;
+pub mod thinking;
 mod tokenizer;
 mod vocab;
 
@@ -17,4 +18,5 @@ pub use chat::{Chat, Message, Prompt};
 pub use hub::folder_template;
 pub use prompts::{read as read_prompts, PromptRecord, PromptSet, Set, Split};
 pub use template::ChatTemplate;
+pub use thinking::Thinking;
 pub use tokenizer::Tokenizer;

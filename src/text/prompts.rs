@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::hex;
@@ -171,17 +172,32 @@ pub fn read(path: &Path, set: Set) -> Result<Vec<PromptRecord>> {
         Error::format(path, e.utf8_error().valid_up_to() as u64, "not UTF-8 text; expected prompts")
     })?;
     let text = text.trim_start_matches('\u{feff}');
-    let json = |line: usize| {
-        move |e: serde_json::Error| Error::format(path, None, format!("line {}: {e}", line.max(e.line())))
+    // `line`: of the file, where one line was parsed alone.
+    let json = |line: Option<usize>| {
+        move |e: serde_json::Error| {
+            let at = line.unwrap_or(e.line());
+            let what = match e.classify() {
+                // The text is JSON, but no prompt.
+                Category::Data => "expected strings, or objects with `prompt`, and if wanted with `id`, `category` and `split` \
+                                   (train, validation or test)".to_string(),
+                _ => {
+                    let text = e.to_string();
+                    let why = text.split(" at line ").next().unwrap_or_default();
+                    format!("not JSON: {why} (column {})", e.column())
+                }
+            };
+            Error::format(path, None, format!("line {at}: {what}"))
+        }
     };
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     let lines: Vec<Line> = match extension.as_str() {
-        "json" => serde_json::from_str(text).map_err(json(0))?,
+        _ if text.trim().is_empty() => Vec::new(),
+        "json" => serde_json::from_str(text).map_err(json(None))?,
         "jsonl" => text
             .lines()
             .enumerate()
             .filter(|(_, l)| !l.trim().is_empty())
-            .map(|(i, l)| serde_json::from_str(l).map_err(json(i + 1)))
+            .map(|(i, l)| serde_json::from_str(l).map_err(json(Some(i + 1))))
             .collect::<Result<_>>()?,
         "csv" => {
             let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());

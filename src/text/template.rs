@@ -2,7 +2,8 @@
 
 use minijinja::{context, Environment, Error as JinjaError, ErrorKind};
 
-use super::Message;
+use super::thinking::BLOCKS;
+use super::{Message, Thinking};
 use crate::error::{Error, Result};
 
 /// A compiled template.
@@ -10,8 +11,10 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     bos: String,
     eos: String,
-    /// Whether the template knows `enable_thinking`, which is rendered as off.
-    pub thinking_off: bool,
+    /// Whether it knows of thinking blocks.
+    pub can_think: bool,
+    /// Whether it is rendered with them.
+    pub thinking: Thinking,
 }
 
 impl ChatTemplate {
@@ -52,7 +55,9 @@ impl ChatTemplate {
             env,
             bos: bos.into(),
             eos: eos.into(),
-            thinking_off: source.contains("enable_thinking"),
+            can_think: source.contains("enable_thinking")
+                || BLOCKS.iter().any(|(open, close)| source.contains(open) || source.contains(close)),
+            thinking: Thinking::Off,
         })
     }
 
@@ -72,7 +77,9 @@ impl ChatTemplate {
                 add_generation_prompt => add_generation_prompt,
                 bos_token => self.bos,
                 eos_token => self.eos,
-                enable_thinking => false,
+                // Qwen3, SmolLM3, GLM; Granite and DeepSeek.
+                enable_thinking => self.thinking == Thinking::On,
+                thinking => self.thinking == Thinking::On,
             })
             .map_err(render)
     }
