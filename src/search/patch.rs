@@ -230,14 +230,17 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// The finalist to write: of those that refuse as the original does (none did, or there is no original: that are within a
-/// standard error of the one that is worth most), the one that keeps the tensors' encodings and moves harmless answers least;
-/// of control vectors the strongest.
+/// The finalist to write: of those that refuse as the original does (of those that come nearest where none does; without an
+/// original of those that are within a standard error of the one that is worth most) the one that keeps the tensors' encodings
+/// and moves harmless answers least; of control vectors the strongest.
 fn take_best(finalists: &mut Vec<Finalist>, candidates: &[Candidate], ground: &Ground) -> Option<Finalist> {
     let base = &ground.base.scores;
     let worth = |f: &Finalist| f.worth(base);
     let best = finalists.iter().map(worth).fold(f64::NEG_INFINITY, f64::max);
-    let noise = standard_error(base.harmful.refusal_rate + best, base.harmful.n);
+    let noise = match ground.reference {
+        Some(_) => 0.0,
+        None => standard_error(base.harmful.refusal_rate + best, base.harmful.n),
+    };
     let size = |f: &Finalist| candidates[f.index].size;
     let reached = finalists.iter().any(|f| f.reached);
     let good = |f: &Finalist| if reached { f.reached } else { worth(f) >= best - noise - 1e-9 };
