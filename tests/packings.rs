@@ -155,6 +155,26 @@ fn an_edit_is_stored_in_the_packing_and_nothing_else_changes() {
     }
 }
 
+#[test]
+fn inspect_knows_the_packing_and_what_a_patch_could_touch() {
+    for (name, packing, tensor) in [
+        ("gptq-4", "GPTQ 4-bit", "qweight"),
+        ("ct-nvfp4", "NVFP4 (compressed-tensors)", "weight_packed"),
+        ("ct-sparse-24", "BF16, sparse (compressed-tensors)", "compressed"),
+        ("ao-fp8", "FP8 (torchao)", "_weight_qdata"),
+    ] {
+        let mut command = assert_cmd::Command::cargo_bin("refusal-patch").unwrap();
+        let o = command.arg("inspect").arg(data(name)).arg("--json").output().unwrap();
+        let report: Value = serde_json::from_slice(&o.stdout).unwrap();
+        let touched = report["could_touch"].as_array().unwrap();
+        assert_eq!(touched.len(), 2, "{name}: {touched:?}");
+        for t in touched {
+            assert_eq!((&t["packing"], &t["steppable"]), (&packing.into(), &true.into()), "{t}");
+            assert!(t["tensor"].as_str().unwrap().ends_with(tensor), "{t}");
+        }
+    }
+}
+
 /// What the packings' own libraries say of patched folders (tests/data/packings/check.py).
 fn checked(names: &[&str], path: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use refusal_patch::checkpoint::{Checkpoint, Gguf};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{Names, Spec};
+use refusal_patch::model::{packing_of, Names, Spec, Writer};
 use refusal_patch::output::Provenance;
 use refusal_patch::search::candidate_layers;
 use refusal_patch::text::{read_prompts, Prompt, Set};
@@ -14,6 +14,20 @@ use serde_json::{json, Value};
 use super::args::InspectArgs;
 use super::session::{chat, template};
 use super::table::{bytes, cells, table};
+
+/// The tensors of a writer.
+fn could_touch(file: &Checkpoint, names: &Names, layer: usize, writer: Writer) -> Vec<Value> {
+    let module = names.module(writer.role(), layer);
+    if let Some((packing, t)) = file.folder().and_then(|f| packing_of(f, &module)) {
+        return vec![
+            json!({ "tensor": t.name, "type": t.type_name(), "packing": packing, "steppable": true }),
+        ];
+    }
+    let steppable = |id| Encoding::from_ggml(id).is_some();
+    let own = file.tensors().iter().filter(|t| names.is_writer(&t.name, layer, writer));
+    own.map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": steppable(t.type_id) }))
+        .collect()
+}
 
 pub fn run(args: InspectArgs) -> Result<u8> {
     let file = Checkpoint::open(&args.model)?;
@@ -30,8 +44,7 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     let touched: Vec<Value> = spec.as_ref().map_or(Vec::new(), |s| {
         (0..candidate_layers(s.layers).min(file.tensors().len()))
             .flat_map(|l| s.writers(l).iter().map(move |w| (l, *w)))
-            .flat_map(|(l, w)| file.tensors().iter().filter(|t| names.is_writer(&t.name, l, w)).collect::<Vec<_>>())
-            .map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": Encoding::from_ggml(t.type_id).is_some() }))
+            .flat_map(|(l, w)| could_touch(&file, &names, l, w))
             .collect()
     });
     let provenance = Provenance::of(&file)?;
@@ -117,7 +130,8 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     );
     let mut rows = vec![cells!["type", "tensors", "size", "can be patched"]];
     for (name, (n, size)) in &types {
-        let steppable = Encoding::ALL.iter().any(|e| e.name() == name);
+        let steppable = Encoding::ALL.iter().any(|e| e.name() == name)
+            || touched.iter().any(|t| t["type"] == *name && t["steppable"] == true);
         rows.push(cells![name, n, bytes(*size), if steppable { "yes" } else { "no" }]);
     }
     out += &table(&rows);

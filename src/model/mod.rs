@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub use experts::Experts;
 pub use matrix::{Matrix, Storage};
 pub use names::Names;
-pub use packing::packed_expert;
+pub use packing::{packed_expert, packing_of};
 pub use spec::{Rope, RopeStyle, Spec};
 pub use stack::{Part, Stack};
 

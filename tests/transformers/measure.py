@@ -3,7 +3,7 @@
     python measure.py answers FOLDER EVAL.json [ADAPTER]     greedy answers to the prompts of `refusal-patch eval --json`
     python measure.py edit BEFORE AFTER                      the recorded edit in the weights as the library unpacks them
 
-Needs torch and transformers, for adapters peft, for packed folders compressed-tensors or bitsandbytes.
+Needs torch and transformers, for adapters peft, for packed folders compressed-tensors, bitsandbytes or gptqmodel.
 """
 
 import json
@@ -19,7 +19,12 @@ REFUSALS = ("I'm sorry", "I cannot", "Sorry", "I can't")
 
 
 def load(folder):
-    method = json.loads((pathlib.Path(folder) / "config.json").read_text()).get("quantization_config", {}).get("quant_method")
+    quantization = json.loads((pathlib.Path(folder) / "config.json").read_text()).get("quantization_config", {})
+    method = quantization.get("quant_method")
+    if method in ("gptq", "awq"):
+        sys.path.append(str(pathlib.Path(__file__).parents[1] / "data/packings"))
+        from check import gptqmodel
+        return gptqmodel(folder, method).eval()
     config = {"compressed-tensors": CompressedTensorsConfig(run_compressed=False), "fp8": FineGrainedFP8Config(dequantize=True)}.get(method)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **({"quantization_config": config} if config else {}))
     return (model.dequantize() if method == "bitsandbytes" else model).eval()

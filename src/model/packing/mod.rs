@@ -67,6 +67,12 @@ pub(super) fn find<'a>(folder: &'a Folder, name: &str) -> Result<Option<(Matrix<
     }
 }
 
+/// The packing of a module, and the tensor that holds its codes; none for plain floats and what can't be read.
+pub fn packing_of<'a>(folder: &'a Folder, module: &str) -> Option<(&'static str, &'a Tensor)> {
+    let (matrix, codes) = find(folder, module).ok()??;
+    Some((matrix.encoding.name(), codes))
+}
+
 /// `quantization_config`.
 fn configuration(folder: &Folder) -> &Value {
     [folder.config(), folder.text_config()]
