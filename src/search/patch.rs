@@ -127,7 +127,7 @@ impl Search {
         routed: bool,
     ) -> Result<()> {
         let before = self.candidates.len();
-        let family = self.candidates.last().map_or(0, |c| c.family + 1);
+        let family = self.candidates.iter().map(|c| c.family + 1).max().unwrap_or(0);
         let mut candidates = build(ground, directions, gates, routed, family)?;
         score(ground, &mut candidates)?;
         let limits = FirstTokenLimits::new(ground);
