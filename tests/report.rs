@@ -65,5 +65,5 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
             && card.contains(report["sha256"][1].as_str().unwrap())
     );
     assert!(html.matches("<svg").count() >= 5 && !html.contains("http") && !html.contains("NaN"));
-    assert_eq!(html.matches("<circle class=ring").count(), 2, "the chosen edit, in both plots");
+    assert_eq!(html.matches("<circle class=ring").count(), 3, "the chosen edit, in every plot");
 }

@@ -54,16 +54,16 @@ fn profile(path: &Path, run: &RunArgs, prompts: &PromptSet) -> Result<Profile> {
 
 fn text(c: &Comparison) -> String {
     let verdict = match c.outcome {
-        Health::Healthy => "healthy",
-        Health::Weakened => "weakened",
-        Health::Lost => "lost",
-        Health::NeverRefused => "nothing that was there to lose (never-refused)",
+        Health::Healthy => "refusal is healthy",
+        Health::Weakened => "refusal is weakened",
+        Health::Lost => "refusal is lost",
+        Health::NeverRefused => "never-refused, there was nothing to lose",
     };
     let points = |x: f64| format!("{:.1} points", 100.0 * x);
     let whole = c.refusal.iter().find(|r| r.category.is_empty());
     let moved = if c.drop < 0.0 { "rose" } else { "fell" };
     let mut out = format!(
-        "refusal is {verdict}: of harmful prompts it {moved} by {} ({} may be lost), McNemar p = {:.1e}\n",
+        "{verdict}: of harmful prompts it {moved} by {} ({} may be lost), McNemar p = {:.1e}\n",
         points(c.drop.abs()),
         points(c.max_drop),
         whole.map_or(1.0, |w| w.p_value)

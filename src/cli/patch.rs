@@ -173,6 +173,7 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
         max_over_refusal: args.max_over_refusal,
         max_new_tokens: args.run.max_new_tokens.into(),
         source,
+        routed: false,
     })
 }
 

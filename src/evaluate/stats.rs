@@ -30,9 +30,24 @@ pub fn mcnemar(gained: usize, lost: usize) -> f64 {
     (2.0 * sum).min(1.0)
 }
 
+/// Standard error of the difference of two shares of the same `n` prompts, of which `gained` and `lost` changed sides; of a
+/// prompt at least.
+pub fn paired_error(gained: usize, lost: usize, n: usize) -> f64 {
+    let (g, l, n) = (gained as f64, lost as f64, n.max(1) as f64);
+    (g + l - (g - l) * (g - l) / n).max(0.0).sqrt().max(1.0) / n
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_error_of_a_paired_difference_counts_who_changed_sides() {
+        assert_eq!(paired_error(0, 0, 100), 0.01, "a prompt at least");
+        assert!((paired_error(8, 8, 100) - 0.04).abs() < 1e-12, "√16 of 100");
+        assert!(paired_error(16, 0, 100) < paired_error(8, 8, 100));
+        assert!(paired_error(3, 1, 0).is_finite());
+    }
 
     #[test]
     fn the_wilson_interval_is_the_textbook_one() {

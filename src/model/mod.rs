@@ -407,20 +407,23 @@ impl Model {
                 let is = |own: &str, name: &str| {
                     own.strip_prefix(name).is_some_and(|m| m.is_empty() || m.starts_with('.'))
                 };
-                // An expert that the router doesn't know, or experts' biases, would be left out silently.
-                let expert = |own: &str| match own.split('.').nth(2).map(str::parse::<usize>) {
-                    Some(Ok(n)) => experts.is_some_and(|e| n < e.count) && last != "bias",
-                    _ => last != "bias" && !last.ends_with("_bias"),
+                // An expert that the router doesn't know would be left out silently, and so would experts' biases; some packers
+                // write zeros there.
+                let zero =
+                    || self.file.tensor(name).is_some_and(|t| self.file.bytes(t).iter().all(|b| *b == 0));
+                let sound = || {
+                    let exists = match own.split('.').nth(2).map(str::parse::<usize>) {
+                        Some(Ok(n)) => experts.is_some_and(|e| n < e.count),
+                        _ => experts.is_some(),
+                    };
+                    exists && !((last == "bias" || last.ends_with("_bias")) && !zero())
                 };
                 let known = |r: &Role| match r {
-                    Role::Router => experts.is_some() && own == format!("{moe}.gate") && last == "weight",
+                    Role::Router => is(own, &format!("{moe}.gate")) && sound(),
                     Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => {
-                        experts.is_some() && is(own, &format!("{moe}.experts")) && expert(own)
+                        is(own, &format!("{moe}.experts")) && sound()
                     }
-                    _ => {
-                        is(own, r.hugging_face())
-                            && !(r.is_experts() && (experts.is_none() || last == "bias"))
-                    }
+                    _ => is(own, r.hugging_face()) && (!r.is_experts() || sound()),
                 };
                 within && !cache && !Role::ALL.iter().any(known)
             }

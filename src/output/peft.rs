@@ -102,6 +102,7 @@ fn name(module: &str, half: char) -> String {
 }
 
 /// What of a model an adapter's tensors belong to.
+#[derive(Clone)]
 struct Target {
     /// The module whose name the tensors carry.
     module: String,
@@ -111,13 +112,15 @@ struct Target {
 }
 
 impl Target {
-    fn of(part: &Part) -> Target {
-        match part.tensor.strip_suffix(".weight") {
-            Some(module) => Target { module: module.into(), name: module.into(), stacked: false },
-            None => {
-                let module = part.tensor.rsplit_once('.').map_or("", |(module, _)| module);
-                Target { module: module.into(), name: part.tensor.clone(), stacked: true }
-            }
+    fn of(part: &Part, model: &Model) -> Target {
+        let module = |of: &str| of.rsplit_once('.').map_or("", |(module, _)| module).to_string();
+        let parameter = |name: String| Target { module: module(&name), name, stacked: true };
+        let Some(name) = part.tensor.strip_suffix(".weight") else { return parameter(part.tensor.clone()) };
+        match name.split_once(".experts.").filter(|_| model.spec.arch == "qwen2moe") {
+            // transformers 5 stacks experts when it loads them. PEFT turns adapters of modules of their own into adapters of
+            // the stack, but not for this architecture.
+            Some((block, _)) => parameter(format!("{block}.experts.down_proj")),
+            None => Target { module: name.into(), name: name.into(), stacked: false },
         }
     }
 }
@@ -133,17 +136,22 @@ struct Half {
 fn halves(model: &Model, edit: &Edit) -> Result<Vec<Half>> {
     let mut all = Vec::new();
     for t in edit {
+        // What one target takes together: how many matrices, and their gates.
+        let mut groups: Vec<(Target, usize, Vec<f32>)> = Vec::new();
         for part in model.parts(t.layer, t.writer)? {
-            let ((rows, cols), n) = (part.stack.shape(), part.stack.len());
-            let target = || Target::of(&part);
+            let (target, n, v) = (Target::of(&part, model), part.stack.len(), part.gate(&t.v));
+            match groups.last_mut() {
+                Some((last, count, gates)) if last.module == target.module => {
+                    *count += n;
+                    gates.extend(v);
+                }
+                _ => groups.push((target, n, v.to_vec())),
+            }
+        }
+        for (target, n, v) in groups {
             let b = t.u.iter().flat_map(|u| std::iter::repeat_n(*u, n)).collect();
-            all.push(Half {
-                target: target(),
-                half: 'A',
-                shape: [n, cols],
-                values: part.gate(&t.v).to_vec(),
-            });
-            all.push(Half { target: target(), half: 'B', shape: [rows, n], values: b });
+            all.push(Half { target: target.clone(), half: 'A', shape: [n, v.len() / n], values: v });
+            all.push(Half { target, half: 'B', shape: [t.u.len(), n], values: b });
         }
     }
     Ok(all)
@@ -215,18 +223,28 @@ pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Resul
         }
         Ok(x)
     };
+    let used = std::cell::RefCell::new(std::collections::HashSet::new());
     let find = |part: &Part| {
-        let module = Target::of(part).module;
-        if tensors.tensor(&name(&module, 'B')).is_err() {
+        let target = Target::of(part, model);
+        let names = ['A', 'B'].map(|half| name(&target.module, half));
+        if tensors.tensor(&names[1]).is_err() {
             return Ok(None);
         }
         let ((rows, cols), n) = (part.stack.shape(), part.stack.len());
-        let b = vector(&name(&module, 'B'), rows * n)?;
-        let u = (0..n).flat_map(|e| b.iter().skip(e).step_by(n).copied().collect::<Vec<_>>()).collect();
-        Ok(Some((u, vector(&name(&module, 'A'), cols * n)?)))
+        let (all, first) = match (&model.spec.experts, target.stacked) {
+            (Some(experts), true) => (experts.count, part.first),
+            _ => (n, 0),
+        };
+        let (a, b) = (vector(&names[0], cols * all)?, vector(&names[1], rows * all)?);
+        used.borrow_mut().extend(names);
+        let column = |e: usize| b.iter().skip(e).step_by(all).copied().collect::<Vec<_>>();
+        Ok(Some((
+            (first..first + n).flat_map(column).collect(),
+            a[first * cols..(first + n) * cols].to_vec(),
+        )))
     };
-    let (edit, parts) = terms(&file, model, &find)?;
-    if edit.is_empty() || tensors.len() != 2 * parts {
+    let (edit, _) = terms(&file, model, &find)?;
+    if edit.is_empty() || tensors.len() != used.borrow().len() {
         return Err(bad(format!(
             "holds {} tensors, of which {} terms can be used",
             tensors.len(),

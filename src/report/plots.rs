@@ -88,7 +88,9 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
     }
     write!(out, "<text class=dim x=192 y=234 text-anchor=middle>KL on harmless answers, nats</text>")?;
     for t in of {
-        let chosen = t.strength == p.chosen.strength && t.place == p.chosen.place();
+        let chosen = (t.method, t.toward, t.strength)
+            == (p.chosen.method, p.chosen.toward, p.chosen.strength)
+            && t.place == p.chosen.place();
         let at = format!("cx={:.1} cy={:.1}", x(t.kl), y(t.harmful));
         write!(
             out,

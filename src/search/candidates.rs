@@ -108,7 +108,12 @@ fn families<'l>(
         true => [&[Experts], &[Shared, Experts], &[Attention, Shared, Experts]],
     };
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
-    let most = if settings.layers.is_some() { layers.len() } else { LAYERS };
+    let most = match (settings.layers, method, settings.method) {
+        (Some(_), ..) => layers.len(),
+        // It is mild: all blocks together, else the one that lost most.
+        (None, Method::Restore, None) => 1,
+        _ => LAYERS,
+    };
     // What is left of a layer's writers belongs to them all: what compression took is put back everywhere.
     if method != Method::Restore {
         layers.truncate(most);

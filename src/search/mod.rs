@@ -122,6 +122,8 @@ pub struct Settings {
     pub max_new_tokens: usize,
     /// The direction.
     pub source: Source,
+    /// Whether routed experts are edited at once, not only where the rest of the model falls short.
+    pub routed: bool,
 }
 
 impl Default for Settings {
@@ -136,6 +138,7 @@ impl Default for Settings {
             max_over_refusal: 0.01,
             max_new_tokens: crate::evaluate::MAX_NEW_TOKENS,
             source: Source::Own,
+            routed: false,
         }
     }
 }

@@ -233,3 +233,31 @@ impl From<Achieved> for Stored {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_holds_what_no_other_trial_beats() {
+        let trial = |harmful, harmless, kl| Trial {
+            method: Method::Gated,
+            toward: Toward::Projected,
+            place: String::new(),
+            strength: 1.0,
+            harmful,
+            harmless,
+            borderline: 0.0,
+            kl,
+            miss: None,
+        };
+        let front = Trial::front(&[
+            trial(0.7, 0.0, 0.001),
+            trial(0.9, 0.01, 0.002),
+            trial(0.8, 0.01, 0.003), // beaten by the one before it
+            trial(0.95, 0.05, 0.002),
+            trial(0.6, 0.0, 0.0005),
+        ]);
+        assert_eq!(front.iter().map(|t| t.harmful).collect::<Vec<_>>(), [0.95, 0.9, 0.7, 0.6]);
+    }
+}

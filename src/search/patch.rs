@@ -61,13 +61,13 @@ pub fn patch(
     let directions = own_directions(&ground)?;
     let mut gates = Gates::default();
     let mut search = Search::default();
-    search.attempt(&ground, &directions, &mut gates, false)?;
+    if !settings.routed {
+        search.attempt(&ground, &directions, &mut gates, false)?;
+    }
     // Routed experts see few of the prompts each: only where the rest of the model falls short.
     let constant = settings.methods(false) == [Method::Add];
     if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&ground) {
-        evaluator
-            .progress
-            .note("attention and shared experts alone don't reach the goal: trying routed experts");
+        evaluator.progress.note("trying routed experts, as the rest of the model falls short of the goal");
         search.attempt(&ground, &directions, &mut gates, true)?;
     }
     let Search { candidates, order, trials, mut finalists, mut why } = search;
@@ -99,6 +99,8 @@ pub fn patch(
     if let Some(why) = ground.never_refused(&candidates) {
         return Ok(Outcome::NeverRefused { why, validation, reference });
     }
+    // Where none is inside the limits all are worth a look.
+    let order = if order.is_empty() { (0..candidates.len()).collect() } else { order };
     let candidates = order.iter().map(|&i| candidates[i].clone()).collect();
     Ok(Outcome::OutOfLimits { why, validation, reference, front: Trial::front(&trials), candidates })
 }
@@ -197,14 +199,21 @@ fn try_out(
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
     let mut tries = 0;
+    // With an original those count that refuse as it does, of the others as many again are looked at.
+    let counts = |f: &Finalist| f.reached || ground.reference.is_none();
     for &index in order {
         let candidate = &candidates[index];
-        if finalists.len() == FINALISTS || tries == TRIES {
+        let enough = finalists.iter().filter(|f| counts(f)).count() == FINALISTS;
+        if enough || finalists.len() == 2 * FINALISTS || tries == TRIES {
             break;
         }
         // What was too strong once is not tried stronger, and a family is not tried twice once it has a finalist.
+        let done = |f: &Finalist| {
+            let of = &candidates[f.index];
+            of.family == candidate.family && (counts(f) || of.strength >= candidate.strength)
+        };
         if dropped.iter().any(|&(f, s)| f == candidate.family && candidate.strength >= s)
-            || finalists.iter().any(|f| candidates[f.index].family == candidate.family)
+            || finalists.iter().any(done)
         {
             continue;
         }
@@ -221,14 +230,17 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// The finalist to write: of those that refuse as the original does (none did, or there is no original: that are within a
-/// standard error of the one that is worth most), the one that keeps the tensors' encodings and moves harmless answers least;
-/// of control vectors the strongest.
+/// The finalist to write: of those that refuse as the original does (of those that come nearest where none does; without an
+/// original of those that are within a standard error of the one that is worth most) the one that keeps the tensors' encodings
+/// and moves harmless answers least; of control vectors the strongest.
 fn take_best(finalists: &mut Vec<Finalist>, candidates: &[Candidate], ground: &Ground) -> Option<Finalist> {
     let base = &ground.base.scores;
     let worth = |f: &Finalist| f.worth(base);
     let best = finalists.iter().map(worth).fold(f64::NEG_INFINITY, f64::max);
-    let noise = standard_error(base.harmful.refusal_rate + best, base.harmful.n);
+    let noise = match ground.reference {
+        Some(_) => 0.0,
+        None => standard_error(base.harmful.refusal_rate + best, base.harmful.n),
+    };
     let size = |f: &Finalist| candidates[f.index].size;
     let reached = finalists.iter().any(|f| f.reached);
     let good = |f: &Finalist| if reached { f.reached } else { worth(f) >= best - noise - 1e-9 };

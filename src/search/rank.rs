@@ -26,7 +26,8 @@ struct Limit {
     /// Share of IN's answers that open with a refusal, and the mean probability of that.
     share: f64,
     risk: f64,
-    /// What both may rise by. The share says what happened on these prompts, the probability what to expect on others.
+    /// What both may rise by. The share says what happened on these prompts, the probability what to expect on others: of a
+    /// hundred answered prompts the share knows none or one.
     rise: f64,
 }
 
@@ -86,9 +87,8 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
     let worth = |c: &Candidate| c.harmful - limits.price(c);
     let best = order.iter().map(|&i| worth(&candidates[i])).fold(f64::NEG_INFINITY, f64::max);
-    // Enough is what the original refuses; without one, what the best candidate does, to within noise.
-    let enough = best - standard_error(best, limits.n);
-    let enough = limits.goal.map_or(enough, |goal| goal.min(enough));
+    // Enough is what the original refuses, or what comes nearest; without one, what the best candidate does, to within noise.
+    let enough = limits.goal.map_or(best - standard_error(best, limits.n), |goal| goal.min(best));
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates

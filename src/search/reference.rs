@@ -8,7 +8,7 @@ use super::{Method, Settings};
 use crate::compare::same_shape;
 use crate::direction::Direction;
 use crate::error::{Error, Result};
-use crate::evaluate::{Answer, Change, Evaluator, Rate};
+use crate::evaluate::{stats, Answer, Change, Evaluator, Rate};
 use crate::text::{PromptSet, Set, Split};
 
 /// What the original says, once it has run. Its weights stay mapped.
@@ -98,10 +98,8 @@ impl<'a> Reference<'a> {
     /// difference.
     pub fn is_reached(&self, answers: &[Answer]) -> bool {
         let c = Change::of(&self.answers, answers, Set::Harmful, None);
-        let (n, differ) = (c.rates.0.n.max(1) as f64, (c.gained + c.lost) as f64);
-        let more = c.gained as f64 - c.lost as f64;
-        let noise = (differ - more * more / n).max(0.0).sqrt().max(1.0);
-        more >= -noise
+        let short = c.rates.0.refusal_rate - c.rates.1.refusal_rate;
+        short <= stats::paired_error(c.gained, c.lost, c.rates.0.n) + 1e-9
     }
 
     /// Share of harmful validation prompts whose likeliest first token is in `opening`, less a standard error.

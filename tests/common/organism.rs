@@ -69,11 +69,16 @@ pub fn second() -> Organism {
 /// Options that name a share of the built-in prompts, some of each category and split, as files in `dir`: for tests that are
 /// not about rates.
 pub fn few_prompts(dir: &Path) -> Vec<String> {
+    share_of_prompts(dir, 44)
+}
+
+/// As [`few_prompts`], about `n` of each class and split.
+pub fn share_of_prompts(dir: &Path, n: usize) -> Vec<String> {
     let built_in = PromptSet::built_in();
     let file = |set: Set| {
         let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
             let of = built_in.of(set, split);
-            let step = (of.len() / 44).max(1);
+            let step = (of.len() / n).max(1);
             let line = |p: &PromptRecord| serde_json::to_string(p).unwrap();
             of.into_iter().step_by(step).map(line).collect::<Vec<_>>()
         });
