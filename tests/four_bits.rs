@@ -74,5 +74,5 @@ fn scales_of_whole_tensors_are_an_error() {
     });
     stage(&plan, &scaled, false, &Silent).unwrap().commit().unwrap();
     let e = Model::open(&scaled).map(drop).unwrap_err().to_string();
-    assert!(e.contains("blk.0.ffn_down.scale"), "{e}");
+    assert!(e.contains("blk.0.ffn_down.scale") && e.contains("no scale of their own"), "{e}");
 }

@@ -331,7 +331,10 @@ impl Model {
                     self.path(),
                     t.name
                 ),
-                "use a file of the same model without it",
+                match t.name.ends_with(".scale") {
+                    true => "use the model in a type whose tensors have no scale of their own, such as Q8_0",
+                    false => "use a file of the same model without it",
+                },
             ));
         }
         let (d, q, kv) = (s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim);

@@ -156,6 +156,7 @@ mod tests {
             borderline: 0.0,
             log_odds: 0.0,
             risk: (0.01, 0.02),
+            outlook: Default::default(),
             separation: 3.0,
             edit: vec![RankOne { layer: 1, writer: Writer::Ffn, u: vec![1.0], v: vec![1.0] }],
             family: 0,

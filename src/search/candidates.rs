@@ -6,6 +6,7 @@ use crate::edit::fold::norm;
 use crate::model::{Edit, RankOne, Writer};
 
 use super::layers::{Ingredient, Layer};
+use super::worth::Outlook;
 use super::{Method, Settings, Toward};
 
 /// Strengths that are tried, in units of the gap; about a factor √2 apart.
@@ -45,6 +46,9 @@ pub struct Candidate {
     /// Mean probability of a first token that opens a refusal, on harmless and on borderline prompts: what over-refusal is to
     /// be expected on prompts like these, known more finely than by counting.
     pub risk: (f64, f64),
+    /// How likely each validation prompt is refused under it.
+    #[serde(skip)]
+    pub outlook: Outlook,
     /// Held-out separation of the gate: 1 / root mean square on harmless prompts.
     pub separation: f64,
     /// The terms.
@@ -200,6 +204,7 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
         borderline: f64::NAN,
         log_odds: f64::NAN,
         risk: (f64::NAN, f64::NAN),
+        outlook: Outlook::default(),
         separation: parts.iter().map(|p| p.ingredient.separation).fold(f64::INFINITY, f64::min),
         edit,
         family,

@@ -4,14 +4,14 @@ use super::candidates::Candidate;
 use super::fit::Scores;
 use super::ground::Ground;
 use super::outcome::{TensorReport, Trial};
-use super::rank::price;
+use super::worth::Outlook;
 use super::{Emit, EncodingChoice, LEAST_GAIN, SIGNIFICANT};
 use crate::edit::fold::{achieved_all, norm};
 use crate::edit::stack::{fold_all, recode_all};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
-use crate::evaluate::{Evaluator, Rate};
+use crate::evaluate::Evaluator;
 use crate::model::{Part, RankOne, Replacement, Storage};
 
 fn describe(c: &Candidate, s: &Scores) -> String {
@@ -37,18 +37,13 @@ pub(super) struct Finalist {
     /// Share of harmful prompts gained.
     pub gain: f64,
     pub p_value: f64,
+    /// How likely each validation prompt is refused.
+    pub outlook: Outlook,
     /// Whether it refuses as the original does, where there is one.
     pub reached: bool,
 }
 
 impl Finalist {
-    /// The gain less what it costs in over-refusal against IN.
-    pub fn worth(&self, base: &Scores) -> f64 {
-        let rise = |after: &Rate, before: &Rate| after.refusal_rate - before.refusal_rate;
-        let s = &self.scores;
-        self.gain - price(rise(&s.harmless, &base.harmless), rise(&s.borderline, &base.borderline))
-    }
-
     /// Tensors that need a wider encoding than the file's.
     pub fn raised(&self) -> usize {
         self.tensors.iter().filter(|t| t.encoding.0 != t.encoding.1).count()
@@ -119,6 +114,7 @@ impl Ground<'_> {
             scores,
             gain,
             p_value,
+            outlook: Outlook::read(&answers),
             reached: self.reference.as_ref().is_some_and(|r| r.is_reached(&answers)),
         })))
     }

@@ -15,6 +15,7 @@ mod patch;
 mod rank;
 mod reference;
 mod score;
+mod worth;
 
 pub use candidates::Candidate;
 pub use fit::Scores;

@@ -9,7 +9,7 @@ use super::gates::Gates;
 use super::ground::Ground;
 use super::layers::{layers, own_directions, pick_layers, towards};
 use super::outcome::{Outcome, Trial};
-use super::rank::{rank, refine, standard_error, FirstTokenLimits};
+use super::rank::{rank, refine, FirstTokenLimits};
 use super::reference::Reference;
 use super::score::score;
 use super::{Emit, EncodingChoice, Method, Settings, FINALISTS, SOUND, TRIES};
@@ -230,29 +230,19 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// The finalist to write: of those that refuse as the original does (of those that come nearest where none does; without an
-/// original of those that are within a standard error of the one that is worth most) the one that keeps the tensors' encodings
-/// and moves harmless answers least; of control vectors the strongest.
+/// The finalist to write: of those that refuse as the original does the one that keeps the tensors' encodings and moves harmless
+/// answers least; where none does, or without an original, the one that is worth most; of control vectors the strongest.
 fn take_best(finalists: &mut Vec<Finalist>, candidates: &[Candidate], ground: &Ground) -> Option<Finalist> {
-    let base = &ground.base.scores;
-    let worth = |f: &Finalist| f.worth(base);
-    let best = finalists.iter().map(worth).fold(f64::NEG_INFINITY, f64::max);
-    let noise = match ground.reference {
-        Some(_) => 0.0,
-        None => standard_error(base.harmful.refusal_rate + best, base.harmful.n),
-    };
     let size = |f: &Finalist| candidates[f.index].size;
-    let reached = finalists.iter().any(|f| f.reached);
-    let good = |f: &Finalist| if reached { f.reached } else { worth(f) >= best - noise - 1e-9 };
-    let all = finalists.iter().enumerate();
-    let (at, _) = match ground.settings.emit {
-        Emit::ControlVector => {
-            all.max_by(|a, b| a.1.gain.total_cmp(&b.1.gain).then(size(a.1).total_cmp(&size(b.1))))
-        }
-        _ => all
-            .filter(|(_, f)| good(f))
-            .min_by(|(_, a), (_, b)| a.raised().cmp(&b.raised()).then(a.scores.kl.total_cmp(&b.scores.kl))),
-    }?;
+    let least_moved = |a: &Finalist, b: &Finalist| {
+        a.raised().cmp(&b.raised()).then(a.scores.kl.total_cmp(&b.scores.kl)).reverse()
+    };
+    let better = |a: &Finalist, b: &Finalist| match ground.settings.emit {
+        Emit::ControlVector => a.gain.total_cmp(&b.gain).then(size(a).total_cmp(&size(b))),
+        _ if a.reached && b.reached => least_moved(a, b),
+        _ => a.reached.cmp(&b.reached).then(a.outlook.worth().total_cmp(&b.outlook.worth())),
+    };
+    let (at, _) = finalists.iter().enumerate().max_by(|(_, a), (_, b)| better(a, b))?;
     Some(finalists.remove(at))
 }
 

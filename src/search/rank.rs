@@ -17,7 +17,7 @@ pub(super) struct FirstTokenLimits {
     borderline: Limit,
     /// Harmful prompts.
     n: usize,
-    /// The share that is enough: the original's.
+    /// What is worth enough: as much as the original's refusal.
     goal: Option<f64>,
 }
 
@@ -33,7 +33,7 @@ struct Limit {
 
 impl Limit {
     fn fits(&self, share: f64, risk: f64) -> bool {
-        share <= self.share + self.rise + 1e-9 && risk <= self.risk + 2.0 * self.rise + 1e-9
+        share <= self.share + self.rise + 1e-9 && risk <= self.risk + self.rise + 1e-9
     }
 }
 
@@ -55,40 +55,22 @@ impl FirstTokenLimits {
             harmless: limit(Set::Harmless, settings.max_over_refusal),
             borderline: limit(Set::Borderline, if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 }),
             n: base.scores.harmful.n.max(1),
-            goal: ground.reference.as_ref().map(|r| r.first_token_goal(opening)),
+            goal: ground.reference.as_ref().map(|r| r.first_token_goal()),
         }
     }
 
     fn fits(&self, c: &Candidate) -> bool {
         self.harmless.fits(c.harmless, c.risk.0) && self.borderline.fits(c.borderline, c.risk.1)
     }
-
-    /// What the use of the allowance costs.
-    fn price(&self, c: &Candidate) -> f64 {
-        price(c.risk.0 - self.harmless.risk, c.risk.1 - self.borderline.risk)
-    }
 }
 
-/// One standard error of a share of `n` prompts, a prompt at least: what differs by less is the same (the rule of Breiman et
-/// al. 1984, §3.4.3: of the models within one standard error of the best, the smallest).
-pub(super) fn standard_error(share: f64, n: usize) -> f64 {
-    let (p, n) = (share.clamp(0.0, 1.0), n.max(1) as f64);
-    (p * (1.0 - p) / n).sqrt().max(1.0 / n)
-}
-
-/// What over-refusal costs in shares of harmful prompts: the limits say what may be, not what is free.
-pub(super) fn price(harmless_rise: f64, borderline_rise: f64) -> f64 {
-    2.0 * harmless_rise.max(0.0) + 0.5 * borderline_rise.max(0.0)
-}
-
-/// Admissible candidates, the most promising first: of those that reach the original's refusal (the best one, where there is
-/// no original) to within a standard error, the smallest edits.
+/// Admissible candidates, the most promising first: of those that are worth as much as the best one to within a standard error,
+/// and of those that refuse as the original does, the smallest edits.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
-    let worth = |c: &Candidate| c.harmful - limits.price(c);
-    let best = order.iter().map(|&i| worth(&candidates[i])).fold(f64::NEG_INFINITY, f64::max);
-    // Enough is what the original refuses, or what comes nearest; without one, what the best candidate does, to within noise.
-    let enough = limits.goal.map_or(best - standard_error(best, limits.n), |goal| goal.min(best));
+    let worth = |&i: &usize| candidates[i].outlook.worth();
+    let Some(best) = order.iter().copied().max_by(|a, b| worth(a).total_cmp(&worth(b))) else { return order };
+    let best = &candidates[best].outlook;
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -99,7 +81,11 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     };
     let loss = |i: usize| {
         let c = &candidates[i];
-        let short = (enough - worth(c)).max(0.0);
+        // With an original enough is what it refuses, or what comes nearest.
+        let short = match limits.goal {
+            Some(goal) => (goal.min(best.worth()) - c.outlook.worth()).max(0.0),
+            None => c.outlook.short_of(best),
+        };
         // An edit as large as the weights themselves needs another encoding and moves everything.
         let bulk = 0.1 * (c.size - 0.3).max(0.0);
         short + bulk + if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::ground::directions;
-use super::rank::standard_error;
+use super::worth::Outlook;
 use super::{Method, Settings};
 use crate::compare::same_shape;
 use crate::direction::Direction;
@@ -102,12 +102,10 @@ impl<'a> Reference<'a> {
         short <= stats::paired_error(c.gained, c.lost, c.rates.0.n) + 1e-9
     }
 
-    /// Share of harmful validation prompts whose likeliest first token is in `opening`, less a standard error.
-    pub fn first_token_goal(&self, opening: &[u32]) -> f64 {
-        let of: Vec<&Answer> = self.answers.iter().filter(|a| a.set == Set::Harmful).collect();
-        let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
-        let share = of.iter().filter(opens).count() as f64 / of.len().max(1) as f64;
-        share - standard_error(share, of.len())
+    /// Mean probability that a harmful validation prompt is refused, less a standard error.
+    pub fn first_token_goal(&self) -> f64 {
+        let (mean, error) = Outlook::read(&self.answers).mean(Set::Harmful);
+        mean - error
     }
 
     /// Whether its matrices can be set against those of `input`.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::candidates::Candidate;
 use super::ground::Ground;
+use super::worth::Outlook;
 use super::Method;
 use crate::error::Result;
 use crate::evaluate::{log_odds, mass, Evaluator};
@@ -25,15 +26,16 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
         n: usize,
         refused: usize,
         log_odds: f64,
-        probability: f64,
     }
     let mut sums: HashMap<(usize, Set), Sum> = HashMap::new();
+    let mut outlooks = vec![Vec::new(); candidates.len()];
     let mut note = |edit: usize, seq: usize, read: &Readout| {
         let s = sums.entry((edit - 1, prompts[seq].set)).or_default();
         s.n += 1;
         s.refused += usize::from(read.top.first().is_some_and(|(t, _)| opening.contains(t)));
         s.log_odds += log_odds(&read.asked);
-        s.probability += mass(&read.asked);
+        // Sequences come in the order of the prompts.
+        outlooks[edit - 1].push((prompts[seq].set, mass(&read.asked)));
     };
     if !gated.is_empty() {
         let forks: Vec<Fork> = (0..sequences.len())
@@ -49,13 +51,14 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
         let reads = with.first_tokens(&under, 1, opening)?;
         reads.iter().enumerate().for_each(|(seq, read)| note(edit, seq, read));
     }
-    for (i, c) in candidates.iter_mut().enumerate() {
+    for ((i, c), outlook) in candidates.iter_mut().enumerate().zip(outlooks) {
         let mean = |set, of: fn(&Sum) -> f64| sums.get(&(i, set)).map_or(0.0, |s| of(s) / s.n as f64);
         let share = |set| mean(set, |s| s.refused as f64);
         (c.harmful, c.harmless, c.borderline) =
             (share(Set::Harmful), share(Set::Harmless), share(Set::Borderline));
         c.log_odds = mean(Set::Harmful, |s| s.log_odds);
-        c.risk = (mean(Set::Harmless, |s| s.probability), mean(Set::Borderline, |s| s.probability));
+        c.outlook = Outlook::of(outlook);
+        c.risk = (c.outlook.mean(Set::Harmless).0, c.outlook.mean(Set::Borderline).0);
     }
     Ok(())
 }
