@@ -16,7 +16,7 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
         text(&input),
         text(&out),
         "--strength",
-        "2",
+        "1.41",
         "--layers",
         "3",
         "--max-over-refusal",
