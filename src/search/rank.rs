@@ -64,13 +64,12 @@ impl FirstTokenLimits {
     }
 }
 
-/// Admissible candidates, the most promising first: of those that are worth as much as the best one to within a standard error,
-/// and of those that refuse as the original does, the smallest edits.
+/// Admissible candidates, those that are worth most first; of those that refuse as the original does, the smallest edits.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
-    let worth = |&i: &usize| candidates[i].outlook.worth();
-    let Some(best) = order.iter().copied().max_by(|a, b| worth(a).total_cmp(&worth(b))) else { return order };
-    let best = &candidates[best].outlook;
+    let best = order.iter().map(|&i| candidates[i].outlook.worth()).fold(f64::NEG_INFINITY, f64::max);
+    // With an original enough is what it refuses, or what comes nearest.
+    let enough = limits.goal.map_or(best, |goal| goal.min(best));
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -81,11 +80,7 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     };
     let loss = |i: usize| {
         let c = &candidates[i];
-        // With an original enough is what it refuses, or what comes nearest.
-        let short = match limits.goal {
-            Some(goal) => (goal.min(best.worth()) - c.outlook.worth()).max(0.0),
-            None => c.outlook.short_of(best),
-        };
+        let short = (enough - c.outlook.worth()).max(0.0);
         // An edit as large as the weights themselves needs another encoding and moves everything.
         let bulk = 0.1 * (c.size - 0.3).max(0.0);
         short + bulk + if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }
