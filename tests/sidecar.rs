@@ -12,8 +12,10 @@ use refusal_patch::output::{read_direction, Provenance};
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
 
-/// One block and strength, and no limits, which a healthy model would meet: the search is not what is tested here.
-const QUICK: [&str; 8] = ["--layers", "3", "--strength", "1.0", "--max-kl", "1", "--max-over-refusal", "1"];
+/// One block, one strength, and limits as wide as they go: the search is not what is tested here.
+fn quick(strength: &str) -> [&str; 8] {
+    ["--layers", "3", "--strength", strength, "--max-kl", "1", "--max-over-refusal", "1"]
+}
 
 /// Prompt and answer tokens of what `eval` saw: the first `most` prompts of a set.
 fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
@@ -24,15 +26,15 @@ fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
 }
 
 /// The adapter beside the base against the folded file, in llama.cpp: refusals, and log-probabilities to within `most`.
-fn adapter_and_fold_agree(kind: &str, most: f64) {
+fn adapter_and_fold_agree(kind: &str, strength: &str, most: f64) {
     let dir = tempfile::tempdir().unwrap();
     let base = first().file(kind);
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
     let few = few_prompts(dir.path());
-    let (code, weights) = run(&[&[text(&base), text(&folded)][..], &QUICK, &words(&few)].concat());
+    let (code, weights) = run(&[&[text(&base), text(&folded)][..], &quick(strength), &words(&few)].concat());
     assert_eq!((code, &weights["outcome"]), (0, &"patched".into()));
     let (code, lora) =
-        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &QUICK, &words(&few)].concat());
+        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &quick(strength), &words(&few)].concat());
     assert_eq!((code, &lora["outcome"]), (0, &"patched".into()));
     assert!(lora["load"].as_str().unwrap().contains("--lora"), "{}", lora["load"]);
     for key in ["layers", "writers", "strength"] {
@@ -74,14 +76,15 @@ fn adapter_and_fold_agree(kind: &str, most: f64) {
 
 #[test]
 fn an_adapter_does_what_the_folded_file_does() {
-    adapter_and_fold_agree("broken-Q4_K_M", 0.05);
+    adapter_and_fold_agree("broken-Q4_K_M", "1.0", 0.05);
 }
 
 #[test]
 #[ignore = "two minutes more"]
 fn adapters_agree_with_folds_in_every_encoding() {
-    adapter_and_fold_agree("broken-Q8_0", 0.02);
-    adapter_and_fold_agree("healthy-F16", 0.01);
+    adapter_and_fold_agree("broken-Q8_0", "1.0", 0.02);
+    // A healthy model is nearer to the limits.
+    adapter_and_fold_agree("healthy-F16", "0.71", 0.01);
 }
 
 #[test]
@@ -176,7 +179,8 @@ fn a_saved_direction_gives_the_same_bytes_at_any_thread_count() {
         ("four.gguf", &["--threads", "4", "--direction", text(&saved)]),
     ] {
         let out = dir.path().join(name);
-        let (code, report) = run(&[&[text(&base), text(&out)][..], &QUICK, &words(&few), options].concat());
+        let (code, report) =
+            run(&[&[text(&base), text(&out)][..], &quick("1.0"), &words(&few), options].concat());
         assert_eq!((code, &report["outcome"]), (0, &"patched".into()));
         hashes.push(sha256_file(&out, &Silent).unwrap());
     }
@@ -225,7 +229,7 @@ fn sidecars_of_another_model_or_version_and_damaged_ones_are_refused() {
     let adapter = dir.path().join("adapter.gguf");
     let few = few_prompts(dir.path());
     let (code, _) =
-        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &QUICK, &words(&few)].concat());
+        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &quick("1.0"), &words(&few)].concat());
     assert_eq!(code, 0);
     let bytes = std::fs::read(&adapter).unwrap();
     let refused = |model: &Path, file: &Path, word: &str| {
