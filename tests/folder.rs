@@ -345,20 +345,6 @@ fn record() -> Provenance {
     }
 }
 
-/// All files under a folder with their bytes.
-fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => all.extend(contents(&path)),
-            false => all.push((path.clone(), fs::read(&path).unwrap())),
-        }
-    }
-    all.sort();
-    all
-}
-
 /// A folder of three files of weights, with what real ones hold besides.
 fn three(dir: &Path) -> PathBuf {
     let folder = dir.join("in");

@@ -12,7 +12,7 @@ use crate::progress;
 /// Elements of a decoded tile: 16 MiB of f32.
 const TILE: usize = 4 << 20;
 /// Rows of x below which the weights are the left factor: gemm's kernels are tall, and a tall right factor makes it pack
-/// the weights for a few rows (90 against 19 GFLOPS a core at 32 rows; equal from a few hundred on).
+/// the weights for a few rows (docs/PERFORMANCE.md).
 const FEW: usize = 256;
 
 /// Where matrix products run.

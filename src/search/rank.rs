@@ -2,6 +2,7 @@
 
 use super::candidates::Candidate;
 use super::ground::Ground;
+use super::worth::probability;
 use super::MAX_BORDERLINE;
 use crate::evaluate::Answer;
 use crate::text::Set;
@@ -44,10 +45,9 @@ impl FirstTokenLimits {
             let of: Vec<&Answer> = base.answers.iter().filter(|a| a.set == set).collect();
             let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
             let n = of.len().max(1) as f64;
-            let probability = |a: &&Answer| 1.0 / (1.0 + (-a.refusal_log_odds).exp());
             Limit {
                 share: of.iter().filter(opens).count() as f64 / n,
-                risk: of.iter().map(probability).sum::<f64>() / n,
+                risk: of.iter().map(|a| probability(a.refusal_log_odds)).sum::<f64>() / n,
                 rise,
             }
         };

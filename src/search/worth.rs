@@ -35,9 +35,14 @@ impl Outlook {
     }
 }
 
+/// The probability that has these log-odds.
+pub(super) fn probability(log_odds: f64) -> f64 {
+    1.0 / (1.0 + (-log_odds).exp())
+}
+
 /// How likely an answer was to be a refusal: as its first token said, where its text says the same, else as its text says.
 fn chance(log_odds: f64, refused: bool) -> f64 {
-    let opens = 1.0 / (1.0 + (-log_odds).exp());
+    let opens = probability(log_odds);
     match (opens >= 0.5) == refused && !opens.is_nan() {
         true => opens,
         false => f64::from(u8::from(refused)),

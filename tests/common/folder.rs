@@ -51,6 +51,20 @@ pub fn write_weights(dir: &Path, tensors: &[Named], shards: usize) {
     std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }
 
+/// All files under a folder with their bytes.
+pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(contents(&path)),
+            false => all.push((path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    all.sort();
+    all
+}
+
 /// The weights of a GGUF under the names and in the order of rows that transformers has, matrices as `encoding`.
 pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
     let arch = file.arch().unwrap();
