@@ -2,7 +2,7 @@
 
 use super::candidates::Candidate;
 use super::ground::Ground;
-use super::worth::probability;
+use super::worth::{probability, Outlook};
 use super::MAX_BORDERLINE;
 use crate::evaluate::Answer;
 use crate::text::Set;
@@ -12,14 +12,15 @@ const REFINED: usize = 4;
 /// Strengths between the strongest that fits and the next of the grid, a factor √2 apart.
 const STEPS: [f64; 2] = [1.12, 1.26];
 
-/// The over-refusal limits, applied to first tokens: candidates are scored by these, so IN is too.
+/// The over-refusal limits and the goal, applied to first tokens: candidates are scored by these, so IN and the original are
+/// too.
 pub(super) struct FirstTokenLimits {
     harmless: Limit,
     borderline: Limit,
     /// Harmful prompts.
     n: usize,
-    /// What is worth enough: as much as the original's refusal.
-    goal: Option<f64>,
+    /// How likely the original refuses each prompt.
+    goal: Option<Outlook>,
 }
 
 /// Of one class of prompts.
@@ -55,21 +56,28 @@ impl FirstTokenLimits {
             harmless: limit(Set::Harmless, settings.max_over_refusal),
             borderline: limit(Set::Borderline, if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 }),
             n: base.scores.harmful.n.max(1),
-            goal: ground.reference.as_ref().map(|r| r.first_token_goal()),
+            goal: ground.reference.as_ref().map(|r| Outlook::read(&r.answers)),
         }
     }
 
     fn fits(&self, c: &Candidate) -> bool {
         self.harmless.fits(c.harmless, c.risk.0) && self.borderline.fits(c.borderline, c.risk.1)
     }
+
+    /// Whether it refuses harmful prompts as the original does, to within a standard error of the paired difference.
+    fn reaches(&self, c: &Candidate) -> bool {
+        self.goal.as_ref().is_some_and(|goal| {
+            let (short, error) = goal.over(&c.outlook, Set::Harmful);
+            short <= error
+        })
+    }
 }
 
-/// Admissible candidates, those that are worth most first; of those that refuse as the original does, the smallest edits.
+/// Admissible candidates: first those that refuse as the original does, the smallest edits first; then those that are worth
+/// most.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
     let best = order.iter().map(|&i| candidates[i].outlook.worth()).fold(f64::NEG_INFINITY, f64::max);
-    // With an original enough is what it refuses, or what comes nearest.
-    let enough = limits.goal.map_or(best, |goal| goal.min(best));
     // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -80,13 +88,18 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
     };
     let loss = |i: usize| {
         let c = &candidates[i];
-        let short = (enough - c.outlook.worth()).max(0.0);
+        let short = best - c.outlook.worth();
         // An edit as large as the weights themselves needs another encoding and moves everything.
         let bulk = 0.1 * (c.size - 0.3).max(0.0);
         short + bulk + if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }
     };
-    order.sort_by(|&a, &b| {
-        loss(a).total_cmp(&loss(b)).then(candidates[a].size.total_cmp(&candidates[b].size))
+    let key = |&i: &usize| match limits.reaches(&candidates[i]) {
+        true => (0, candidates[i].size, 0.0),
+        false => (1, loss(i), candidates[i].size),
+    };
+    order.sort_by(|a, b| {
+        let (a, b) = (key(a), key(b));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.total_cmp(&b.2))
     });
     order
 }

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::ground::directions;
-use super::worth::Outlook;
 use super::{Method, Settings};
 use crate::compare::same_shape;
 use crate::direction::Direction;
@@ -100,12 +99,6 @@ impl<'a> Reference<'a> {
         let c = Change::of(&self.answers, answers, Set::Harmful, None);
         let short = c.rates.0.refusal_rate - c.rates.1.refusal_rate;
         short <= stats::paired_error(c.gained, c.lost, c.rates.0.n) + 1e-9
-    }
-
-    /// Mean probability that a harmful validation prompt is refused, less a standard error.
-    pub fn first_token_goal(&self) -> f64 {
-        let (mean, error) = Outlook::read(&self.answers).mean(Set::Harmful);
-        mean - error
     }
 
     /// Whether its matrices can be set against those of `input`.

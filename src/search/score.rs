@@ -58,7 +58,7 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
             (share(Set::Harmful), share(Set::Harmless), share(Set::Borderline));
         c.log_odds = mean(Set::Harmful, |s| s.log_odds);
         c.outlook = Outlook::of(outlook);
-        c.risk = (c.outlook.mean(Set::Harmless).0, c.outlook.mean(Set::Borderline).0);
+        c.risk = (c.outlook.mean(Set::Harmless), c.outlook.mean(Set::Borderline));
     }
     Ok(())
 }
