@@ -120,3 +120,49 @@ pub(super) fn refine(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec
     let cliffs = families.iter().filter_map(strongest).filter(|c| !last(c));
     cliffs.flat_map(|c| STEPS.map(|factor| c.scaled(factor))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Method, Toward};
+    use super::*;
+
+    /// A candidate of a family of its own under which three harmful prompts are refused like this.
+    fn candidate(family: usize, size: f64, harmful: [f64; 3], risk: f64) -> Candidate {
+        Candidate {
+            method: Method::Gated,
+            toward: Toward::Projected,
+            layers: vec![0],
+            writers: vec!["ffn_down"],
+            strength: 1.0,
+            size,
+            harmful: 1.0,
+            harmless: 0.0,
+            borderline: 0.0,
+            log_odds: 0.0,
+            risk: (risk, 0.0),
+            outlook: Outlook::of(harmful.map(|p| (Set::Harmful, p)).to_vec()),
+            separation: 1.0,
+            edit: Vec::new(),
+            family,
+        }
+    }
+
+    fn limits(goal: Option<[f64; 3]>) -> FirstTokenLimits {
+        let limit = |rise| Limit { share: 0.0, risk: 0.0, rise };
+        let goal = goal.map(|p| Outlook::of(p.map(|p| (Set::Harmful, p)).to_vec()));
+        FirstTokenLimits { harmless: limit(0.01), borderline: limit(0.05), n: 3, goal }
+    }
+
+    #[test]
+    fn with_an_original_the_smallest_edit_that_refuses_as_it_does_goes_first() {
+        let candidates = [
+            candidate(0, 0.2, [0.99, 0.99, 0.99], 0.0),
+            candidate(1, 0.1, [0.90, 0.95, 0.85], 0.0),
+            candidate(2, 0.05, [0.5, 0.6, 0.5], 0.0),
+            candidate(3, 0.01, [0.90, 0.95, 0.85], 0.5),
+        ];
+        // The last breaks a limit; the third falls short of the goal.
+        assert_eq!(rank(&candidates, &limits(Some([0.90, 0.95, 0.84]))), [1, 0, 2]);
+        assert_eq!(rank(&candidates, &limits(None)), [0, 1, 2]);
+    }
+}
