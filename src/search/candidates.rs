@@ -19,6 +19,9 @@ const SHARES: [f64; 5] = [1.0, 2.0, 3.0, 5.0, 8.0];
 const CONSTANTS: [f64; 7] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6];
 /// Layers that go into the search.
 const LAYERS: usize = 4;
+/// What an edit as large as the weights themselves costs, in shares of harmful prompts: of edits that refuse alike the smaller
+/// one is milder on prompts that nobody tried, and needs no finer encoding.
+const BULK: f64 = 0.1;
 
 /// An edit with what its first-token score says.
 #[derive(Clone, Debug, Serialize)]
@@ -212,6 +215,11 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
 }
 
 impl Candidate {
+    /// What it is worth less what its size costs. `outlook`: of its first tokens, or of its answers; `goal`: [`Outlook::worth`].
+    pub fn value(&self, outlook: &Outlook, goal: f64) -> f64 {
+        outlook.worth(goal) - BULK * self.size
+    }
+
     /// The same edit, `factor` times as strong, not scored yet.
     pub fn scaled(&self, factor: f64) -> Candidate {
         let mut c = self.clone();

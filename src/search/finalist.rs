@@ -44,11 +44,6 @@ pub(super) struct Finalist {
 }
 
 impl Finalist {
-    /// Tensors that need a wider encoding than the file's.
-    pub fn raised(&self) -> usize {
-        self.tensors.iter().filter(|t| t.encoding.0 != t.encoding.1).count()
-    }
-
     /// Too small a gain, or one that may be chance.
     pub fn is_weak(&self) -> bool {
         (self.gain < LEAST_GAIN && !self.reached) || self.p_value >= SIGNIFICANT

@@ -3,6 +3,7 @@
 use super::candidates::Candidate;
 use super::fit::{baseline, Baseline, Scores};
 use super::reference::Reference;
+use super::worth::Outlook;
 use super::{Settings, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
 use crate::direction::{derive, Classes, Direction};
 use crate::error::{Error, Result};
@@ -86,6 +87,11 @@ impl<'a> Ground<'a> {
             )),
             None => None,
         }
+    }
+
+    /// How likely the original refuses a harmful prompt: to refuse more is worth nothing. Without an original 1.
+    pub fn goal(&self) -> f64 {
+        self.reference.as_ref().map_or(1.0, |r| Outlook::read(&r.answers).mean(Set::Harmful))
     }
 
     /// Which limit these scores break, if any. What is no number keeps no limit.

@@ -230,17 +230,14 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// The finalist to write: of those that refuse as the original does the one that keeps the tensors' encodings and moves harmless
-/// answers least; where none does, or without an original, the one that is worth most; of control vectors the strongest.
+/// The finalist to write: the one of the greatest value by its answers; of control vectors the strongest.
 fn take_best(finalists: &mut Vec<Finalist>, candidates: &[Candidate], ground: &Ground) -> Option<Finalist> {
+    let goal = ground.goal();
+    let value = |f: &Finalist| candidates[f.index].value(&f.outlook, goal);
     let size = |f: &Finalist| candidates[f.index].size;
-    let least_moved = |a: &Finalist, b: &Finalist| {
-        a.raised().cmp(&b.raised()).then(a.scores.kl.total_cmp(&b.scores.kl)).reverse()
-    };
     let better = |a: &Finalist, b: &Finalist| match ground.settings.emit {
         Emit::ControlVector => a.gain.total_cmp(&b.gain).then(size(a).total_cmp(&size(b))),
-        _ if a.reached && b.reached => least_moved(a, b),
-        _ => a.reached.cmp(&b.reached).then(a.outlook.worth().total_cmp(&b.outlook.worth())),
+        _ => value(a).total_cmp(&value(b)),
     };
     let (at, _) = finalists.iter().enumerate().max_by(|(_, a), (_, b)| better(a, b))?;
     Some(finalists.remove(at))

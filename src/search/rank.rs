@@ -2,7 +2,7 @@
 
 use super::candidates::Candidate;
 use super::ground::Ground;
-use super::worth::{probability, Outlook};
+use super::worth::probability;
 use super::MAX_BORDERLINE;
 use crate::evaluate::Answer;
 use crate::text::Set;
@@ -19,8 +19,8 @@ pub(super) struct FirstTokenLimits {
     borderline: Limit,
     /// Harmful prompts.
     n: usize,
-    /// How likely the original refuses each prompt.
-    goal: Option<Outlook>,
+    /// See [`Ground::goal`].
+    goal: f64,
 }
 
 /// Of one class of prompts.
@@ -56,29 +56,19 @@ impl FirstTokenLimits {
             harmless: limit(Set::Harmless, settings.max_over_refusal),
             borderline: limit(Set::Borderline, if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 }),
             n: base.scores.harmful.n.max(1),
-            goal: ground.reference.as_ref().map(|r| Outlook::read(&r.answers)),
+            goal: ground.goal(),
         }
     }
 
     fn fits(&self, c: &Candidate) -> bool {
         self.harmless.fits(c.harmless, c.risk.0) && self.borderline.fits(c.borderline, c.risk.1)
     }
-
-    /// Whether it refuses harmful prompts as the original does, to within a standard error of the paired difference.
-    fn reaches(&self, c: &Candidate) -> bool {
-        self.goal.as_ref().is_some_and(|goal| {
-            let (short, error) = goal.over(&c.outlook, Set::Harmful);
-            short <= error
-        })
-    }
 }
 
-/// Admissible candidates: first those that refuse as the original does, the smallest edits first; then those that are worth
-/// most.
+/// Admissible candidates, those of the greatest value first; one that is close to a cliff counts as a harmful prompt less.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
-    let best = order.iter().map(|&i| candidates[i].outlook.worth()).fold(f64::NEG_INFINITY, f64::max);
-    // Close to a cliff: the next stronger edit of the same kind is outside of the limits.
+    // The next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
             .iter()
@@ -86,21 +76,9 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
             .min_by(|a, b| a.strength.total_cmp(&b.strength))
             .is_some_and(|next| !limits.fits(next))
     };
-    let loss = |i: usize| {
-        let c = &candidates[i];
-        let short = best - c.outlook.worth();
-        // An edit as large as the weights themselves needs another encoding and moves everything.
-        let bulk = 0.1 * (c.size - 0.3).max(0.0);
-        short + bulk + if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }
-    };
-    let key = |&i: &usize| match limits.reaches(&candidates[i]) {
-        true => (0, candidates[i].size, 0.0),
-        false => (1, loss(i), candidates[i].size),
-    };
-    order.sort_by(|a, b| {
-        let (a, b) = (key(a), key(b));
-        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.total_cmp(&b.2))
-    });
+    let value =
+        |c: &Candidate| c.value(&c.outlook, limits.goal) - if edge(c) { 1.0 / limits.n as f64 } else { 0.0 };
+    order.sort_by(|&a, &b| value(&candidates[b]).total_cmp(&value(&candidates[a])));
     order
 }
 
@@ -123,6 +101,7 @@ pub(super) fn refine(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec
 
 #[cfg(test)]
 mod tests {
+    use super::super::worth::Outlook;
     use super::super::{Method, Toward};
     use super::*;
 
@@ -147,22 +126,29 @@ mod tests {
         }
     }
 
-    fn limits(goal: Option<[f64; 3]>) -> FirstTokenLimits {
+    fn limits(goal: f64) -> FirstTokenLimits {
         let limit = |rise| Limit { share: 0.0, risk: 0.0, rise };
-        let goal = goal.map(|p| Outlook::of(p.map(|p| (Set::Harmful, p)).to_vec()));
         FirstTokenLimits { harmless: limit(0.01), borderline: limit(0.05), n: 3, goal }
     }
 
     #[test]
-    fn with_an_original_the_smallest_edit_that_refuses_as_it_does_goes_first() {
+    fn the_smallest_edit_that_reaches_the_goal_goes_first() {
         let candidates = [
-            candidate(0, 0.2, [0.99, 0.99, 0.99], 0.0),
-            candidate(1, 0.1, [0.90, 0.95, 0.85], 0.0),
+            candidate(0, 0.4, [0.99, 0.99, 0.99], 0.0),
+            candidate(1, 0.1, [0.95, 0.97, 0.99], 0.0),
             candidate(2, 0.05, [0.5, 0.6, 0.5], 0.0),
-            candidate(3, 0.01, [0.90, 0.95, 0.85], 0.5),
+            candidate(3, 0.01, [0.99, 0.99, 0.99], 0.5),
         ];
-        // The last breaks a limit; the third falls short of the goal.
-        assert_eq!(rank(&candidates, &limits(Some([0.90, 0.95, 0.84]))), [1, 0, 2]);
-        assert_eq!(rank(&candidates, &limits(None)), [0, 1, 2]);
+        // The last breaks a limit; the third falls short of the goal. The first refuses most, by less than its size costs.
+        assert_eq!(rank(&candidates, &limits(1.0)), [1, 0, 2]);
+        assert_eq!(rank(&candidates, &limits(0.9)), [1, 0, 2]);
+        assert_eq!(rank(&candidates, &limits(0.5)), [2, 1, 0]);
+    }
+
+    #[test]
+    fn an_edit_close_to_the_cliff_gives_way_to_one_that_is_not() {
+        let beyond = Candidate { strength: 2.0, ..candidate(0, 0.2, [1.0; 3], 0.5) };
+        let candidates = [candidate(0, 0.1, [0.9; 3], 0.0), beyond, candidate(1, 0.1, [0.8; 3], 0.0)];
+        assert_eq!(rank(&candidates, &limits(1.0)), [2, 0]);
     }
 }
