@@ -61,7 +61,7 @@ pub(super) enum Tried {
 }
 
 /// Most that a fold may change off the edit's direction, in energy on harmless inputs, before the tensor gets a finer encoding.
-const MAX_OFF_DIRECTION: f64 = 0.05;
+const MAX_OFF_DIRECTION: f64 = 0.02;
 
 impl Ground<'_> {
     /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken limit is said in words.
@@ -151,7 +151,7 @@ impl Ground<'_> {
             EncodingChoice::Keep => vec![None],
             EncodingChoice::Fixed(e) => vec![Some(e)],
             EncodingChoice::Auto if folder => vec![None],
-            EncodingChoice::Auto => [None, Some(Encoding::Q8_0), Some(Encoding::F16)]
+            EncodingChoice::Auto => [None, Some(Encoding::Q6K), Some(Encoding::Q8_0), Some(Encoding::F16)]
                 .into_iter()
                 .filter(|e| e.is_none_or(|e| e.bytes_for(w.cols) > w.row_bytes()))
                 .collect(),
