@@ -169,7 +169,7 @@ pub const SOUND: f64 = 0.85;
 pub const LEAST_GAIN: f64 = 0.05;
 /// Odds of chance below which a gain counts.
 pub const SIGNIFICANT: f64 = 0.05;
-/// Finalists that keep the limits, of which the one that refuses most is taken.
+/// Finalists that keep the limits, of which the one of the greatest value is taken.
 const FINALISTS: usize = 3;
 /// Candidates that are folded and judged by generation at most.
 const TRIES: usize = 12;
