@@ -47,7 +47,7 @@ fn repair(organism: &Organism, healthy: &str, broken: &str) {
     for c in changed {
         let off = &c["off_direction_energy"];
         println!("  {} off direction: {off}", c["tensor"]);
-        assert!(off["overall"].as_f64().unwrap() <= 0.05, "{c}");
+        assert!(off["overall"].as_f64().unwrap() <= 0.02, "{c}");
     }
 
     let healthy = organism.measure(&organism.file(healthy), dir.path());
