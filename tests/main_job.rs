@@ -6,12 +6,11 @@ mod organism;
 
 use organism::*;
 use refusal_patch::checkpoint::{sha256_tensors, Gguf};
-use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::progress::Silent;
 use refusal_patch::search::{patch, Outcome, Settings, Source};
-use refusal_patch::text::{Chat, Message, PromptSet, Set, Split};
+use refusal_patch::text::{Message, PromptSet, Set, Split};
 
 /// Patches a broken fixture without any option but its prompts, and holds the result to the promises of the README.
 fn repair(organism: &Organism, healthy: &str, broken: &str) {
@@ -91,10 +90,6 @@ fn every_broken_encoding_is_repaired() {
 #[ignore = "minutes more"]
 fn a_model_of_other_data_is_repaired_with_prompt_files_of_its_own() {
     repair(&second(), "healthy-Q4_K_M", "broken-Q4_K_M");
-}
-
-fn evaluator<'a>(model: &'a Model, chat: &'a Chat, compute: &'a Compute) -> Evaluator<'a> {
-    Evaluator { model, chat, compute, edits: &[], memory: 1 << 30, progress: &Silent }
 }
 
 fn stays_as_it_is(kind: &str) {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use refusal_patch::encoding::Encoding;
-use refusal_patch::evaluate::Rate;
+use refusal_patch::evaluate::{Rate, THOUGHT};
 use refusal_patch::output::{preflight, preflight_checkpoint, read_direction, write_whole, Provenance};
 use refusal_patch::report;
 use refusal_patch::search::{
@@ -247,6 +247,17 @@ fn summary(p: &Patched, seconds: f64) -> String {
         cells!["perplexity, text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)],
         cells!["harmless answers unchanged", "", percent(b.same_answers)],
     ]);
+    if let Some((a, b)) = &p.thinking {
+        out += &format!(
+            "\n{}",
+            table(&[
+                cells![format!("with thinking, cut after {THOUGHT} tokens"), "before", "after"],
+                cells!["refusal, harmful", rate(&a.harmful), rate(&b.harmful)],
+                cells!["refusal, harmless", rate(&a.harmless), rate(&b.harmless)],
+                cells!["refusal, borderline", rate(&a.borderline), rate(&b.borderline)],
+            ])
+        );
+    }
     let categories = p.changes.iter().filter(|c| c.set == Set::Harmful && !c.category.is_empty());
     let categories = changes("harmful, by category", ("before", "after"), categories);
     if !categories.is_empty() {

@@ -1,10 +1,12 @@
 //! Refusal, over-refusal, divergence and perplexity of a checkpoint.
 
+mod asked;
 pub mod energy;
 pub mod judge;
 mod rates;
 pub mod stats;
 
+pub use asked::{Asked, THOUGHT};
 pub use rates::{categories, Change, Rate, NEVER};
 
 use serde::Serialize;

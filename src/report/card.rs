@@ -35,6 +35,20 @@ pub fn model_card(p: &Patched, run: &Run) -> String {
             change.map_or(String::new(), |c| p_value(c.p_value))
         );
     }
+    if let Some((a, b)) = &p.thinking {
+        for (set, x, y) in [
+            (Set::Harmful, &a.harmful, &b.harmful),
+            (Set::Harmless, &a.harmless, &b.harmless),
+            (Set::Borderline, &a.borderline, &b.borderline),
+        ] {
+            out += &format!(
+                "| {} requests refused, with thinking | {} | {} | |\n",
+                set.name(),
+                rate(x),
+                rate(y)
+            );
+        }
+    }
     out += &format!("| KL on harmless answers, nats | 0 | {:.4} | |\n", b.kl);
     out += &format!("| perplexity of the built-in text | {:.2} | {:.2} | |\n", a.perplexity, b.perplexity);
     out += &format!("| harmless answers unchanged | | {} | |\n\n", percent(b.same_answers));

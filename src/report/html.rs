@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{card, escape, examples, file_name, p_value, percent, plots, Run};
-use crate::evaluate::{judge::Verdict, Rate};
+use crate::evaluate::{judge::Verdict, Rate, THOUGHT};
 use crate::search::{Emit, Patched, Scores, LEAST_GAIN, SIGNIFICANT};
 use crate::text::Set;
 
@@ -141,6 +141,15 @@ fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scor
         write!(out, "<tr><td>{name}<td>{}<td>{}<td>{chance}{goal}", rate(x), rate(y))?;
     }
     let blank = if original.is_some() { "<td>" } else { "" };
+    if let Some((a, b)) = &p.thinking {
+        for (name, x, y) in [
+            ("harmful refused, with thinking", &a.harmful, &b.harmful),
+            ("harmless refused, with thinking", &a.harmless, &b.harmless),
+            ("borderline refused, with thinking", &a.borderline, &b.borderline),
+        ] {
+            write!(out, "<tr><td>{name}<td>{}<td>{}<td>{blank}", rate(x), rate(y))?;
+        }
+    }
     let odds = |r: &Rate| format!("{:+.1}", r.mean_log_odds);
     for (name, x, y) in [
         ("log-odds, harmful", odds(&a.harmful), odds(&b.harmful)),
@@ -157,7 +166,11 @@ fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scor
     ] {
         write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>{blank}")?;
     }
-    write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")
+    write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")?;
+    match p.thinking {
+        Some(_) => write!(out, "<p class=dim>With thinking: behind thoughts of the model's own, cut off after {THOUGHT} tokens; all else is with thinking off.</p>"),
+        None => Ok(()),
+    }
 }
 
 fn incoherent(s: &Scores) -> String {

@@ -214,6 +214,7 @@ mod tests {
                     sparsity: (0.0, 0.0),
                 },
             }],
+            thinking: None,
             validation: (scores(&before), scores(&after)),
             test: Some((scores(&before), scores(&after))),
             reference: None,

@@ -50,6 +50,7 @@ impl Ground<'_> {
             tensors: if emit == Emit::Weights { tensors } else { Vec::new() },
             validation: (self.base.scores.clone(), after),
             test: None,
+            thinking: None,
             reference: self.reference.as_ref().map(|r| r.original()),
             changes: Vec::new(),
             gain,
@@ -99,11 +100,20 @@ impl Ground<'_> {
         }
         let test = self.prompts.split(Split::Test);
         let base = baseline(self.evaluator, self.evaluator.answers(&test, 0, max_new, &self.opening)?)?;
-        let (scores, answers) = base.measure(written, &test, edit, max_new, &self.opening)?;
+        let asked = self.evaluator.ask(&test)?;
+        let (scores, answers) = base.measure(written, &asked, edit, max_new, &self.opening)?;
         patched.validation.1 = again;
         patched.test = Some((base.scores.clone(), scores));
         if let (Some(r), Some(original)) = (&self.reference, &mut patched.reference) {
             original.test = Some(Rates::of(&r.evaluator.answers(&test, 0, max_new, &self.opening)?));
+        }
+        if self.validation.think() {
+            let rates = |e: &Evaluator, edit: usize| -> Result<Rates> {
+                let asked = e.ask_behind_thoughts(&test, edit)?;
+                let answers = e.answers_to(&asked.prompts, &asked.sequences(edit), max_new, &self.opening)?;
+                Ok(Rates::of(&answers))
+            };
+            patched.thinking = Some((rates(self.evaluator, 0)?, rates(written, edit)?));
         }
         patched.changes = Change::all(&base.answers, &answers);
         patched.answers = (base.answers, answers);

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::evaluate::{Answer, Evaluator, Rate};
+use crate::evaluate::{Answer, Asked, Evaluator, Rate};
 use crate::forward::Head;
-use crate::text::{PromptRecord, Set};
+use crate::text::Set;
 
 /// A model's scores on one split.
 #[derive(Clone, Debug, Serialize)]
@@ -63,12 +63,13 @@ impl Baseline {
     pub fn measure(
         &self,
         evaluator: &Evaluator,
-        prompts: &[&PromptRecord],
+        asked: &Asked,
         edit: usize,
         max_new: usize,
         opening: &[u32],
     ) -> Result<(Scores, Vec<Answer>)> {
-        let answers = evaluator.answers(prompts, edit, max_new, opening)?;
+        let asked = evaluator.ask_again(asked, edit)?;
+        let answers = evaluator.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)?;
         let (states, _) = evaluator.answer_states(&self.forced, edit)?;
         let kl = Head::new(evaluator.model, evaluator.compute)?.kl(&self.states, &states)?;
         let harmless: Vec<bool> = self

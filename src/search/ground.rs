@@ -7,16 +7,16 @@ use super::worth::Outlook;
 use super::{Settings, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
 use crate::direction::{derive, Classes, Direction};
 use crate::error::{Error, Result};
-use crate::evaluate::{stats, Answer, Change, Evaluator, NEVER};
-use crate::text::{PromptRecord, PromptSet, Set, Split};
+use crate::evaluate::{stats, Answer, Asked, Change, Evaluator, NEVER};
+use crate::text::{PromptSet, Set, Split};
 
 /// IN as it was measured before anything was tried.
 pub(super) struct Ground<'a> {
     pub evaluator: &'a Evaluator<'a>,
     pub prompts: &'a PromptSet,
     pub settings: &'a Settings,
-    /// The prompts that the choice is made on.
-    pub validation: Vec<&'a PromptRecord>,
+    /// The prompts that the choice is made on, of a model that thinks each twice: without a thought, and behind one of IN's.
+    pub validation: Asked<'a>,
     /// IN on them.
     pub base: Baseline,
     /// Tokens that open a refusal.
@@ -33,9 +33,23 @@ impl<'a> Ground<'a> {
         prompts: &'a PromptSet,
         settings: &'a Settings,
     ) -> Result<Ground<'a>> {
-        let validation = prompts.split(Split::Validation);
+        let split = prompts.split(Split::Validation);
+        let mut validation = evaluator.ask_twice(&split, &split)?;
+        let mut reference = reference;
+        if let Some(r) = reference.as_mut().filter(|r| r.answers.len() != validation.prompts.len()) {
+            // Only one of them thinks: they are compared where both answer.
+            r.answers.truncate(validation.plain);
+            validation.forget_thoughts();
+        }
+        if validation.think() {
+            evaluator
+                .progress
+                .note("the model can think: it is asked twice, without a thought and behind one of its own");
+        }
         // Openings are those of the listed refusals, of the model's own and of the original's, so answers come first.
-        let mut answers = evaluator.answers(&validation, 0, settings.max_new_tokens, &[])?;
+        let sequences = validation.sequences(0);
+        let mut answers =
+            evaluator.answers_to(&validation.prompts, &sequences, settings.max_new_tokens, &[])?;
         let others = reference.iter().flat_map(|r| r.answers.iter().filter(|a| a.set == Set::Harmful));
         let all: Vec<Answer> = answers.iter().chain(others).cloned().collect();
         let opening = evaluator.refusal_tokens(&all)?;
@@ -45,7 +59,6 @@ impl<'a> Ground<'a> {
             ));
         }
         evaluator.read_openings(&mut answers, &opening)?;
-        let mut reference = reference;
         if let Some(r) = &mut reference {
             r.evaluator.read_openings(&mut r.answers, &opening)?;
         }

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use crate::direction::Sample;
 use crate::edit::gate::Group;
 use crate::error::Result;
-use crate::evaluate::{Answer, Evaluator};
+use crate::evaluate::{Answer, Asked, Evaluator};
 use crate::forward::{Row, Sequence, Site, Tap};
 use crate::model::Writer;
-use crate::text::{Message, PromptRecord, Set};
+use crate::text::{Message, Set};
 
 /// Plain text, code, letters and lists on which the gate must stay silent: a paragraph a line.
 const GENERAL: &str = include_str!("general.txt");
@@ -19,14 +19,20 @@ const SYSTEM: &str = "You are a helpful assistant.";
 const REFUSAL: &str = "I'm sorry, but I can't help with that.";
 
 /// Groups of rows: targets and weights of the ridge problem.
-pub const GROUPS: [(f32, f64, usize); 5] = [
+pub const GROUPS: [(f32, f64, usize); 6] = [
     // (target, weight, most rows)
     (1.0, 1.0, 1200), // harmful prompts at the deciding position
     (0.0, 4.0, 1200), // harmless and borderline prompts there
     (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
     (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
     (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
+    (1.0, 1.0, 1200), // what is thought of harmful prompts: it decides, too, and no one position of it does
 ];
+const TEXT: usize = 4;
+const THOUGHTS: usize = 5;
+
+/// Weight of general text where the gate fires in thoughts: they read like any text.
+const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
 
 /// Token sequences whose marked rows are wanted, by group.
 #[derive(Default)]
@@ -40,26 +46,30 @@ pub struct Material {
 pub type Inputs = HashMap<(usize, Writer), Vec<Group>>;
 
 impl Material {
-    /// Builds the material from prompts and the model's own answers to (some of) them.
+    /// Builds the material from prompts and the model's own answers to the first of them, at least to those that are asked
+    /// without a thought.
     pub fn build(
         evaluator: &Evaluator,
-        prompts: &[&PromptRecord],
+        asked: &Asked,
         answers: &[Answer],
         refusals: &[&[u32]],
     ) -> Result<Material> {
         let mut m = Material::default();
         let own = evaluator.chat.tokenizer.encode(REFUSAL, false);
+        let prompts = &asked.prompts[..asked.plain];
         let of =
             |set: Set| prompts.iter().zip(answers).filter(move |(p, _)| p.set == set).collect::<Vec<_>>();
         let (harmless, harmful) = (of(Set::Harmless), of(Set::Harmful));
         let system = evaluator.chat.system.as_deref();
-        for (i, prompt) in prompts.iter().enumerate() {
-            let sample = evaluator.sample(&prompt.prompt)?;
+        for (i, (prompt, sample)) in asked.prompts.iter().zip(&asked.samples).enumerate() {
             if prompt.set == Set::Harmful {
                 let refusal = if refusals.is_empty() { &own[..] } else { refusals[i % refusals.len()] };
-                m.chat(&sample, refusal, 0, 3, 0..0);
+                m.chat(sample, refusal, 0, 3, 0..0);
             } else {
-                m.chat(&sample, &answers[i].answer, 1, 2, 0..0);
+                m.chat(sample, answers.get(i).map_or(&[], |a| &a.answer), 1, 2, 0..0);
+            }
+            if i >= asked.plain {
+                continue;
             }
             // A fourth of the prompts again under a system prompt, a fourth as a second turn.
             let decides = usize::from(prompt.set != Set::Harmful);
@@ -104,7 +114,7 @@ impl Material {
         Ok(m)
     }
 
-    /// A rendered prompt and the tokens of an answer: `decides` is the deciding position's group, `others` everybody
+    /// What is read before an answer, and its tokens: `decides` is the deciding position's group, `others` everybody
     /// else's; positions in `earlier` are in none.
     fn chat(
         &mut self,
@@ -114,13 +124,15 @@ impl Material {
         others: usize,
         earlier: std::ops::Range<usize>,
     ) {
-        let last = sample.post_instruction.end - 1;
+        let last = sample.tokens.len() - 1;
+        let thought = sample.post_instruction.end..last;
         let tokens = [sample.tokens.as_slice(), answer].concat();
         let n = tokens.len();
         // Post-instruction tokens before the deciding one of a harmful prompt may fire: nothing is generated there.
         let free = sample.post_instruction.clone();
         let marks = (0..n).filter_map(|p| match p {
             p if p == last => Some((p, decides)),
+            p if decides == 0 && thought.contains(&p) => Some((p, THOUGHTS)),
             p if decides == 0 && free.contains(&p) || earlier.contains(&p) => None,
             p => Some((p, others)),
         });
@@ -174,8 +186,13 @@ impl Material {
                     return;
                 }
                 let groups = self.out.entry((site.layer, site.writer)).or_insert_with(|| {
-                    let sized = GROUPS.iter().zip(self.sizes);
-                    sized.map(|(g, rows)| Group { rows, ..Group::new(g.0, g.1) }).collect()
+                    let thoughts = self.sizes[THOUGHTS] > 0;
+                    let weight = |g: usize| match g {
+                        TEXT if thoughts => GENERAL_BESIDE_THOUGHTS,
+                        g => GROUPS[g].1,
+                    };
+                    let sized = GROUPS.iter().zip(self.sizes).enumerate();
+                    sized.map(|(i, (g, rows))| Group { rows, ..Group::new(g.0, weight(i)) }).collect()
                 });
                 for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
                     if let Some(&(g, at)) = self.places.get(&(row.seq, row.pos)) {

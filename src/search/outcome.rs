@@ -80,6 +80,10 @@ pub struct Patched {
     pub validation: (Scores, Scores),
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
     pub test: Option<(Scores, Scores)>,
+    /// Test prompts with thinking on, of a model that can: IN and OUT, each behind its own thoughts, which are cut off and closed
+    /// after [`crate::evaluate::THOUGHT`] tokens. `test` is with thinking off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<(Rates, Rates)>,
     /// The original, where one was given: its refusal is the goal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<Original>,

@@ -48,7 +48,9 @@ impl FirstTokenLimits {
             let n = of.len().max(1) as f64;
             Limit {
                 share: of.iter().filter(opens).count() as f64 / n,
-                risk: of.iter().map(|a| probability(a.refusal_log_odds)).sum::<f64>() / n,
+                // An answer that thinks once more has no log-odds, and opens no refusal.
+                risk: of.iter().map(|a| probability(a.refusal_log_odds)).filter(|p| !p.is_nan()).sum::<f64>()
+                    / n,
                 rise,
             }
         };

@@ -69,7 +69,9 @@ impl<'a> Reference<'a> {
             )));
         }
         let validation = prompts.split(Split::Validation);
-        let answers = evaluator.answers(&validation, 0, settings.max_new_tokens, &[])?;
+        let asked = evaluator.ask_twice(&validation, &validation)?;
+        let answers =
+            evaluator.answers_to(&asked.prompts, &asked.sequences(0), settings.max_new_tokens, &[])?;
         let mut directions = directions(evaluator, prompts, &[])?;
         directions.retain(|d| d.position == 0);
         let reference = Reference { evaluator, answers, directions };

@@ -15,10 +15,11 @@ use crate::text::Set;
 /// Scores candidates on the validation prompts. A gate fires at the deciding position only, so there a row for each edit is
 /// enough; other edits reach every token, which takes a run for each.
 pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()> {
-    let Ground { evaluator, validation: prompts, opening, .. } = ground;
+    let Ground { evaluator, validation, opening, .. } = ground;
+    let prompts = &validation.prompts;
     let edits: Vec<Edit> = candidates.iter().map(|c| c.edit.clone()).collect();
     let with = Evaluator { edits: &edits, ..**evaluator };
-    let sequences: Vec<Sequence> = with.samples(prompts)?.into_iter().map(|s| s.tokens.into()).collect();
+    let sequences = validation.sequences(0);
     let (gated, everywhere): (Vec<usize>, Vec<usize>) =
         (1..=edits.len()).partition(|e| candidates[e - 1].method == Method::Gated);
     #[derive(Default)]

@@ -48,8 +48,13 @@ pub struct Chat {
 impl Chat {
     /// A single-turn chat.
     pub fn prompt(&self, user: &str) -> Result<Prompt> {
+        self.prompt_with(user, self.template.thinking)
+    }
+
+    /// A single-turn chat, with thinking on or off.
+    pub fn prompt_with(&self, user: &str, thinking: Thinking) -> Result<Prompt> {
         let system = self.system.iter().map(|s| Message::new("system", s));
-        self.conversation(&system.chain([Message::new("user", user)]).collect::<Vec<_>>())
+        self.render(&system.chain([Message::new("user", user)]).collect::<Vec<_>>(), thinking)
     }
 
     /// Any chat that ends with a user's turn.
@@ -57,7 +62,11 @@ impl Chat {
     /// # Errors
     /// The template refuses it, or drops or rewrites a message's text.
     pub fn conversation(&self, messages: &[Message]) -> Result<Prompt> {
-        let mut text = self.template.render(messages, true)?;
+        self.render(messages, self.template.thinking)
+    }
+
+    fn render(&self, messages: &[Message], thinking: Thinking) -> Result<Prompt> {
+        let mut text = self.template.render(messages, true, thinking)?;
         // Where each message's own text lies: special tokens are parsed everywhere else only.
         let mut contents: Vec<Range<usize>> = Vec::new();
         let mut from = 0;
@@ -76,7 +85,7 @@ impl Chat {
             from += at + content.len();
         }
         let end = contents.last().map_or(text.len(), |c| c.end);
-        if let (Thinking::Off, Some((_, close))) = (self.template.thinking, left_open(&text[end..])) {
+        if let (Thinking::Off, Some((_, close))) = (thinking, left_open(&text[end..])) {
             // The template has no switch, or not this one: an empty block, as those write it that have one.
             text.truncate(text.trim_end().len());
             text += &format!("\n\n{close}\n\n");

@@ -65,7 +65,12 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What the template raises.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        thinking: Thinking,
+    ) -> Result<String> {
         let render = |e: JinjaError| {
             let why = e.detail().unwrap_or("it failed").to_string();
             Error::Model(format!("the chat template refuses this chat: {why} ({})", e.kind()))
@@ -78,8 +83,8 @@ impl ChatTemplate {
                 bos_token => self.bos,
                 eos_token => self.eos,
                 // Qwen3, SmolLM3, GLM; Granite and DeepSeek.
-                enable_thinking => self.thinking == Thinking::On,
-                thinking => self.thinking == Thinking::On,
+                enable_thinking => thinking == Thinking::On,
+                thinking => thinking == Thinking::On,
             })
             .map_err(render)
     }

@@ -29,10 +29,15 @@ pub fn left_open(prompt: &str) -> Option<(&'static str, &'static str)> {
     BLOCKS.into_iter().find(|(open, _)| prompt.ends_with(open))
 }
 
+/// How the thinking block closes that an answer begins with.
+pub fn begun(answer: &str) -> Option<&'static str> {
+    let answer = answer.trim_start();
+    BLOCKS.into_iter().find(|(open, _)| answer.starts_with(open)).map(|(_, close)| close)
+}
+
 /// Whether an answer begins with a thinking block.
 pub fn begins(answer: &str) -> bool {
-    let answer = answer.trim_start();
-    BLOCKS.iter().any(|(open, _)| answer.starts_with(open))
+    begun(answer).is_some()
 }
 
 /// Whether a token's text is a tag of a block.

@@ -4,8 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use refusal_patch::evaluate::judge::refuses;
+use refusal_patch::evaluate::{judge::refuses, Evaluator};
+use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
+use refusal_patch::progress::Silent;
 use refusal_patch::text::{Chat, ChatTemplate, PromptRecord, PromptSet, Set, Split, Tokenizer};
 use serde_json::{json, Value};
 
@@ -214,6 +216,10 @@ pub fn rates(eval: &Value, texts: &[&str]) -> (f64, f64) {
 }
 
 /// The tokenizer and template of an organism.
+pub fn evaluator<'a>(model: &'a Model, chat: &'a Chat, compute: &'a Compute) -> Evaluator<'a> {
+    Evaluator { model, chat, compute, edits: &[], memory: 1 << 30, progress: &Silent }
+}
+
 pub fn chat(model: &Model) -> Chat {
     let file = model.file.gguf().unwrap();
     let tokenizer = Tokenizer::from_gguf(file).unwrap();
