@@ -8,11 +8,9 @@ use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::text::{PromptSet, Set, Split, Thinking};
 
-const MODEL: &str = "organism-t-broken-Q4_K_M.gguf";
-
 #[test]
 fn behind_its_own_thought_a_model_answers_as_it_does_with_thinking_on() {
-    let model = Model::open(&fixture(MODEL)).unwrap();
+    let model = Model::open(&third().file("broken-Q4_K_M")).unwrap();
     let (mut chat, compute) = (chat(&model), Compute::cpu());
     assert!(chat.template.can_think);
     let prompts = PromptSet::built_in();
@@ -43,7 +41,7 @@ fn behind_its_own_thought_a_model_answers_as_it_does_with_thinking_on() {
 
 #[test]
 fn a_thought_that_is_too_long_is_cut_off_and_closed() {
-    let mut model = Model::open(&fixture(MODEL)).unwrap();
+    let mut model = Model::open(&third().file("broken-Q4_K_M")).unwrap();
     let (chat, compute) = (chat(&model), Compute::cpu());
     let prompts = PromptSet::built_in();
     let some = &prompts.of(Set::Harmless, Split::Test)[..1];
@@ -67,13 +65,15 @@ fn a_model_that_cannot_think_is_asked_once() {
 }
 
 #[test]
-#[ignore = "five minutes"]
+#[ignore = "some minutes"]
 fn refusal_comes_back_with_thinking_on_and_off() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
-    let input = fixture(MODEL);
+    let input = third().file("broken-Q4_K_M");
     let (code, report) = run(&[text(&input), text(&out)]);
     assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
+    // In llama.cpp, too, with thinking off.
+    third().measure(&out, dir.path());
     for thinking in ["off", "on"] {
         let rates = |file: &std::path::Path| {
             let (code, eval) = run(&["eval", text(file), "--thinking", thinking]);

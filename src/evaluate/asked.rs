@@ -76,6 +76,9 @@ impl Evaluator<'_> {
     /// The template's tokens are the sample's post-instruction positions; the thought follows them. Also how many there are.
     fn think(&self, prompts: &[&PromptRecord], edit: usize) -> Result<(Vec<Sample>, usize)> {
         let mut samples: Vec<Sample> = Vec::new();
+        if prompts.is_empty() {
+            return Ok((samples, 0));
+        }
         for p in prompts {
             samples.push(self.chat.prompt_with(&p.prompt, Thinking::On)?.into());
         }

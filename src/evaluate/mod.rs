@@ -107,6 +107,20 @@ impl<'a> Evaluator<'a> {
         Ok(Sample { tokens: p.tokens, post_instruction: p.post_instruction })
     }
 
+    /// That the first tokens of answers which were asked for without a thought are answers.
+    ///
+    /// # Errors
+    /// Most of them think first.
+    pub fn answers_at_once(&self, answers: &[Answer]) -> Result<()> {
+        if !mostly_think(answers) {
+            return Ok(());
+        }
+        Err(Error::Model(format!(
+            "{}: most answers open a thinking block with thinking off, so their first tokens say nothing about refusal; give a template that closes the block with --chat-template",
+            self.model.file.path().display()
+        )))
+    }
+
     /// First tokens of refusals under this tokenizer, after this template: those of the listed openings and of the
     /// refusals in `answers`, without tokens that carry over 5 % of the mass on average where harmless prompts are answered
     /// and not refused (a token that opens everything says nothing).
@@ -114,12 +128,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// Most of the answers think first.
     pub fn refusal_tokens(&self, answers: &[Answer]) -> Result<Vec<u32>> {
-        if mostly_think(answers) {
-            return Err(Error::Model(format!(
-                "{}: most answers open a thinking block with thinking off, so their first tokens say nothing about refusal; give a template that closes the block with --chat-template",
-                self.model.file.path().display()
-            )));
-        }
+        self.answers_at_once(answers)?;
         let mut found: Vec<u32> = Vec::new();
         for opening in judge::OPENINGS {
             for text in [opening.to_string(), format!(" {opening}")] {

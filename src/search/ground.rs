@@ -50,6 +50,7 @@ impl<'a> Ground<'a> {
         let sequences = validation.sequences(0);
         let mut answers =
             evaluator.answers_to(&validation.prompts, &sequences, settings.max_new_tokens, &[])?;
+        evaluator.answers_at_once(&answers[..validation.plain])?;
         let others = reference.iter().flat_map(|r| r.answers.iter().filter(|a| a.set == Set::Harmful));
         let all: Vec<Answer> = answers.iter().chain(others).cloned().collect();
         let opening = evaluator.refusal_tokens(&all)?;

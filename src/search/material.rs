@@ -26,7 +26,7 @@ pub const GROUPS: [(f32, f64, usize); 6] = [
     (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
     (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
     (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
-    (1.0, 1.0, 1200), // what is thought of harmful prompts: it decides, too, and no one position of it does
+    (1.0, 1.0, 600),  // what is thought of harmful prompts: it decides, too, and no one position of it does
 ];
 const TEXT: usize = 4;
 const THOUGHTS: usize = 5;

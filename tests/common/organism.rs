@@ -68,6 +68,11 @@ pub fn second() -> Organism {
     }
 }
 
+/// The third one: as the first, but it thinks.
+pub fn third() -> Organism {
+    Organism { prefix: "organism-t", ..first() }
+}
+
 /// Options that name a share of the built-in prompts, some of each category and split, as files in `dir`: for tests that are
 /// not about rates.
 pub fn few_prompts(dir: &Path) -> Vec<String> {
