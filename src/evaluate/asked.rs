@@ -50,7 +50,10 @@ impl Evaluator<'_> {
         again: &[&'p PromptRecord],
     ) -> Result<Asked<'p>> {
         let mut asked = self.ask(prompts)?;
-        if self.chat.template.can_think && self.chat.template.thinking == Thinking::Off {
+        let template = &self.chat.template;
+        // A template that takes no chat with thinking on is no reason to stop.
+        let renders = || again.iter().all(|p| self.chat.prompt_with(&p.prompt, Thinking::On).is_ok());
+        if template.can_think && template.thinking == Thinking::Off && renders() {
             let (samples, thoughts) = self.think(again, 0)?;
             if 2 * thoughts > again.len() {
                 asked.prompts.extend(again);
