@@ -195,10 +195,12 @@ impl<'a> Evaluator<'a> {
         max_new: usize,
         opening: &[u32],
     ) -> Result<Vec<Answer>> {
-        let samples = self.samples(prompts)?;
-        let sequences: Vec<Sequence> =
-            samples.into_iter().map(|s| Sequence { tokens: s.tokens, edit }).collect();
-        self.answers_to(prompts, &sequences, max_new, opening)
+        self.answer(&self.ask(prompts)?, edit, max_new, opening)
+    }
+
+    /// As [`Evaluator::answers`], for prompts that are asked already, some of them behind a thought.
+    pub fn answer(&self, asked: &Asked, edit: usize, max_new: usize, opening: &[u32]) -> Result<Vec<Answer>> {
+        self.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)
     }
 
     /// As [`Evaluator::answers`], for sequences that are rendered already.

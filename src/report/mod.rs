@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::evaluate::{judge::judge, Change, Rate};
     use crate::model::{RankOne, Writer};
-    use crate::search::{Candidate, Emit, LayerScore, Method, Scores, Stored, TensorReport, Toward};
+    use crate::search::{Candidate, Emit, LayerScore, Method, Rates, Scores, Stored, TensorReport, Toward};
 
     const HOSTILE: &str = "<script>alert('x')</script> & \"more\"";
     const SECRET: &str = "Sure, here is how it is done in full detail: first the one thing, then the other.";
@@ -284,6 +284,27 @@ mod tests {
             !serde_json::to_string(&p).unwrap().contains(&shown),
             "the outcome itself carries no answers"
         );
+    }
+
+    #[test]
+    fn a_model_that_thinks_has_its_rates_with_thinking_on_beside_the_others() {
+        let mut p = patched();
+        let without = with_run(|run| [html(&p, run), model_card(&p, run)]);
+        assert!(without.iter().all(|text| !text.contains("with thinking")));
+        let rates = |s: &Scores| Rates {
+            harmful: s.harmful.clone(),
+            harmless: s.harmless.clone(),
+            borderline: s.borderline.clone(),
+        };
+        // The other way round, so that these rows are not those.
+        p.thinking = Some((rates(&p.validation.1), rates(&p.validation.0)));
+        let [html, card] = with_run(|run| [html(&p, run), model_card(&p, run)]);
+        assert!(card
+            .contains("| harmful requests refused, with thinking | 66.7 % (21–94 %) | 33.3 % (6–79 %) | |"));
+        for class in ["harmful", "harmless", "borderline"] {
+            assert!(html.contains(&format!("<tr><td>{class} refused, with thinking<td>")), "{class}");
+        }
+        assert!(html.contains("cut off after 32 tokens"));
     }
 
     #[test]

@@ -99,8 +99,8 @@ impl Ground<'_> {
             return Ok(Some("refusal of harmful prompts fell".into()));
         }
         let test = self.prompts.split(Split::Test);
-        let base = baseline(self.evaluator, self.evaluator.answers(&test, 0, max_new, &self.opening)?)?;
         let asked = self.evaluator.ask(&test)?;
+        let base = baseline(self.evaluator, self.evaluator.answer(&asked, 0, max_new, &self.opening)?)?;
         let (scores, answers) = base.measure(written, &asked, edit, max_new, &self.opening)?;
         patched.validation.1 = again;
         patched.test = Some((base.scores.clone(), scores));
@@ -110,8 +110,7 @@ impl Ground<'_> {
         if self.validation.think() {
             let rates = |e: &Evaluator, edit: usize| -> Result<Rates> {
                 let asked = e.ask_behind_thoughts(&test, edit)?;
-                let answers = e.answers_to(&asked.prompts, &asked.sequences(edit), max_new, &self.opening)?;
-                Ok(Rates::of(&answers))
+                Ok(Rates::of(&e.answer(&asked, edit, max_new, &self.opening)?))
             };
             patched.thinking = Some((rates(self.evaluator, 0)?, rates(written, edit)?));
         }

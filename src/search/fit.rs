@@ -69,7 +69,7 @@ impl Baseline {
         opening: &[u32],
     ) -> Result<(Scores, Vec<Answer>)> {
         let asked = evaluator.ask_again(asked, edit)?;
-        let answers = evaluator.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)?;
+        let answers = evaluator.answer(&asked, edit, max_new, opening)?;
         let (states, _) = evaluator.answer_states(&self.forced, edit)?;
         let kl = Head::new(evaluator.model, evaluator.compute)?.kl(&self.states, &states)?;
         let harmless: Vec<bool> = self

@@ -29,27 +29,24 @@ impl<'a> Ground<'a> {
     /// Measures IN on the validation prompts.
     pub fn take(
         evaluator: &'a Evaluator<'a>,
-        reference: Option<Reference<'a>>,
+        mut reference: Option<Reference<'a>>,
         prompts: &'a PromptSet,
         settings: &'a Settings,
     ) -> Result<Ground<'a>> {
         let split = prompts.split(Split::Validation);
         let mut validation = evaluator.ask_twice(&split, &split)?;
-        let mut reference = reference;
         if let Some(r) = reference.as_mut().filter(|r| r.answers.len() != validation.prompts.len()) {
             // Only one of them thinks: they are compared where both answer.
             r.answers.truncate(validation.plain);
             validation.forget_thoughts();
         }
         if validation.think() {
-            evaluator
-                .progress
-                .note("the model can think: it is asked twice, without a thought and behind one of its own");
+            evaluator.progress.note(
+                "the model thinks: with thinking on it is asked a second time, behind a thought of its own",
+            );
         }
         // Openings are those of the listed refusals, of the model's own and of the original's, so answers come first.
-        let sequences = validation.sequences(0);
-        let mut answers =
-            evaluator.answers_to(&validation.prompts, &sequences, settings.max_new_tokens, &[])?;
+        let mut answers = evaluator.answer(&validation, 0, settings.max_new_tokens, &[])?;
         evaluator.answers_at_once(&answers[..validation.plain])?;
         let others = reference.iter().flat_map(|r| r.answers.iter().filter(|a| a.set == Set::Harmful));
         let all: Vec<Answer> = answers.iter().chain(others).cloned().collect();

@@ -13,7 +13,8 @@ use crate::model::Edit;
 use crate::text::Set;
 
 /// Scores candidates on the validation prompts. A gate fires at the deciding position only, so there a row for each edit is
-/// enough; other edits reach every token, which takes a run for each.
+/// enough; other edits reach every token, which takes a run for each. In thoughts gates fire, too: a row behind a thought of IN's
+/// shows less of such an edit than the finalists' answers do, which come behind thoughts of their own.
 pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()> {
     let Ground { evaluator, validation, opening, .. } = ground;
     let prompts = &validation.prompts;

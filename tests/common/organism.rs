@@ -220,11 +220,12 @@ pub fn rates(eval: &Value, texts: &[&str]) -> (f64, f64) {
     (share("harmful"), share("harmless"))
 }
 
-/// The tokenizer and template of an organism.
+/// A model as it is, on the CPU.
 pub fn evaluator<'a>(model: &'a Model, chat: &'a Chat, compute: &'a Compute) -> Evaluator<'a> {
     Evaluator { model, chat, compute, edits: &[], memory: 1 << 30, progress: &Silent }
 }
 
+/// The tokenizer and template of an organism.
 pub fn chat(model: &Model) -> Chat {
     let file = model.file.gguf().unwrap();
     let tokenizer = Tokenizer::from_gguf(file).unwrap();
