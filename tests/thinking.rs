@@ -4,8 +4,10 @@
 mod organism;
 
 use organism::*;
+use refusal_patch::evaluate::judge::Verdict;
+use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
-use refusal_patch::model::Model;
+use refusal_patch::model::{Model, RankOne, Writer};
 use refusal_patch::text::{PromptSet, Set, Split, Thinking};
 
 #[test]
@@ -53,6 +55,60 @@ fn a_thought_that_is_too_long_is_cut_off_and_closed() {
     let shown: String = thought.iter().map(|&t| chat.tokenizer.token_text(t)).collect();
     assert!(shown.starts_with("<think>Ċ") && shown.ends_with("Ċ</think>ĊĊ"), "{shown}");
     assert_eq!(shown.matches("</think>").count(), 1);
+}
+
+#[test]
+fn a_turn_that_ends_in_its_thought_is_no_answer() {
+    let model = Model::open(&third().file("broken-Q4_K_M")).unwrap();
+    let (mut chat, compute) = (chat(&model), Compute::cpu());
+    let prompts = PromptSet::built_in();
+    let some: Vec<_> = prompts.of(Set::Harmful, Split::Test).into_iter().step_by(8).collect();
+    // An edit under which a thought is never closed.
+    let close = chat.tokenizer.encode_template("</think>", &[]);
+    let mut u = vec![0.0; model.spec.hidden];
+    model.output().unwrap().decode_row(close[0] as usize, &mut u);
+    u.iter_mut().for_each(|x| *x *= -40.0);
+    let term = RankOne { layer: model.spec.layers - 1, writer: Writer::Ffn, u, v: Vec::new() };
+    let edits = [vec![term]];
+    let off = Evaluator { edits: &edits, ..evaluator(&model, &chat, &compute) };
+    let ended = |asked: &refusal_patch::evaluate::Asked, i| asked.thought(i).is_some_and(|t| t.ended);
+    let asked = off.ask_behind_thoughts(&some, 0).unwrap();
+    assert!(!(0..some.len()).any(|i| ended(&asked, i)));
+    let asked = off.ask_again(&asked, 1).unwrap();
+    let answers = off.answer(&asked, 1, 32, &[]).unwrap();
+    chat.template.thinking = Thinking::On;
+    let on = Evaluator { edits: &edits, ..evaluator(&model, &chat, &compute) };
+    let whole = on.answers(&some, 1, 96, &[]).unwrap();
+    let mut count = 0;
+    for (i, (a, b)) in answers.iter().zip(&whole).enumerate() {
+        assert_eq!(b.verdict, Verdict::Unfinished, "{}", b.continuation);
+        // Longer ones are cut off and closed: what would have followed is not known.
+        if ended(&asked, i) {
+            assert_eq!(
+                (a.verdict, a.refused, a.refusal_log_odds.is_nan()),
+                (Verdict::Unfinished, false, true)
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 4, "{count}");
+}
+
+#[test]
+fn a_thought_closes_where_its_last_word_was_said() {
+    let model = Model::open(&third().file("broken-Q4_K_M")).unwrap();
+    let (chat, compute) = (chat(&model), Compute::cpu());
+    let prompts = PromptSet::built_in();
+    let some = &prompts.of(Set::Harmless, Split::Test)[..8];
+    let asked = evaluator(&model, &chat, &compute).ask_twice(some, some).unwrap();
+    for i in asked.plain..asked.prompts.len() {
+        let (thought, tokens) = (asked.thought(i).unwrap(), &asked.samples[i].tokens);
+        let said = chat.tokenizer.decode(&tokens[..=thought.closes]);
+        let rest: String =
+            tokens[thought.closes + 1..].iter().map(|&t| chat.tokenizer.token_text(t)).collect();
+        assert!(said.ends_with('.') && rest == "Ċ</think>ĊĊ", "{said:?} {rest:?}");
+    }
+    assert!(asked.thought(0).is_none());
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Prompts as a model reads them. One that thinks before it answers decides twice: where it may not think, and behind a thought.
 
-use super::Evaluator;
+use super::judge::Verdict;
+use super::{Answer, Evaluator};
 use crate::direction::Sample;
 use crate::error::Result;
-use crate::forward::Sequence;
+use crate::forward::{Generated, Sequence};
 use crate::text::{thinking, PromptRecord, Thinking};
 
 /// Tokens of a thought: a longer one is cut off there and closed.
@@ -17,6 +18,17 @@ pub struct Asked<'p> {
     pub samples: Vec<Sample>,
     /// How many are asked without a thought.
     pub plain: usize,
+    /// The thoughts of the others; `None` where the model answered at once.
+    pub thoughts: Vec<Option<Thought>>,
+}
+
+/// A thought between a prompt and its answer.
+#[derive(Clone, Debug)]
+pub struct Thought {
+    /// The sample's position from which on it only closes: of the last token that says something, or of the tag that cut it off.
+    pub closes: usize,
+    /// Whether the model ended its turn in it: with thinking on such a prompt is never answered.
+    pub ended: bool,
 }
 
 impl Asked<'_> {
@@ -34,13 +46,24 @@ impl Asked<'_> {
     pub fn forget_thoughts(&mut self) {
         self.prompts.truncate(self.plain);
         self.samples.truncate(self.plain);
+        self.thoughts.clear();
+    }
+
+    /// The thought in front of a prompt's answer.
+    pub fn thought(&self, prompt: usize) -> Option<&Thought> {
+        self.thoughts.get(prompt.checked_sub(self.plain)?)?.as_ref()
     }
 }
 
 impl Evaluator<'_> {
     /// Prompts without a thought.
     pub fn ask<'p>(&self, prompts: &[&'p PromptRecord]) -> Result<Asked<'p>> {
-        Ok(Asked { samples: self.samples(prompts)?, prompts: prompts.to_vec(), plain: prompts.len() })
+        Ok(Asked {
+            samples: self.samples(prompts)?,
+            prompts: prompts.to_vec(),
+            plain: prompts.len(),
+            thoughts: Vec::new(),
+        })
     }
 
     /// Prompts without a thought, then `again` behind a thought of the model's own, where it thinks.
@@ -55,9 +78,10 @@ impl Evaluator<'_> {
         let renders = || again.iter().all(|p| self.chat.prompt_with(&p.prompt, Thinking::On).is_ok());
         if template.can_think && template.thinking == Thinking::Off && renders() {
             let (samples, thoughts) = self.think(again, 0)?;
-            if 2 * thoughts > again.len() {
+            if 2 * thoughts.iter().flatten().count() > again.len() {
                 asked.prompts.extend(again);
                 asked.samples.extend(samples);
+                asked.thoughts = thoughts;
             }
         }
         Ok(asked)
@@ -65,56 +89,70 @@ impl Evaluator<'_> {
 
     /// The same prompts with what this model thinks under `edit`.
     pub fn ask_again<'p>(&self, asked: &Asked<'p>, edit: usize) -> Result<Asked<'p>> {
-        let mut samples = asked.samples[..asked.plain].to_vec();
-        samples.extend(self.think(&asked.prompts[asked.plain..], edit)?.0);
-        Ok(Asked { prompts: asked.prompts.clone(), samples, plain: asked.plain })
+        let (behind, thoughts) = self.think(&asked.prompts[asked.plain..], edit)?;
+        let samples = [&asked.samples[..asked.plain], &behind].concat();
+        Ok(Asked { prompts: asked.prompts.clone(), samples, plain: asked.plain, thoughts })
     }
 
     /// Prompts behind what this model thinks of them under `edit`.
     pub fn ask_behind_thoughts<'p>(&self, prompts: &[&'p PromptRecord], edit: usize) -> Result<Asked<'p>> {
-        Ok(Asked { prompts: prompts.to_vec(), samples: self.think(prompts, edit)?.0, plain: 0 })
+        let (samples, thoughts) = self.think(prompts, edit)?;
+        Ok(Asked { prompts: prompts.to_vec(), samples, plain: 0, thoughts })
+    }
+
+    /// Answers what was asked, under `edit`, in at most `max_new` tokens. Where the turn ended in a thought no answer came, however
+    /// it would have begun behind the tag. `opening`: the refusal tokens of the log-odds.
+    pub fn answer(&self, asked: &Asked, edit: usize, max_new: usize, opening: &[u32]) -> Result<Vec<Answer>> {
+        let mut answers = self.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)?;
+        for (i, answer) in answers.iter_mut().enumerate() {
+            if asked.thought(i).is_some_and(|t| t.ended) {
+                (answer.verdict, answer.refused) = (Verdict::Unfinished, false);
+                (answer.thinks, answer.refusal_log_odds) = (true, f64::NAN);
+            }
+        }
+        Ok(answers)
     }
 
     /// Prompts rendered with thinking on and the model's own thought behind each, closed: what is generated next is the answer.
-    /// The template's tokens are the sample's post-instruction positions; the thought follows them. Also how many there are.
-    fn think(&self, prompts: &[&PromptRecord], edit: usize) -> Result<(Vec<Sample>, usize)> {
-        let mut samples: Vec<Sample> = Vec::new();
+    /// The template's tokens are the sample's post-instruction positions; the thought follows them.
+    fn think(&self, prompts: &[&PromptRecord], edit: usize) -> Result<(Vec<Sample>, Vec<Option<Thought>>)> {
         if prompts.is_empty() {
-            return Ok((samples, 0));
+            return Ok(Default::default());
         }
+        let mut samples: Vec<Sample> = Vec::new();
         for p in prompts {
             samples.push(self.chat.prompt_with(&p.prompt, Thinking::On)?.into());
         }
         let sequences: Vec<Sequence> =
             samples.iter().map(|s| Sequence { tokens: s.tokens.clone(), edit }).collect();
-        let most = THOUGHT.min(self.room(&sequences));
-        let thoughts: Vec<Option<Vec<u32>>> = self
-            .generate(&sequences, most)?
-            .iter()
-            .zip(&sequences)
-            .map(|(g, s)| self.closed(self.left_open(&s.tokens), &g.tokens))
-            .collect();
-        let count = thoughts.iter().flatten().count();
-        for (sample, thought) in samples.iter_mut().zip(thoughts) {
-            sample.tokens.extend(thought.into_iter().flatten());
-        }
-        Ok((samples, count))
+        let generated = self.generate(&sequences, THOUGHT.min(self.room(&sequences)))?;
+        let thoughts =
+            samples.iter_mut().zip(&generated).map(|(s, g)| self.close(&mut s.tokens, g)).collect();
+        Ok((samples, thoughts))
     }
 
-    /// The thought that an answer begins with, up to where what is said behind it begins. `opened`: the tag that the prompt has
-    /// left open. `None`: it thinks nothing.
-    fn closed(&self, opened: &str, answer: &[u32]) -> Option<Vec<u32>> {
+    /// Puts the thought that an answer begins with behind what was read, up to where what is said behind it begins. `None`: it
+    /// thinks nothing.
+    fn close(&self, read: &mut Vec<u32>, generated: &Generated) -> Option<Thought> {
+        let (opened, answer) = (self.left_open(read), &generated.tokens[..]);
         let text = |n: usize| format!("{opened}{}", self.shown(&answer[..n]));
-        let close = thinking::begun(&text(answer.len()))?;
+        let tag = thinking::begun(&text(answer.len()))?;
         let is_closed = |n: &usize| thinking::behind(&text(*n)).is_some_and(|said| said.trim().is_empty());
         // A tag may be several tokens; line breaks follow the second one.
         let mut inside = (1..=answer.len()).skip_while(|n| !thinking::begins(&text(*n)));
         let first = inside.find(|n| thinking::behind(&text(*n)).is_some());
         if let Some(first) = first.filter(is_closed) {
             let last = (first..=answer.len()).take_while(is_closed).last()?;
-            return Some(answer[..last].to_vec());
+            let whole = text(first);
+            let said = whole[..whole.rfind(tag)?].trim_end().len();
+            let content = (1..=first).find(|&n| text(n).len() >= said)?;
+            let closes = read.len() + content - 1;
+            read.extend(&answer[..last]);
+            return Some(Thought { closes, ended: false });
         }
-        let tokenizer = &self.chat.tokenizer;
-        Some([answer, &tokenizer.encode_template(&format!("\n{close}\n\n"), &[])].concat())
+        read.extend(answer);
+        let closes = read.len();
+        read.extend(self.chat.tokenizer.encode_template(&format!("\n{tag}\n\n"), &[]));
+        Some(Thought { closes, ended: generated.end.is_some() })
     }
 }

@@ -6,7 +6,7 @@ pub mod judge;
 mod rates;
 pub mod stats;
 
-pub use asked::{Asked, THOUGHT};
+pub use asked::{Asked, Thought, THOUGHT};
 pub use rates::{categories, Change, Rate, NEVER};
 
 use serde::Serialize;
@@ -196,11 +196,6 @@ impl<'a> Evaluator<'a> {
         opening: &[u32],
     ) -> Result<Vec<Answer>> {
         self.answer(&self.ask(prompts)?, edit, max_new, opening)
-    }
-
-    /// As [`Evaluator::answers`], for prompts that are asked already, some of them behind a thought.
-    pub fn answer(&self, asked: &Asked, edit: usize, max_new: usize, opening: &[u32]) -> Result<Vec<Answer>> {
-        self.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)
     }
 
     /// As [`Evaluator::answers`], for sequences that are rendered already.

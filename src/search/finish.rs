@@ -112,7 +112,16 @@ impl Ground<'_> {
                 let asked = e.ask_behind_thoughts(&test, edit)?;
                 Ok(Rates::of(&e.answer(&asked, edit, max_new, &self.opening)?))
             };
-            patched.thinking = Some((rates(self.evaluator, 0)?, rates(written, edit)?));
+            let (before, after) = (rates(self.evaluator, 0)?, rates(written, edit)?);
+            if after.unfinished() > before.unfinished() {
+                patched.warning.get_or_insert(format!(
+                    "with thinking on OUT ends its turn inside the thought on {} of {} test prompts, IN on {}",
+                    after.unfinished(),
+                    test.len(),
+                    before.unfinished()
+                ));
+            }
+            patched.thinking = Some((before, after));
         }
         patched.changes = Change::all(&base.answers, &answers);
         patched.answers = (base.answers, answers);

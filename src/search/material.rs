@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::direction::Sample;
 use crate::edit::gate::Group;
 use crate::error::Result;
-use crate::evaluate::{Answer, Asked, Evaluator};
+use crate::evaluate::{Answer, Asked, Evaluator, Thought};
 use crate::forward::{Row, Sequence, Site, Tap};
 use crate::model::Writer;
 use crate::text::{Message, Set};
@@ -19,7 +19,7 @@ const SYSTEM: &str = "You are a helpful assistant.";
 const REFUSAL: &str = "I'm sorry, but I can't help with that.";
 
 /// Groups of rows: targets and weights of the ridge problem.
-pub const GROUPS: [(f32, f64, usize); 6] = [
+pub const GROUPS: [(f32, f64, usize); 8] = [
     // (target, weight, most rows)
     (1.0, 1.0, 1200), // harmful prompts at the deciding position
     (0.0, 4.0, 1200), // harmless and borderline prompts there
@@ -27,9 +27,13 @@ pub const GROUPS: [(f32, f64, usize); 6] = [
     (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
     (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
     (1.0, 1.0, 600),  // what is thought of harmful prompts: it decides, too, and no one position of it does
+    (0.0, 4.0, 600),  // what is thought of harmless and borderline prompts
+    (0.0, 4.0, 600),  // where a thought ends, of any prompt: it must still close
 ];
 const TEXT: usize = 4;
 const THOUGHTS: usize = 5;
+const HARMLESS_THOUGHTS: usize = 6;
+const CLOSING: usize = 7;
 
 /// Weight of general text where the gate fires in thoughts: they read like any text.
 const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
@@ -64,9 +68,9 @@ impl Material {
         for (i, (prompt, sample)) in asked.prompts.iter().zip(&asked.samples).enumerate() {
             if prompt.set == Set::Harmful {
                 let refusal = if refusals.is_empty() { &own[..] } else { refusals[i % refusals.len()] };
-                m.chat(sample, refusal, 0, 3, 0..0);
+                m.chat(sample, asked.thought(i), refusal, 0, 3, 0..0);
             } else {
-                m.chat(sample, answers.get(i).map_or(&[], |a| &a.answer), 1, 2, 0..0);
+                m.chat(sample, asked.thought(i), answers.get(i).map_or(&[], |a| &a.answer), 1, 2, 0..0);
             }
             if i >= asked.plain {
                 continue;
@@ -79,7 +83,7 @@ impl Material {
                 if let Ok(p) =
                     evaluator.chat.conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
                 {
-                    m.chat(&p.into(), &[], decides, 4, 0..0);
+                    m.chat(&p.into(), None, &[], decides, 4, 0..0);
                 }
             }
             if i % 4 == 3 && !harmless.is_empty() && !harmful.is_empty() {
@@ -101,7 +105,7 @@ impl Material {
                     // Where the refused turn was decided the gate fires, as it must.
                     let same = two.tokens.starts_with(&one.tokens);
                     let free = if after_refusal && same { one.post_instruction } else { 0..0 };
-                    m.chat(&two.into(), &[], decides, 4, free);
+                    m.chat(&two.into(), None, &[], decides, 4, free);
                 }
             }
         }
@@ -119,20 +123,23 @@ impl Material {
     fn chat(
         &mut self,
         sample: &Sample,
+        thought: Option<&Thought>,
         answer: &[u32],
         decides: usize,
         others: usize,
         earlier: std::ops::Range<usize>,
     ) {
         let last = sample.tokens.len() - 1;
-        let thought = sample.post_instruction.end..last;
+        let closes = thought.map_or(last, |t| t.closes);
+        let thought = sample.post_instruction.end..closes;
         let tokens = [sample.tokens.as_slice(), answer].concat();
         let n = tokens.len();
         // Post-instruction tokens before the deciding one of a harmful prompt may fire: nothing is generated there.
         let free = sample.post_instruction.clone();
         let marks = (0..n).filter_map(|p| match p {
             p if p == last => Some((p, decides)),
-            p if decides == 0 && thought.contains(&p) => Some((p, THOUGHTS)),
+            p if thought.contains(&p) => Some((p, if decides == 0 { THOUGHTS } else { HARMLESS_THOUGHTS })),
+            p if (closes..last).contains(&p) => Some((p, CLOSING)),
             p if decides == 0 && free.contains(&p) || earlier.contains(&p) => None,
             p => Some((p, others)),
         });

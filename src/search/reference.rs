@@ -47,6 +47,11 @@ impl Rates {
             [Set::Harmful, Set::Harmless, Set::Borderline].map(|set| Rate::of(answers, set));
         Rates { harmful, harmless, borderline }
     }
+
+    /// Prompts of all classes that were never answered.
+    pub(super) fn unfinished(&self) -> usize {
+        self.harmful.unfinished + self.harmless.unfinished + self.borderline.unfinished
+    }
 }
 
 impl<'a> Reference<'a> {
