@@ -71,8 +71,8 @@ fn material(ground: &Ground) -> Result<(Material, Material)> {
     // Thoughts take long: every other prompt has one.
     let again = train.iter().copied().step_by(2).filter(|_| ground.validation.think());
     let asked = evaluator.ask_twice(&train, &again.collect::<Vec<_>>())?;
-    let answers = evaluator.answers(&train, 0, ground.settings.max_new_tokens, &[])?;
-    let refusals = answers.iter().filter(|a| a.refused && a.set == Set::Harmful);
+    let answers = evaluator.answer(&asked, 0, ground.settings.max_new_tokens, &[])?;
+    let refusals = answers[..asked.plain].iter().filter(|a| a.refused && a.set == Set::Harmful);
     let forced: Vec<&[u32]> = refusals.take(64).map(|a| &a.answer[..]).collect();
     let fit = Material::build(evaluator, &asked, &answers, &forced)?;
     Ok((fit, Material::build(evaluator, &ground.validation, &ground.base.answers, &forced)?))

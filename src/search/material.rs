@@ -19,21 +19,23 @@ const SYSTEM: &str = "You are a helpful assistant.";
 const REFUSAL: &str = "I'm sorry, but I can't help with that.";
 
 /// Groups of rows: targets and weights of the ridge problem.
-pub const GROUPS: [(f32, f64, usize); 8] = [
+pub const GROUPS: [(f32, f64, usize); 9] = [
     // (target, weight, most rows)
     (1.0, 1.0, 1200), // harmful prompts at the deciding position
     (0.0, 4.0, 1200), // harmless and borderline prompts there
     (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
     (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
     (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
-    (1.0, 1.0, 600),  // what is thought of harmful prompts: it decides, too, and no one position of it does
-    (0.0, 4.0, 600),  // what is thought of harmless and borderline prompts
-    (0.0, 4.0, 600),  // where a thought ends, of any prompt: it must still close
+    (1.0, 1.0, 600), // what is thought of harmful prompts that are answered: it decides, and no one position of it does
+    (0.0, 4.0, 600), // what is thought of harmless and borderline prompts
+    (0.0, 4.0, 600), // where a thought ends, of any prompt: it must still close
+    (0.0, 2.0, 600), // what is thought of harmful prompts that are refused: pushed on it goes in circles, or never closes
 ];
 const TEXT: usize = 4;
 const THOUGHTS: usize = 5;
 const HARMLESS_THOUGHTS: usize = 6;
 const CLOSING: usize = 7;
+const REFUSING: usize = 8;
 
 /// Weight of general text where the gate fires in thoughts: they read like any text.
 const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
@@ -68,9 +70,12 @@ impl Material {
         for (i, (prompt, sample)) in asked.prompts.iter().zip(&asked.samples).enumerate() {
             if prompt.set == Set::Harmful {
                 let refusal = if refusals.is_empty() { &own[..] } else { refusals[i % refusals.len()] };
-                m.chat(sample, asked.thought(i), refusal, 0, 3, 0..0);
+                let refuses = answers.get(i).is_some_and(|a| a.refused);
+                let thought = asked.thought(i).map(|t| (t, if refuses { REFUSING } else { THOUGHTS }));
+                m.chat(sample, thought, refusal, 0, 3, 0..0);
             } else {
-                m.chat(sample, asked.thought(i), answers.get(i).map_or(&[], |a| &a.answer), 1, 2, 0..0);
+                let thought = asked.thought(i).map(|t| (t, HARMLESS_THOUGHTS));
+                m.chat(sample, thought, answers.get(i).map_or(&[], |a| &a.answer), 1, 2, 0..0);
             }
             if i >= asked.plain {
                 continue;
@@ -123,14 +128,14 @@ impl Material {
     fn chat(
         &mut self,
         sample: &Sample,
-        thought: Option<&Thought>,
+        thought: Option<(&Thought, usize)>,
         answer: &[u32],
         decides: usize,
         others: usize,
         earlier: std::ops::Range<usize>,
     ) {
         let last = sample.tokens.len() - 1;
-        let closes = thought.map_or(last, |t| t.closes);
+        let (closes, thinks) = thought.map_or((last, others), |(t, group)| (t.closes, group));
         let thought = sample.post_instruction.end..closes;
         let tokens = [sample.tokens.as_slice(), answer].concat();
         let n = tokens.len();
@@ -138,7 +143,7 @@ impl Material {
         let free = sample.post_instruction.clone();
         let marks = (0..n).filter_map(|p| match p {
             p if p == last => Some((p, decides)),
-            p if thought.contains(&p) => Some((p, if decides == 0 { THOUGHTS } else { HARMLESS_THOUGHTS })),
+            p if thought.contains(&p) => Some((p, thinks)),
             p if (closes..last).contains(&p) => Some((p, CLOSING)),
             p if decides == 0 && free.contains(&p) || earlier.contains(&p) => None,
             p => Some((p, others)),
@@ -220,5 +225,28 @@ impl Material {
         let mut tap = Collect { places, sizes, layers, routed, out: Inputs::new() };
         evaluator.runner().run(&self.sequences, &[], &[], &mut tap)?;
         Ok(tap.out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gate_fires_in_a_thought_and_where_the_answer_begins_and_is_silent_where_the_thought_ends() {
+        let sample = Sample { tokens: (0..10).collect(), post_instruction: 2..4 };
+        let thought = Thought { closes: 7, ended: false };
+        let marks = |group, decides, others| {
+            let mut m = Material::default();
+            m.chat(&sample, Some((&thought, group)), &[10, 11], decides, others, 0..0);
+            (0..12).map(|p| m.marks.get(&(0, p)).copied()).collect::<Vec<_>>()
+        };
+        let all = |groups: [usize; 12]| groups.map(Some).to_vec();
+        let mut harmful = all([3, 3, 0, 0, THOUGHTS, THOUGHTS, THOUGHTS, CLOSING, CLOSING, 0, 3, 3]);
+        // Post-instruction tokens may fire.
+        harmful[2..4].fill(None);
+        assert_eq!(marks(THOUGHTS, 0, 3), harmful);
+        let t = HARMLESS_THOUGHTS;
+        assert_eq!(marks(t, 1, 2), all([2, 2, 2, 2, t, t, t, CLOSING, CLOSING, 1, 2, 2]));
     }
 }
