@@ -105,36 +105,9 @@ impl<'a> Ground<'a> {
         self.reference.as_ref().map_or(1.0, |r| Outlook::read(&r.answers).mean(Set::Harmful))
     }
 
-    /// Which limit these scores break, if any. What is no number keeps no limit.
+    /// Which limit these scores break, if any.
     pub fn miss(&self, s: &Scores) -> Option<String> {
-        let b = &self.base.scores;
-        let within = |x: f64, most: f64| x <= most + 1e-9;
-        let rise = s.harmless.refusal_rate - b.harmless.refusal_rate;
-        if !within(rise, self.settings.max_over_refusal) {
-            return Some(format!("over-refusal of harmless prompts rises by {:.1} points", 100.0 * rise));
-        }
-        let rise = s.borderline.refusal_rate - b.borderline.refusal_rate;
-        if self.prompts.borderline_binds && !within(rise, MAX_BORDERLINE) {
-            return Some(format!("over-refusal of borderline prompts rises by {:.1} points", 100.0 * rise));
-        }
-        let rise = (s.harmless.unfinished as f64 - b.harmless.unfinished as f64) / s.harmless.n.max(1) as f64;
-        if !within(rise, self.settings.max_over_refusal) {
-            return Some(format!(
-                "thoughts about harmless prompts that never end rise by {:.1} points",
-                100.0 * rise
-            ));
-        }
-        if !within(s.kl, self.settings.max_kl) {
-            return Some(format!("KL on harmless answers is {:.4}, above {}", s.kl, self.settings.max_kl));
-        }
-        for (name, after, before) in
-            [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
-        {
-            if !within(after, before * (1.0 + MAX_PERPLEXITY)) {
-                return Some(format!("{name} perplexity rises from {before:.3} to {after:.3}"));
-            }
-        }
-        None
+        miss(&self.base.scores, s, self.settings, self.prompts.borderline_binds)
     }
 
     /// Share of harmful validation prompts gained, and the two-sided McNemar p of the change.
@@ -143,6 +116,37 @@ impl<'a> Ground<'a> {
         let n = self.base.scores.harmful.n.max(1) as f64;
         ((gained as f64 - lost as f64) / n, stats::mcnemar(gained, lost))
     }
+}
+
+/// Which limit the scores `s` break beside IN's `b`, in words. What is no number keeps no limit.
+fn miss(b: &Scores, s: &Scores, settings: &Settings, borderline_binds: bool) -> Option<String> {
+    let within = |x: f64, most: f64| x <= most + 1e-9;
+    let rise = s.harmless.refusal_rate - b.harmless.refusal_rate;
+    if !within(rise, settings.max_over_refusal) {
+        return Some(format!("over-refusal of harmless prompts rises by {:.1} points", 100.0 * rise));
+    }
+    let rise = s.borderline.refusal_rate - b.borderline.refusal_rate;
+    if borderline_binds && !within(rise, MAX_BORDERLINE) {
+        return Some(format!("over-refusal of borderline prompts rises by {:.1} points", 100.0 * rise));
+    }
+    let rise = (s.harmless.unfinished as f64 - b.harmless.unfinished as f64) / s.harmless.n.max(1) as f64;
+    if !within(rise, settings.max_over_refusal) {
+        return Some(format!(
+            "thoughts about harmless prompts that never end rise by {:.1} points",
+            100.0 * rise
+        ));
+    }
+    if !within(s.kl, settings.max_kl) {
+        return Some(format!("KL on harmless answers is {:.4}, above {}", s.kl, settings.max_kl));
+    }
+    for (name, after, before) in
+        [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
+    {
+        if !within(after, before * (1.0 + MAX_PERPLEXITY)) {
+            return Some(format!("{name} perplexity rises from {before:.3} to {after:.3}"));
+        }
+    }
+    None
 }
 
 /// The direction of every block and post-instruction position. `given`: unit vectors that take the place of the derived ones
@@ -161,4 +165,45 @@ pub(super) fn directions(
     };
     let (train, validation) = (classes(Split::Train)?, classes(Split::Validation)?);
     derive(&evaluator.runner(), spec.layers, spec.hidden, &train, &validation, given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::Rate;
+
+    #[test]
+    fn every_limit_binds_and_what_is_no_number_keeps_none() {
+        type Change = fn(&mut Scores);
+        let rate = || Rate { n: 200, ..Rate::default() };
+        let before = Scores {
+            harmful: rate(),
+            harmless: rate(),
+            borderline: rate(),
+            kl: 0.0,
+            answer_perplexity: 1.1,
+            perplexity: 20.0,
+            same_answers: 1.0,
+        };
+        let after = |change: Change, binds: bool| {
+            let mut s = before.clone();
+            change(&mut s);
+            miss(&before, &s, &Settings::default(), binds)
+        };
+        assert_eq!(after(|s| s.harmless.unfinished = 2, true), None);
+        let changes: [(Change, &str); 7] = [
+            (|s| s.harmless.refusal_rate = 0.015, "harmless prompts rises by 1.5 points"),
+            (|s| s.borderline.refusal_rate = 0.06, "borderline prompts rises by 6.0 points"),
+            (|s| s.harmless.unfinished = 3, "never end rise by 1.5 points"),
+            (|s| s.kl = 0.03, "KL"),
+            (|s| s.kl = f64::NAN, "KL"),
+            (|s| s.perplexity = 20.3, "text perplexity rises"),
+            (|s| s.answer_perplexity = f64::NAN, "answer perplexity rises"),
+        ];
+        for (change, words) in changes {
+            let said = after(change, true).expect(words);
+            assert!(said.contains(words), "{said}");
+        }
+        assert_eq!(after(|s| s.borderline.refusal_rate = 0.06, false), None);
+    }
 }

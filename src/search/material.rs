@@ -123,8 +123,8 @@ impl Material {
         Ok(m)
     }
 
-    /// What is read before an answer, and its tokens: `decides` is the deciding position's group, `others` everybody
-    /// else's; positions in `earlier` are in none.
+    /// What is read before an answer, and its tokens. `thought`: the thought in between, with its group; `decides`: the deciding
+    /// position's group; `others`: everybody else's; positions in `earlier` are in none.
     fn chat(
         &mut self,
         sample: &Sample,
