@@ -5,6 +5,7 @@ pub mod energy;
 pub mod judge;
 mod rates;
 pub mod stats;
+mod words;
 
 pub use asked::{Asked, Thought, THOUGHT};
 pub use rates::{categories, Change, Rate, NEVER};

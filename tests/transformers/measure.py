@@ -1,6 +1,7 @@
 """What transformers makes of a written folder.
 
     python measure.py answers FOLDER EVAL.json [ADAPTER]     greedy answers to the prompts of `refusal-patch eval --json`
+    python measure.py tokens MODEL.gguf EVAL.json [EVERY]    first tokens of every 16th prompt, the GGUF as transformers reads it (F32)
     python measure.py edit BEFORE AFTER                      the recorded edit in the weights as the library unpacks them
 
 Needs torch and transformers, for adapters peft, for packed folders compressed-tensors, bitsandbytes or gptqmodel.
@@ -54,6 +55,19 @@ def answers(folder, evaluated, adapter=None):
 
 
 @torch.no_grad()
+def tokens(gguf, evaluated, every=16):
+    path = pathlib.Path(gguf)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    prompts = json.loads(pathlib.Path(evaluated).read_text())["prompts"][:: int(every)]
+    worst, same = 0.0, 0
+    for p in prompts:
+        logprobs = torch.log_softmax(model(torch.tensor([p["tokens"]])).logits[0, -1].double(), -1)
+        worst = max([worst] + [abs(logprobs[t["id"]].item() - t["logprob"]) for t in p["top"]])
+        same += logprobs.argmax().item() == p["top"][0]["id"]
+    print(f"{gguf}: log-probabilities at most {worst:.1e} apart, likeliest token the same {same}/{len(prompts)}")
+
+
+@torch.no_grad()
 def edit(before, after):
     a, b = load(before).state_dict(), load(after).state_dict()
     for e in json.loads((pathlib.Path(after) / "refusal_patch.json").read_text())["edits"]:
@@ -69,4 +83,4 @@ def edit(before, after):
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    {"answers": answers, "edit": edit}[sys.argv[1]](*sys.argv[2:])
+    {"answers": answers, "tokens": tokens, "edit": edit}[sys.argv[1]](*sys.argv[2:])
