@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use refusal_patch::forward::{dot, Compute, Fork, Head, Runner, Sequence};
+use refusal_patch::forward::{dot, Compute, Fork, Head, Row, Runner, Sequence, Tap};
 use refusal_patch::model::{Edit, Model, RankOne, Writer};
 use refusal_patch::progress::Silent;
 use serde_json::Value;
@@ -213,4 +213,78 @@ fn a_token_outside_of_the_vocabulary_is_an_error() {
     let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
     let e = runner.run(&[vec![1, 999_999].into()], &[], &[(0, 0)], &mut ()).unwrap_err();
     assert!(e.to_string().contains("999999"), "{e}");
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The golden sequences after one common beginning, and their last positions.
+fn alike(json: &Value) -> (Vec<Sequence>, Vec<(usize, usize)>) {
+    let plain = sequences(json);
+    let begin = plain[0].tokens.clone();
+    let all: Vec<Sequence> = plain.iter().map(|s| [&begin[..], &s.tokens].concat().into()).collect();
+    let last = all.iter().enumerate().map(|(i, s)| (i, s.tokens.len() - 1)).collect();
+    (all, last)
+}
+
+#[test]
+fn what_sequences_begin_with_alike_runs_once_and_changes_no_state() {
+    /// Sees every token of every sequence.
+    struct Everything(usize);
+    impl Tap for Everything {
+        fn residual(&mut self, layer: usize, rows: &[Row], _x: &[f32], _width: usize) {
+            self.0 += if layer == 0 { rows.len() } else { 0 };
+        }
+    }
+    /// Sees what is left.
+    struct Once(usize);
+    impl Tap for Once {
+        fn residual(&mut self, layer: usize, rows: &[Row], _x: &[f32], _width: usize) {
+            self.0 += if layer == 0 { rows.len() } else { 0 };
+        }
+        fn sees_prefixes(&self) -> bool {
+            false
+        }
+    }
+    for name in ["llama3", "qwen3moe"] {
+        let (model, json) = golden(name);
+        let compute = Compute::cpu();
+        let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
+        let (all, last) = alike(&json);
+        let (mut everything, mut once) = (Everything(0), Once(0));
+        let apart = runner.run(&all, &[], &last, &mut everything).unwrap();
+        let together = runner.run(&all, &[], &last, &mut once).unwrap();
+        assert!(worst(&apart, &together) < 1e-4, "{name}: {}", worst(&apart, &together));
+        let shared = sequences(&json)[0].tokens.len();
+        assert!(once.0 + (all.len() - 1) * shared <= everything.0, "{} of {}", once.0, everything.0);
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_from_a_block_ends_like_a_whole_one() {
+    for name in ["llama3", "mixtral"] {
+        let (model, json) = golden(name);
+        let layer = model.spec.layers - 1;
+        let edits = vec![edit(&model, layer, Writer::Attention)];
+        let compute = Compute::cpu();
+        let (all, last) = alike(&json);
+        for memory in [MEMORY, 1 << 16] {
+            let runner = Runner::new(&model, &compute, &edits, memory, &Silent);
+            let begun = runner.begin(all.clone(), layer).unwrap();
+            assert_eq!(begun.layer(), layer);
+            for e in [0, 1] {
+                let under: Vec<Sequence> = all.iter().map(|s| Sequence { edit: e, ..s.clone() }).collect();
+                let whole = runner.run(&under, &[], &last, &mut ()).unwrap();
+                let resumed = runner.resume(&begun, e, &last).unwrap();
+                assert!(worst(&whole, &resumed) < 1e-4, "{name}: {}", worst(&whole, &resumed));
+            }
+            // Every position can be asked for, those that all sequences share, too.
+            let (first, same) = (runner.resume(&begun, 1, &[(0, 0)]), runner.resume(&begun, 1, &[(1, 0)]));
+            if memory == MEMORY {
+                assert_eq!(first.unwrap(), same.unwrap());
+            }
+        }
+    }
 }

@@ -1,19 +1,17 @@
-//! Products with stored matrices: a row tile is decoded, multiplied, released.
+//! Products with stored matrices, on the CPU or a device: a row tile is decoded, multiplied, released.
 
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::product::product;
 use crate::error::{Error, Result};
 use crate::model::Matrix;
 use crate::progress;
 
 /// Elements of a decoded tile: 16 MiB of f32.
 const TILE: usize = 4 << 20;
-/// Rows of x below which the weights are the left factor: gemm's kernels are tall, and a tall right factor makes it pack
-/// the weights for a few rows (docs/PERFORMANCE.md).
-const FEW: usize = 256;
 
 /// Where matrix products run.
 #[derive(Clone)]
@@ -71,6 +69,9 @@ impl Compute {
     /// # Errors
     /// What the device says; `Interrupted`.
     pub fn matmul(&self, x: &[f32], n: usize, w: &Matrix) -> Result<Vec<f32>> {
+        if matches!(self.device, Device::Cpu) {
+            return product(&x[..n * w.cols], w, 0..w.rows);
+        }
         let mut y = vec![0.0f32; n * w.rows];
         self.tiles(x, n, w, |rows, tile| {
             let (width, start) = (rows.len(), rows.start);
@@ -96,9 +97,16 @@ impl Compute {
         if n == 0 {
             return Ok(());
         }
-        let input = Tensor::from_slice(x, (n, w.cols), &self.device).map_err(device_error)?;
         // The product's tile stays small too when the rows of x are many (logits of a large vocabulary).
         let step = (TILE / w.cols.max(n)).clamp(16, w.rows.max(16));
+        if matches!(self.device, Device::Cpu) {
+            for start in (0..w.rows).step_by(step) {
+                let rows = start..(start + step).min(w.rows);
+                f(rows.clone(), &product(&x[..n * w.cols], w, rows)?)?;
+            }
+            return Ok(());
+        }
+        let input = Tensor::from_slice(x, (n, w.cols), &self.device).map_err(device_error)?;
         let mut start = 0;
         while start < w.rows {
             progress::check()?;
@@ -110,10 +118,7 @@ impl Compute {
                 .with_min_len(16)
                 .for_each(|(i, out)| w.decode_row(rows.start + i, out));
             let product = Tensor::from_vec(weights, (rows.len(), w.cols), &self.device)
-                .and_then(|t| match n < FEW {
-                    true => t.matmul(&input.t()?)?.t()?.contiguous(),
-                    false => input.matmul(&t.t()?),
-                })
+                .and_then(|t| input.matmul(&t.t()?))
                 .and_then(|t| t.flatten_all()?.to_vec1::<f32>())
                 .map_err(device_error)?;
             start = rows.end;

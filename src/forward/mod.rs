@@ -2,12 +2,14 @@
 //! time, activations tapped on the way, candidate edits as rank-one terms.
 
 pub mod attention;
+mod cache;
 mod experts;
 mod head;
 mod matmul;
+mod product;
 mod runner;
 
 pub use attention::dot;
 pub use head::{Head, Readout};
 pub use matmul::Compute;
-pub use runner::{Fork, Generated, Row, Runner, Sequence, Site, Tap};
+pub use runner::{Begun, Fork, Generated, Row, Runner, Sequence, Site, Tap};

@@ -1,8 +1,11 @@
 //! The forward pass.
 
+use std::collections::HashMap;
+
 use rayon::prelude::*;
 
-use super::attention::{attend, dot, rotate, Kv, Span};
+use super::attention::{attend, dot, rotate, Span};
+use super::cache::{batches, common_prefix, Cache};
 use super::head::Head;
 use super::matmul::Compute;
 use crate::error::{Error, Result};
@@ -45,9 +48,9 @@ pub struct Row {
     pub pos: usize,
     /// The fork's index in the caller's list, where the row is one.
     pub fork: Option<usize>,
-    edit: usize,
+    pub(super) edit: usize,
     /// First row of the sequence's keys and values.
-    base: usize,
+    pub(super) base: usize,
 }
 
 /// A matrix that writes into the residual stream.
@@ -68,9 +71,17 @@ pub trait Tap {
     /// What a writer's matrix reads; of an expert the rows that chose it, times the router's weight, and of a shared expert
     /// all rows, times its gate: the matrix times `x` is what is added to the residual stream.
     fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
+    /// Whether it must see the tokens that sequences begin with alike for each of them. If not, they run once for all.
+    fn sees_prefixes(&self) -> bool {
+        true
+    }
 }
 
-impl Tap for () {}
+impl Tap for () {
+    fn sees_prefixes(&self) -> bool {
+        false
+    }
+}
 
 /// What greedy generation gave for one sequence.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +92,21 @@ pub struct Generated {
     pub end: Option<u32>,
     /// The normed final state at the deciding position, `[hidden]`: what the first new token was read from.
     pub first: Vec<f32>,
+}
+
+/// Sequences that ran up to some block.
+pub struct Begun {
+    sequences: Vec<Sequence>,
+    layer: usize,
+    /// By batch: its sequences, how many tokens they begin with alike, and the states of its rows.
+    parts: Vec<(std::ops::Range<usize>, usize, Vec<f32>)>,
+}
+
+impl Begun {
+    /// The block that is to run next.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
 }
 
 /// Runs a model over sequences.
@@ -125,36 +151,83 @@ impl<'m> Runner<'m> {
         forks.iter().for_each(|f| extra[f.seq] += 1);
         let limit = (self.memory / self.bytes_per_row()).max(1);
         for batch in batches(sequences.len(), |s| sequences[s].tokens.len() + extra[s], limit) {
-            let mut cache = Cache::new(self.model, sequences, &batch, 0, false);
-            let rows: Vec<Row> = batch
-                .clone()
-                .flat_map(|s| (0..sequences[s].tokens.len()).map(move |p| (s, p)))
-                .map(|(s, p)| cache.row(sequences, s, p))
-                .collect();
             let inside: Vec<(usize, &Fork)> =
                 forks.iter().enumerate().filter(|(_, f)| batch.contains(&f.seq)).collect();
+            // What is read must be computed.
+            let read = wanted.iter().filter(|w| batch.contains(&w.0)).map(|w| w.1);
+            let first_read = read.chain(inside.iter().map(|(_, f)| f.pos)).min().unwrap_or(usize::MAX);
+            let alike = match tap.sees_prefixes() {
+                true => 0,
+                false => common_prefix(&sequences[batch.clone()]).min(first_read),
+            };
+            let mut cache = Cache::new(self.model, sequences, &batch, 0, false, alike);
+            let rows = cache.rows(sequences, &batch);
+            let hidden = self.embed(&rows, |r| sequences[r.seq].tokens[r.pos])?;
             let (rows, hidden) =
-                self.pass(rows, |r| sequences[r.seq].tokens[r.pos], &inside, &mut cache, tap)?;
-            let first: Vec<usize> = batch
-                .clone()
-                .scan(0, |at, s| {
-                    let v = *at;
-                    *at += sequences[s].tokens.len();
-                    Some(v)
-                })
+                self.pass(rows, hidden, 0..self.model.spec.layers, &inside, &mut cache, tap)?;
+            let hidden = self.normed(&hidden)?;
+            let places: HashMap<(usize, usize), usize> = rows
+                .iter()
+                .enumerate()
+                .filter(|(_, r)| r.fork.is_none())
+                .map(|(at, r)| ((r.seq, r.pos), at))
                 .collect();
-            for (i, &(s, p)) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0)) {
-                let at = first[s - batch.start] + p;
+            let copy = |out: &mut [f32], i: usize, at: usize| {
                 out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
+            };
+            for (i, w) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0)) {
+                copy(&mut out, i, places[w]);
             }
             for (at, row) in rows.iter().enumerate() {
                 if let Some(f) = row.fork {
-                    let i = wanted.len() + f;
-                    out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
+                    copy(&mut out, wanted.len() + f, at);
                 }
             }
         }
         Ok(out)
+    }
+
+    /// Runs all sequences up to block `layer`: what [`Runner::resume`] goes on from. Nothing of a model whose edits begin there
+    /// or later differs before.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn begin(&self, sequences: Vec<Sequence>, layer: usize) -> Result<Begun> {
+        self.check(&sequences, 0)?;
+        let limit = (self.memory / self.bytes_per_row()).max(1);
+        let mut parts = Vec::new();
+        for batch in batches(sequences.len(), |s| sequences[s].tokens.len(), limit) {
+            let alike = common_prefix(&sequences[batch.clone()]);
+            let mut cache = Cache::new(self.model, &sequences, &batch, 0, false, alike);
+            let rows = cache.rows(&sequences, &batch);
+            let hidden = self.embed(&rows, |r| sequences[r.seq].tokens[r.pos])?;
+            let (_, hidden) = self.pass(rows, hidden, 0..layer, &[], &mut cache, &mut ())?;
+            parts.push((batch, alike, hidden));
+        }
+        Ok(Begun { sequences, layer, parts })
+    }
+
+    /// Runs the rest of the blocks under `edit`, as [`Runner::run`] would have from the start. A wanted position that all
+    /// sequences share is that of the first one.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn resume(&self, begun: &Begun, edit: usize, wanted: &[(usize, usize)]) -> Result<Vec<f32>> {
+        let (d, blocks) = (self.model.spec.hidden, begun.layer..self.model.spec.layers);
+        let mut out = vec![0.0f32; wanted.len() * d];
+        for (batch, alike, hidden) in &begun.parts {
+            let mut cache = Cache::new(self.model, &begun.sequences, batch, 0, false, *alike);
+            let mut rows = cache.rows(&begun.sequences, batch);
+            rows.iter_mut().for_each(|r| r.edit = edit);
+            let (rows, hidden) = self.pass(rows, hidden.clone(), blocks.clone(), &[], &mut cache, &mut ())?;
+            let places: HashMap<(usize, usize), usize> =
+                rows.iter().enumerate().map(|(at, r)| ((r.seq, r.pos), at)).collect();
+            for (i, &(seq, pos)) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0)) {
+                let at = places[&(if pos < *alike { batch.start } else { seq }, pos)];
+                out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
+            }
+        }
+        self.normed(&out)
     }
 
     /// Continues every sequence greedily by at most `max_new` tokens, until `is_end`.
@@ -176,19 +249,17 @@ impl<'m> Runner<'m> {
         let limit = (self.memory / (self.bytes_per_row() + cached)).max(1);
         let silent = Runner { progress: &progress::Silent, ..*self };
         for batch in batches(sequences.len(), |s| sequences[s].tokens.len() + max_new, limit) {
-            let mut cache = Cache::new(self.model, sequences, &batch, max_new, true);
-            let mut rows: Vec<Row> = batch
-                .clone()
-                .flat_map(|s| (0..sequences[s].tokens.len()).map(move |p| (s, p)))
-                .map(|(s, p)| cache.row(sequences, s, p))
-                .collect();
+            let alike = common_prefix(&sequences[batch.clone()]);
+            let mut cache = Cache::new(self.model, sequences, &batch, max_new, true, alike);
+            let mut rows = cache.rows(sequences, &batch);
             self.progress.start("generate", max_new as u64, "tokens");
             for step in 0..max_new {
                 let token = |r: &Row| {
                     let prompt = &sequences[r.seq].tokens;
                     prompt.get(r.pos).copied().unwrap_or_else(|| out[r.seq].tokens[r.pos - prompt.len()])
                 };
-                let (run, hidden) = silent.pass(rows, token, &[], &mut cache, &mut ())?;
+                let hidden = self.embed(&rows, token)?;
+                let (run, hidden) = silent.pass(rows, hidden, 0..spec.layers, &[], &mut cache, &mut ())?;
                 // The last row of each sequence tells its next token.
                 let last: Vec<usize> = (0..run.len())
                     .filter(|&i| run.get(i + 1).is_none_or(|next| next.seq != run[i].seq))
@@ -196,13 +267,14 @@ impl<'m> Runner<'m> {
                 let d = spec.hidden;
                 let ends: Vec<f32> =
                     last.iter().flat_map(|&i| hidden[i * d..(i + 1) * d].iter().copied()).collect();
+                let ends = self.normed(&ends)?;
                 let next = head.read(&ends, 1, |_| &[])?;
                 rows = Vec::with_capacity(last.len());
-                for (&i, read) in last.iter().zip(&next) {
+                for ((&i, read), end) in last.iter().zip(&next).zip(ends.chunks_exact(d)) {
                     let Some(&(token, _)) = read.top.first() else { continue };
                     let answer = &mut out[run[i].seq];
                     if step == 0 {
-                        answer.first = hidden[i * d..(i + 1) * d].to_vec();
+                        answer.first = end.to_vec();
                     }
                     if is_end(token) {
                         answer.end = Some(token);
@@ -252,12 +324,18 @@ impl<'m> Runner<'m> {
             + routed)
     }
 
-    /// Runs `rows` through every block. Forks join as rows at the first layer of their edit. Returns all rows and their
-    /// normed final states.
+    /// Final states as the head takes them.
+    fn normed(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        Ok(rms_norm(hidden, &self.model.output_norm()?, self.model.spec.norm_eps))
+    }
+
+    /// Runs `rows` with their states, `[rows, hidden]`, through some blocks. Forks join as rows at the first layer of their
+    /// edit. Returns all rows and their states.
     fn pass(
         &self,
         mut rows: Vec<Row>,
-        token: impl Fn(&Row) -> u32,
+        mut hidden: Vec<f32>,
+        blocks: std::ops::Range<usize>,
         forks: &[(usize, &Fork)],
         cache: &mut Cache,
         tap: &mut dyn Tap,
@@ -265,17 +343,16 @@ impl<'m> Runner<'m> {
         let spec = &self.model.spec;
         let (d, eps) = (spec.hidden, spec.norm_eps);
         let plain = rows.len();
-        let mut hidden = self.embed(&rows, token)?;
         let longest = rows.iter().map(|r| r.pos + 1).max().unwrap_or(0);
         let (cos, sin) = spec.rope_table(longest);
         let half = spec.rope.dims / 2;
-        let index: std::collections::HashMap<(usize, usize), usize> = if forks.is_empty() {
+        let index: HashMap<(usize, usize), usize> = if forks.is_empty() {
             Default::default()
         } else {
             rows.iter().enumerate().map(|(i, r)| ((r.seq, r.pos), i)).collect()
         };
-        self.progress.start("forward pass", spec.layers as u64, "layers");
-        for layer in 0..spec.layers {
+        self.progress.start("forward pass", blocks.len() as u64, "layers");
+        for layer in blocks {
             progress::check()?;
             for &(at, f) in forks {
                 let edit = &self.edits[f.edit - 1];
@@ -301,12 +378,8 @@ impl<'m> Runner<'m> {
             };
             q.par_chunks_mut(qw).enumerate().for_each(|(i, x)| rotate(x, spec, table(i).0, table(i).1));
             k.par_chunks_mut(kvw).enumerate().for_each(|(i, x)| rotate(x, spec, table(i).0, table(i).1));
+            cache.keep(layer, &rows[..plain], &k, &v);
             let kv = cache.layer(layer);
-            for (i, row) in rows[..plain].iter().enumerate() {
-                let to = (row.base + row.pos) * kvw;
-                kv.k[to..to + kvw].copy_from_slice(&k[i * kvw..(i + 1) * kvw]);
-                kv.v[to..to + kvw].copy_from_slice(&v[i * kvw..(i + 1) * kvw]);
-            }
             // A fork sees its parent's earlier tokens, and itself.
             let spans: Vec<Span> = rows
                 .iter()
@@ -345,8 +418,7 @@ impl<'m> Runner<'m> {
             self.progress.advance(1);
         }
         self.progress.finish();
-        let normed = rms_norm(&hidden, &self.model.output_norm()?, eps);
-        Ok((rows, normed))
+        Ok((rows, hidden))
     }
 
     fn embed(&self, rows: &[Row], token: impl Fn(&Row) -> u32) -> Result<Vec<f32>> {
@@ -424,57 +496,4 @@ fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
         }
     });
     out
-}
-
-/// Consecutive ranges of sequences whose sizes add up to at most `limit` (a longer one runs alone).
-fn batches(n: usize, size: impl Fn(usize) -> usize, limit: usize) -> Vec<std::ops::Range<usize>> {
-    let mut out: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut filled = 0;
-    for s in 0..n {
-        match out.last_mut() {
-            Some(last) if filled + size(s) <= limit => last.end = s + 1,
-            _ => {
-                out.push(s..s + 1);
-                filled = 0;
-            }
-        }
-        filled += size(s);
-    }
-    out
-}
-
-/// Keys and values of a batch: of every layer while generating, else of the current one only.
-struct Cache {
-    layers: Vec<Kv>,
-    base: std::collections::HashMap<usize, usize>,
-}
-
-impl Cache {
-    fn new(
-        model: &Model,
-        sequences: &[Sequence],
-        batch: &std::ops::Range<usize>,
-        more: usize,
-        keep: bool,
-    ) -> Cache {
-        let width = model.spec.kv_heads * model.spec.head_dim;
-        let mut at = 0;
-        let mut base = std::collections::HashMap::new();
-        for s in batch.clone() {
-            base.insert(s, at);
-            at += sequences[s].tokens.len() + more;
-        }
-        let layers = if keep { model.spec.layers } else { 1 };
-        let kv = || Kv { k: vec![0.0; at * width], v: vec![0.0; at * width] };
-        Cache { layers: (0..layers).map(|_| kv()).collect(), base }
-    }
-
-    fn row(&self, sequences: &[Sequence], seq: usize, pos: usize) -> Row {
-        Row { seq, pos, fork: None, edit: sequences[seq].edit, base: self.base[&seq] }
-    }
-
-    fn layer(&mut self, layer: usize) -> &mut Kv {
-        let n = self.layers.len();
-        &mut self.layers[layer.min(n - 1)]
-    }
 }

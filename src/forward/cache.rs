@@ -1,0 +1,103 @@
+//! Batches of sequences, and the keys and values of one.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::attention::Kv;
+use super::runner::{Row, Sequence};
+use crate::model::Model;
+
+/// Consecutive ranges of sequences whose sizes add up to at most `limit` (a longer one runs alone).
+pub(super) fn batches(n: usize, size: impl Fn(usize) -> usize, limit: usize) -> Vec<Range<usize>> {
+    let mut out: Vec<Range<usize>> = Vec::new();
+    let mut filled = 0;
+    for s in 0..n {
+        match out.last_mut() {
+            Some(last) if filled + size(s) <= limit => last.end = s + 1,
+            _ => {
+                out.push(s..s + 1);
+                filled = 0;
+            }
+        }
+        filled += size(s);
+    }
+    out
+}
+
+/// How many tokens all sequences begin with alike, the last token of none among them; 0 where they run under several edits.
+pub(super) fn common_prefix(sequences: &[Sequence]) -> usize {
+    let Some((first, others)) = sequences.split_first() else { return 0 };
+    let alike = |s: &Sequence| match s.edit == first.edit {
+        true => s.tokens.iter().zip(&first.tokens).take_while(|(a, b)| a == b).count(),
+        false => 0,
+    };
+    let shortest = sequences.iter().map(|s| s.tokens.len()).min().unwrap_or(0);
+    others.iter().map(alike).min().unwrap_or(0).min(shortest.saturating_sub(1))
+}
+
+/// Keys and values of a batch: of every layer while generating, else of the current one only.
+pub(super) struct Cache {
+    layers: Vec<Kv>,
+    base: HashMap<usize, usize>,
+    /// Elements of a row.
+    width: usize,
+    /// Tokens that all sequences begin with and that run as the first one's only.
+    alike: usize,
+}
+
+impl Cache {
+    pub fn new(
+        model: &Model,
+        sequences: &[Sequence],
+        batch: &Range<usize>,
+        more: usize,
+        every_layer: bool,
+        alike: usize,
+    ) -> Cache {
+        let width = model.spec.kv_heads * model.spec.head_dim;
+        let mut at = 0;
+        let mut base = HashMap::new();
+        for s in batch.clone() {
+            base.insert(s, at);
+            at += sequences[s].tokens.len() + more;
+        }
+        let layers = if every_layer { model.spec.layers } else { 1 };
+        let kv = || Kv { k: vec![0.0; at * width], v: vec![0.0; at * width] };
+        Cache { layers: (0..layers).map(|_| kv()).collect(), base, width, alike }
+    }
+
+    /// The rows of a batch's prompts: what they begin with alike only once.
+    pub fn rows(&self, sequences: &[Sequence], batch: &Range<usize>) -> Vec<Row> {
+        let of = |seq: usize| {
+            let begin = if seq == batch.start { 0 } else { self.alike };
+            let (edit, base) = (sequences[seq].edit, self.base[&seq]);
+            (begin..sequences[seq].tokens.len()).map(move |pos| Row { seq, pos, fork: None, edit, base })
+        };
+        batch.clone().flat_map(of).collect()
+    }
+
+    /// Keeps the keys and values of rows, `[rows, width]`; those of a common beginning for every sequence.
+    pub fn keep(&mut self, layer: usize, rows: &[Row], k: &[f32], v: &[f32]) {
+        let (width, alike) = (self.width, self.alike);
+        // The first of a prompt's rows is at 0 only where it runs the beginning.
+        let begins = rows.first().filter(|r| r.pos == 0).map(|r| r.base);
+        let bases: Vec<usize> = self.base.values().copied().collect();
+        let kv = self.layer(layer);
+        for (i, row) in rows.iter().enumerate() {
+            let to = (row.base + row.pos) * width;
+            kv.k[to..to + width].copy_from_slice(&k[i * width..(i + 1) * width]);
+            kv.v[to..to + width].copy_from_slice(&v[i * width..(i + 1) * width]);
+        }
+        let Some(from) = begins else { return };
+        for to in bases.into_iter().filter(|&b| b != from) {
+            let (from, n) = (from * width, alike * width);
+            kv.k.copy_within(from..from + n, to * width);
+            kv.v.copy_within(from..from + n, to * width);
+        }
+    }
+
+    pub fn layer(&mut self, layer: usize) -> &mut Kv {
+        let n = self.layers.len();
+        &mut self.layers[layer.min(n - 1)]
+    }
+}
