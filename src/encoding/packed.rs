@@ -465,13 +465,14 @@ impl Packed<'_> {
         }
     }
 
-    /// Decodes a row.
-    pub fn decode_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
+    /// Decodes some columns of a row.
+    pub fn decode(&self, bytes: &[u8], row: usize, cols: Range<usize>, out: &mut [f32]) {
         const TILE: usize = 512;
         let (mut codes, mut params) = ([0; TILE], [Params::default(); TILE]);
         for (i, out) in out.chunks_mut(TILE).enumerate() {
             let (codes, params) = (&mut codes[..out.len()], &mut params[..out.len()]);
-            self.unpack(bytes, row, i * TILE..i * TILE + out.len(), codes, params);
+            let start = cols.start + i * TILE;
+            self.unpack(bytes, row, start..start + out.len(), codes, params);
             for ((y, &code), &p) in out.iter_mut().zip(codes.iter()).zip(params.iter()) {
                 *y = self.value(p, code);
             }

@@ -1,4 +1,4 @@
-//! Products with stored matrices, on the CPU or a device: a row tile is decoded, multiplied, released.
+//! Products with stored matrices, on the CPU or on a GPU.
 
 use std::ops::Range;
 
@@ -12,6 +12,8 @@ use crate::progress;
 
 /// Elements of a decoded tile: 16 MiB of f32.
 const TILE: usize = 4 << 20;
+/// Rows of a tile on the CPU: a multiple, whatever the number of columns.
+const ROWS: usize = 1024;
 
 /// Where matrix products run.
 #[derive(Clone)]
@@ -69,8 +71,8 @@ impl Compute {
     /// # Errors
     /// What the device says; `Interrupted`.
     pub fn matmul(&self, x: &[f32], n: usize, w: &Matrix) -> Result<Vec<f32>> {
-        if matches!(self.device, Device::Cpu) {
-            return product(&x[..n * w.cols], w, 0..w.rows);
+        if self.device.is_cpu() {
+            return product(x, n, w, 0..w.rows);
         }
         let mut y = vec![0.0f32; n * w.rows];
         self.tiles(x, n, w, |rows, tile| {
@@ -83,7 +85,8 @@ impl Compute {
         Ok(y)
     }
 
-    /// Hands the product to `f` a tile at a time: the output features, and `[n, features]`.
+    /// Hands the product to `f` a tile at a time: the output features, and `[n, features]`. On the CPU tiles begin at
+    /// multiples of 1024.
     ///
     /// # Errors
     /// What the device or `f` says; `Interrupted`.
@@ -97,16 +100,18 @@ impl Compute {
         if n == 0 {
             return Ok(());
         }
-        // The product's tile stays small too when the rows of x are many (logits of a large vocabulary).
-        let step = (TILE / w.cols.max(n)).clamp(16, w.rows.max(16));
-        if matches!(self.device, Device::Cpu) {
+        if self.device.is_cpu() {
+            let step = (TILE / n / ROWS).max(1) * ROWS;
             for start in (0..w.rows).step_by(step) {
                 let rows = start..(start + step).min(w.rows);
-                f(rows.clone(), &product(&x[..n * w.cols], w, rows)?)?;
+                let product = product(x, n, w, rows.clone())?;
+                f(rows, &product)?;
             }
             return Ok(());
         }
         let input = Tensor::from_slice(x, (n, w.cols), &self.device).map_err(device_error)?;
+        // The product's tile stays small too when the rows of x are many (logits of a large vocabulary).
+        let step = (TILE / w.cols.max(n)).clamp(16, w.rows.max(16));
         let mut start = 0;
         while start < w.rows {
             progress::check()?;

@@ -88,12 +88,22 @@ impl Matrix<'_> {
 
     /// Decodes row `row` into `out`, `[cols]`.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        self.decode(row, 0..self.cols, out);
+    }
+
+    /// The bytes of some columns of a row, whole blocks; none where they don't lie in one tensor.
+    pub fn stored(&self, row: usize, cols: Range<usize>) -> &[u8] {
         match self.encoding {
-            Storage::Blocks(e) => {
-                let n = self.row_bytes();
-                e.decode(&self.bytes[row * n..(row + 1) * n], out);
-            }
-            Storage::Packed(p) => p.decode_row(self.bytes, row, out),
+            Storage::Blocks(e) => &self.bytes[self.span(e, row, &cols)],
+            Storage::Packed(_) => &[],
+        }
+    }
+
+    /// Decodes some columns of a row, whole blocks, into `out`, `[cols.len()]`.
+    pub fn decode(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
+        match self.encoding {
+            Storage::Blocks(e) => e.decode(&self.bytes[self.span(e, row, &cols)], out),
+            Storage::Packed(p) => p.decode(self.bytes, row, cols, out),
         }
     }
 
