@@ -43,9 +43,15 @@ fn the_originals_refusal_is_the_goal_and_its_directions_and_weights_are_candidat
         .iter()
         .map(|c| (c["method"].as_str().unwrap(), c["toward"].as_str().unwrap()))
         .collect();
-    for kind in [("gated", "projected"), ("gated", "original"), ("gated", "own"), ("restore", "original")] {
-        assert!(kinds.contains(&kind), "{kind:?}");
+    assert!(kinds.contains(&("restore", "original")));
+    let scanned = report["scan"]["effects"].as_array().unwrap();
+    for kind in ["projected", "refused", "original", "taken"] {
+        let of = scanned.iter().filter(|e| e["toward"] == kind && e["strength"] == 1.0);
+        assert!(of.count() >= 5, "{kind}: every block is scanned");
     }
+    let mut gated: Vec<&str> = kinds.iter().filter(|k| k.0 == "gated").map(|k| k.1).collect();
+    gated.dedup();
+    assert_eq!(gated.len(), 2, "the two directions that gain most: {gated:?}");
     // What was tried is there, with its KL, and so is what was chosen.
     let chosen = &report["chosen"];
     let tried = report["trials"].as_array().unwrap();
@@ -137,10 +143,7 @@ fn what_keeps_no_limit_comes_with_the_front_of_what_was_tried() {
         println!("{t}");
         assert!(t["miss"].as_str().unwrap().contains("KL"));
     }
-    // No edit of the front is beaten by another: more refusal costs something.
-    for pair in front.windows(2) {
-        let of = |i: usize, name: &str| pair[i][name].as_f64().unwrap();
-        let cheaper = ["harmless", "borderline", "kl"].iter().any(|name| of(1, name) < of(0, name));
-        assert!(of(0, "harmful") >= of(1, "harmful") && cheaper);
-    }
+    // Each broke a cheap limit, so no prompt was asked.
+    assert!(front.iter().all(|t| t["harmful"].is_null() && t["kl"].is_f64()));
+    assert!(front.windows(2).all(|pair| pair[0]["kl"].as_f64() <= pair[1]["kl"].as_f64()));
 }

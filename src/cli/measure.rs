@@ -29,6 +29,8 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
         Ok(Classes {
             harmful: evaluator.samples(&prompts.of(Set::Harmful, split))?,
             harmless: evaluator.samples(&prompts.of(Set::Harmless, split))?,
+            borderline: Vec::new(),
+            refused: Vec::new(),
         })
     };
     let spec = &session.model.spec;

@@ -103,7 +103,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             say(&format!("no patch needed: {why}\n\n{}", before(validation, reference.as_deref())));
             0
         }
-        Outcome::OutOfLimits { why, validation, reference, front, candidates } => {
+        Outcome::OutOfLimits { why, validation, reference, front, candidates, .. } => {
             let best = match front.is_empty() {
                 true => format!("best candidates (first token):\n{}", candidate_table(candidates)),
                 false => {

@@ -30,6 +30,9 @@ pub fn table(rows: &[Vec<String>]) -> String {
 
 /// A share in per cent.
 pub fn percent(x: f64) -> String {
+    if x.is_nan() {
+        return "not asked".into();
+    }
     format!("{:.1} %", 100.0 * x)
 }
 

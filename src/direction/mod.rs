@@ -37,6 +37,9 @@ pub struct Direction {
     pub fisher: f64,
     /// Cosine to the model's own direction: 1, unless `unit` was given.
     pub own: f64,
+    /// Unit vector from answered to refused training prompts of any class, `[hidden]`, made like `unit`; deciding position
+    /// only, and only where [`Classes::refused`] says which are refused.
+    pub refused: Option<Vec<f32>>,
 }
 
 /// The prompts that a direction is derived from: training prompts give the means, validation prompts the scores.
@@ -45,6 +48,17 @@ pub struct Classes {
     pub harmful: Vec<Sample>,
     /// Harmless prompts.
     pub harmless: Vec<Sample>,
+    /// Borderline prompts. Only [`Direction::refused`] reads them.
+    pub borderline: Vec<Sample>,
+    /// Whether the model refuses each of the harmful, the harmless and the borderline prompts, in that order. Empty: not known.
+    pub refused: Vec<bool>,
+}
+
+impl Classes {
+    /// Whether the model refuses a prompt of these.
+    fn is_refused(&self, index: usize) -> Option<bool> {
+        self.refused.get(index).copied()
+    }
 }
 
 /// Derives the direction of every layer and post-instruction position, layer by layer, positions from the deciding one
@@ -69,20 +83,33 @@ pub fn derive(
     }
     let positions =
         lists.iter().flat_map(|l| l.iter().map(|s| s.post_instruction.len())).min().unwrap_or(1).max(1);
-    let samples: Vec<(usize, &Sample)> =
-        lists.iter().enumerate().flat_map(|(class, l)| l.iter().map(move |s| (class, s))).collect();
-    let sequences: Vec<Sequence> = samples.iter().map(|(_, s)| s.tokens.clone().into()).collect();
+    let mut samples: Vec<Seen> = Vec::new();
+    for (class, list) in lists.into_iter().enumerate() {
+        samples.extend(list.iter().map(|sample| Seen { class, sample, refused: None }));
+    }
+    // Training prompts come first.
+    let plain = train.harmful.len() + train.harmless.len();
+    samples[..plain].iter_mut().enumerate().for_each(|(i, s)| s.refused = train.is_refused(i));
+    let borderline = train.borderline.iter().enumerate();
+    let of = |(i, sample)| Seen { class: BORDERLINE, sample, refused: train.is_refused(plain + i) };
+    samples.extend(borderline.map(of).filter(|s| s.refused.is_some()));
+    let sequences: Vec<Sequence> = samples.iter().map(|s| s.sample.tokens.clone().into()).collect();
     let mut tap = Means {
         samples: &samples,
         positions,
         hidden,
         sums: vec![0.0; layers * positions * 4 * hidden],
         counts: [0; 4],
+        by_answer: vec![0.0; layers * 2 * hidden],
+        answers: [0; 2],
         deciding: vec![Vec::new(); layers],
     };
-    for (i, (class, _)) in samples.iter().enumerate() {
-        if *class < 2 {
-            tap.counts[class * 2 + i % 2] += 1;
+    for (i, s) in samples.iter().enumerate() {
+        if s.class < 2 {
+            tap.counts[s.class * 2 + i % 2] += 1;
+        }
+        if let Some(refused) = s.refused {
+            tap.answers[usize::from(refused)] += 1;
         }
     }
     runner.run(&sequences, &[], &[], &mut tap)?;
@@ -96,31 +123,55 @@ pub fn derive(
     Ok(out)
 }
 
+/// The class of borderline training prompts.
+const BORDERLINE: usize = 4;
+/// Refused or answered prompts, whichever are fewer, that count as much as the class means: of fewer the direction is drawn
+/// towards theirs.
+const SHRINK: f64 = 8.0;
+
+/// A prompt of the pass.
+struct Seen<'a> {
+    /// 0 and 1: train harmful and harmless; 2 and 3: validation; [`BORDERLINE`].
+    class: usize,
+    sample: &'a Sample,
+    refused: Option<bool>,
+}
+
 struct Means<'a> {
-    /// (class, sample): 0 and 1 train harmful and harmless, 2 and 3 validation.
-    samples: &'a [(usize, &'a Sample)],
+    samples: &'a [Seen<'a>],
     positions: usize,
     hidden: usize,
     /// `[layer][position][class × 2 + half][hidden]`
     sums: Vec<f64>,
     counts: [usize; 4],
+    /// `[layer][answered, refused][hidden]`, training prompts at the deciding position.
+    by_answer: Vec<f64>,
+    answers: [usize; 2],
     /// Validation states at the deciding position: per layer, (class is harmful, `[hidden]`).
     deciding: Vec<Vec<(bool, Vec<f32>)>>,
 }
 
 impl Tap for Means<'_> {
+    fn sees_prefixes(&self) -> bool {
+        false
+    }
+
     fn residual(&mut self, layer: usize, rows: &[Row], x: &[f32], width: usize) {
         for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
-            let (class, sample) = self.samples[row.seq];
+            let Seen { class, sample, refused } = self.samples[row.seq];
             let last = sample.post_instruction.end - 1;
             if row.pos > last || last - row.pos >= self.positions {
                 continue;
             }
             let k = last - row.pos;
+            if let (0, Some(refused)) = (k, refused) {
+                let slot = (layer * 2 + usize::from(refused)) * self.hidden;
+                self.by_answer[slot..slot + width].iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x));
+            }
             if class < 2 {
                 let slot = ((layer * self.positions + k) * 4 + class * 2 + row.seq % 2) * self.hidden;
                 self.sums[slot..slot + width].iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x));
-            } else if k == 0 {
+            } else if k == 0 && class != BORDERLINE {
                 self.deciding[layer].push((class == 2, x.to_vec()));
             }
         }
@@ -146,12 +197,9 @@ impl Means<'_> {
         let (harmful, harmless) = (mean(&[0, 1]), mean(&[2, 3]));
         let raw = minus(&harmful, &harmless);
         let split_half = cosine(&minus(&mean(&[0]), &mean(&[2])), &minus(&mean(&[1]), &mean(&[3])));
-        // Without the part along the mean harmless state: what all prompts share is no refusal.
-        let along: f64 = raw.iter().zip(&harmless).map(|(a, b)| a * b).sum::<f64>()
-            / harmless.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
-        let projected: Vec<f32> = raw.iter().zip(&harmless).map(|(r, h)| (r - along * h) as f32).collect();
-        let length = norm(&projected).max(f64::MIN_POSITIVE);
-        let derived: Vec<f32> = projected.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+        let derived = without(&raw, &harmless);
+        let refused =
+            (k == 0 && self.answers != [0, 0]).then(|| without(&self.refused(layer, &raw), &harmless));
         let own =
             given.map_or(1.0, |g| g.iter().zip(&derived).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum());
         let unit = given.cloned().unwrap_or(derived);
@@ -167,8 +215,30 @@ impl Means<'_> {
             auc,
             fisher,
             own,
+            refused,
         }
     }
+
+    /// Mean state of refused less mean state of answered training prompts, drawn towards `raw`, the difference of the class
+    /// means, where either are few.
+    fn refused(&self, layer: usize, raw: &[f64]) -> Vec<f64> {
+        let fewer = self.answers[0].min(self.answers[1]) as f64;
+        let share = fewer / (fewer + SHRINK);
+        let mean = |refused: usize, j: usize| {
+            self.by_answer[(layer * 2 + refused) * self.hidden + j] / self.answers[refused].max(1) as f64
+        };
+        let mixed = |(j, r): (usize, &f64)| share * (mean(1, j) - mean(0, j)) + (1.0 - share) * r;
+        raw.iter().enumerate().map(mixed).collect()
+    }
+}
+
+/// The unit vector along `raw` without its part along the mean harmless state: what all prompts share is no refusal.
+fn without(raw: &[f64], harmless: &[f64]) -> Vec<f32> {
+    let along: f64 = raw.iter().zip(harmless).map(|(a, b)| a * b).sum::<f64>()
+        / harmless.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
+    let projected: Vec<f32> = raw.iter().zip(harmless).map(|(r, h)| (r - along * h) as f32).collect();
+    let length = norm(&projected).max(f64::MIN_POSITIVE);
+    projected.iter().map(|&x| (f64::from(x) / length) as f32).collect()
 }
 
 fn scores(states: &[(bool, Vec<f32>)], unit: &[f32]) -> (f64, f64) {

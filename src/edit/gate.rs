@@ -36,6 +36,15 @@ impl Group {
         Group { rows, cells: (0..rows).map(|i| (i, 0)).collect(), inputs, target, weight }
     }
 
+    /// Takes inputs out that a gate can't use: of the matrices from `first` on, the columns in each one's list.
+    pub fn silence(&mut self, first: usize, columns: &[Vec<usize>]) {
+        let width = self.inputs.len() / self.cells.len().max(1);
+        for (&(_, part), x) in self.cells.iter().zip(self.inputs.chunks_exact_mut(width.max(1))) {
+            let list = part.checked_sub(first).and_then(|at| columns.get(at));
+            list.into_iter().flatten().for_each(|&j| x[j] = 0.0);
+        }
+    }
+
     /// Root of a row's share in the loss.
     fn share(&self) -> f64 {
         (self.weight / self.rows.max(1) as f64).sqrt()

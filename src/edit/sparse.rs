@@ -38,6 +38,23 @@ pub fn is_pruned(w: &Matrix) -> bool {
     }
 }
 
+/// Least share of a column that pruning must have left for an edit of it: what is left carries all of the column's part.
+const LEAST_LEFT: f64 = 0.15;
+
+/// Columns of a pruned matrix that can't carry an edit. Of another matrix none.
+pub fn dead_columns(w: &Matrix) -> Vec<usize> {
+    if !is_pruned(w) {
+        return Vec::new();
+    }
+    let mut left = vec![0usize; w.cols];
+    let mut row = vec![0.0f32; w.cols];
+    for i in 0..w.rows {
+        w.decode_row(i, &mut row);
+        left.iter_mut().zip(&row).for_each(|(n, x)| *n += usize::from(*x != 0.0));
+    }
+    (0..w.cols).filter(|&j| (left[j] as f64) < LEAST_LEFT * w.rows as f64).collect()
+}
+
 fn mostly(w: &Matrix) -> bool {
     zeros(w) as f64 >= FLOATS * (w.rows * w.cols) as f64
 }

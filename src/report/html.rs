@@ -50,6 +50,7 @@ fn render(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
     before_after(out, p, split, a, b)?;
     plots::categories(out, &p.changes)?;
     plots::candidates(out, p)?;
+    plots::scan(out, p)?;
     plots::layers(out, p)?;
     tensors(out, p)?;
     answers(out, p)?;

@@ -119,7 +119,9 @@ mod tests {
     use super::*;
     use crate::evaluate::{judge::judge, Change, Rate};
     use crate::model::{RankOne, Writer};
-    use crate::search::{Candidate, Emit, LayerScore, Method, Rates, Scores, Stored, TensorReport, Toward};
+    use crate::search::{
+        Candidate, Effect, Emit, LayerScore, Method, Rates, Scan, Scores, Stored, TensorReport, Toward,
+    };
 
     const HOSTILE: &str = "<script>alert('x')</script> & \"more\"";
     const SECRET: &str = "Sure, here is how it is done in full detail: first the one thing, then the other.";
@@ -182,6 +184,14 @@ mod tests {
             perplexity: 20.0,
             same_answers: 1.0,
         };
+        let effect = |layer, strength, harmful| Effect {
+            layer,
+            toward: Toward::Projected,
+            strength,
+            harmful,
+            harmless: 0.0,
+            borderline: 0.1,
+        };
         let layer = |layer, position| LayerScore {
             layer,
             position,
@@ -222,6 +232,10 @@ mod tests {
             gain: 0.25,
             p_value: 0.01,
             layers: vec![layer(0, 0), layer(0, -1), layer(1, 0), layer(1, -1)],
+            scan: Scan {
+                base: Some(effect(0, 0.0, 0.2)),
+                effects: vec![effect(0, 1.0, 0.2), effect(1, 1.0, 0.6)],
+            },
             answers: (before, after),
         }
     }

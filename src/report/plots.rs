@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{escape, p_value, percent};
 use crate::evaluate::{Change, Rate};
-use crate::search::{Candidate, LayerScore, Patched};
+use crate::search::{Candidate, LayerScore, Patched, Toward};
 use crate::text::Set;
 
 /// Refusal of harmful prompts by category: before above after, with the ends of the intervals.
@@ -190,6 +190,47 @@ fn front(candidates: &[Candidate], cost: fn(&Candidate) -> f64) -> Vec<&Candidat
         better
     });
     sorted
+}
+
+/// What writing along each direction after a block gains.
+pub fn scan(out: &mut String, p: &Patched) -> std::fmt::Result {
+    let mut kinds: Vec<Toward> = Vec::new();
+    for e in &p.scan.effects {
+        if !kinds.contains(&e.toward) {
+            kinds.push(e.toward);
+        }
+    }
+    if kinds.is_empty() {
+        return Ok(());
+    }
+    write!(out, "<h2>Where writing makes the model refuse</h2><p class=dim>Each direction is added after one block where the model decides, without a gate: points by which the mean probability of a first token that opens a refusal rises on harmful training prompts, the mean of additions of half a gap, a gap and two. Shaded: the blocks that were edited.</p><div class=plots>")?;
+    let blocks = p.scan.effects.iter().map(|e| e.layer + 1).max().unwrap_or(1);
+    let gains = |t: Toward| -> Vec<(usize, f64)> {
+        let known = (0..blocks).filter(|&l| p.scan.effects.iter().any(|e| e.layer == l && e.toward == t));
+        known.map(|l| (l, p.scan.gain(l, t, p.emit))).collect()
+    };
+    let most = kinds.iter().flat_map(|&t| gains(t)).map(|g| g.1).fold(0.01, f64::max);
+    let x = |layer: usize| 34.0 + 320.0 * (layer as f64 + 0.5) / blocks as f64;
+    let y = |gain: f64| 150.0 - 130.0 * (gain / most).clamp(-0.1, 1.0);
+    for toward in kinds {
+        write!(out, "<figure><svg viewBox='0 0 360 190' role=img aria-label='gain by block'>")?;
+        for &layer in &p.chosen.layers {
+            let (at, wide) = (x(layer) - 160.0 / blocks as f64, 320.0 / blocks as f64);
+            write!(out, "<rect class=band x={at:.1} y=15 width={wide:.1} height=135 />")?;
+        }
+        for layer in (0..blocks).step_by(blocks.div_ceil(12)) {
+            write!(out, "<text class=dim x={:.1} y=170 text-anchor=middle>{layer}</text>", x(layer))?;
+        }
+        for gain in [0.0, most] {
+            let (at, points) = (y(gain), 100.0 * gain);
+            write!(out, "<line class=axis x1=34 x2=354 y1={at} y2={at} /><text class=dim x=30 y={} text-anchor=end>{points:.0}</text>", at + 4.0)?;
+        }
+        let points: Vec<String> =
+            gains(toward).iter().map(|&(l, g)| format!("{:.1},{:.1}", x(l), y(g))).collect();
+        let words = toward.words();
+        write!(out, "<polyline class=linenew points='{}'/><text class=dim x=194 y=186 text-anchor=middle>block</text></svg><figcaption>{words}</figcaption></figure>", points.join(" "))?;
+    }
+    write!(out, "</div>")
 }
 
 /// How well each block tells harmful from harmless prompts, and how the template's positions share in it.

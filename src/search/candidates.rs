@@ -18,7 +18,7 @@ const SHARES: [f64; 5] = [1.0, 2.0, 3.0, 5.0, 8.0];
 /// A constant reaches every token, so less of it does more.
 const CONSTANTS: [f64; 7] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6];
 /// Layers that go into the search.
-const LAYERS: usize = 4;
+pub(super) const LAYERS: usize = 4;
 /// What an edit as large as the weights themselves costs, in shares of harmful prompts: of edits that refuse alike the smaller
 /// one is milder on prompts that nobody tried, and needs no finer encoding.
 const BULK: f64 = 0.1;
@@ -69,7 +69,9 @@ struct Part<'l> {
 }
 
 /// The candidates of one method along one direction: families (writers of one block, or of several) × strengths. `first`:
-/// the number of the first family; `routed`: those with routed experts.
+/// the number of the first family; `routed`: those with routed experts; `beside`: on a coarser grid, as another direction
+/// gains more.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn candidates(
     method: Method,
     toward: Toward,
@@ -77,10 +79,8 @@ pub(super) fn candidates(
     settings: &Settings,
     first: usize,
     routed: bool,
+    beside: bool,
 ) -> Vec<Candidate> {
-    // The original's direction and the plain difference come beside the projected one: on a coarser grid.
-    let beside =
-        matches!((method, toward), (Method::Gated | Method::Amplify, Toward::Own | Toward::Original));
     let grid: &[f64] = match (&settings.strength, method) {
         (Some(s), _) => std::slice::from_ref(s),
         (None, Method::Gated) => &STRENGTHS,
@@ -233,12 +233,7 @@ impl Candidate {
 
     /// What it does, for people: `gated along the original's direction`.
     pub fn kind(&self) -> String {
-        let along = match self.toward {
-            Toward::Projected => "the model's own direction",
-            Toward::Own => "the model's plain difference of means",
-            Toward::Original => "the original's direction",
-            Toward::Given => "the given direction",
-        };
+        let along = self.toward.words();
         format!("{} along {along}", self.method.name())
     }
 

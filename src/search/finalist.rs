@@ -11,20 +11,17 @@ use crate::edit::stack::{fold_all, recode_all};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Answer, Drafts, Evaluator, Rate};
 use crate::model::{Part, RankOne, Replacement, Storage};
+use crate::text::Set;
 
 fn describe(c: &Candidate, s: &Scores) -> String {
-    format!(
-        "{} strength {:.2}: refusal {:.1} %, harmless {:.1} %, borderline {:.1} %, KL {:.4}, perplexity {:.3}",
-        c.place(),
-        c.strength,
-        100.0 * s.harmful.refusal_rate,
-        100.0 * s.harmless.refusal_rate,
-        100.0 * s.borderline.refusal_rate,
-        s.kl,
-        s.perplexity
-    )
+    let mut out = format!("{} strength {:.2}: ", c.place(), c.strength);
+    let rates = [("refusal", &s.harmful), ("harmless", &s.harmless), ("borderline", &s.borderline)];
+    for (name, rate) in rates.iter().filter(|(_, r)| !r.refusal_rate.is_nan()) {
+        out += &format!("{name} {:.1} %, ", 100.0 * rate.refusal_rate);
+    }
+    out + &format!("KL {:.4}, perplexity {:.3}", s.kl, s.perplexity)
 }
 
 /// A candidate that, as it would be written, keeps the limits on validation prompts.
@@ -71,6 +68,7 @@ impl Ground<'_> {
         index: usize,
         candidate: &Candidate,
         inputs: &WriterInputs,
+        drafts: Option<&Drafts>,
         trials: &mut Vec<Trial>,
     ) -> Result<Tried> {
         let (mut replaced, mut tensors) = (Vec::new(), Vec::new());
@@ -88,10 +86,7 @@ impl Ground<'_> {
         let patched = self.evaluator.model.with(replaced)?;
         let edits = std::slice::from_ref(&candidate.edit);
         let after = Evaluator { model: &patched, edits, ..*self.evaluator };
-        let max_new = self.settings.max_new_tokens;
-        let (scores, answers) =
-            self.base.measure(&after, &self.validation, usize::from(beside), max_new, &self.opening)?;
-        let miss = self.miss(&scores);
+        let (scores, answers, miss) = self.measure_trial(&after, usize::from(beside), drafts)?;
         trials.push(Trial::new(candidate, &scores, miss.clone()));
         let verdict = miss.as_ref().map_or(String::new(), |m| format!(": {m}"));
         self.evaluator.progress.note(&format!("{}{verdict}", describe(candidate, &scores)));
@@ -112,6 +107,55 @@ impl Ground<'_> {
             outlook: Outlook::read(&answers),
             reached: self.reference.as_ref().is_some_and(|r| r.is_reached(&answers)),
         })))
+    }
+
+    /// Scores and answers of a trial, and the limit that it breaks. The cheap limits come first: where one is broken nothing
+    /// more is asked, and what was not measured is no number.
+    fn measure_trial(
+        &self,
+        after: &Evaluator,
+        edit: usize,
+        drafts: Option<&Drafts>,
+    ) -> Result<(Scores, Vec<Answer>, Option<String>)> {
+        let (base, max_new) = (&self.base, self.settings.max_new_tokens);
+        let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit)?))).transpose()?;
+        let drift = match &drafts {
+            Some((drafts, read)) => base.drift_from(after, edit, drafts, read)?,
+            None => base.drift(after, edit)?,
+        };
+        let unknown = |rate: &Rate| Rate { refusal_rate: f64::NAN, ..rate.clone() };
+        let mut scores = Scores {
+            kl: drift.kl,
+            answer_perplexity: drift.answer_perplexity,
+            perplexity: drift.perplexity,
+            ..base.scores.clone()
+        };
+        if let Some(miss) = self.miss(&scores) {
+            let of = [&mut scores.harmful, &mut scores.harmless, &mut scores.borderline];
+            of.into_iter().for_each(|rate| *rate = unknown(rate));
+            return Ok((scores, Vec::new(), Some(miss)));
+        }
+        let answers = if let Some((drafts, read)) = &drafts {
+            let answer = |prompts: Vec<usize>| {
+                after.answer_from(&self.validation, drafts, read, &prompts, edit, max_new, &self.opening)
+            };
+            // Harmful prompts come first in their order; whether the others are refused ends most trials.
+            let harmful = self.validation.prompts.iter().filter(|p| p.set == Set::Harmful).count();
+            let others = answer((harmful..self.validation.plain).collect())?;
+            scores.harmless = Rate::of(&others, Set::Harmless);
+            scores.borderline = Rate::of(&others, Set::Borderline);
+            if let Some(miss) = self.miss(&scores) {
+                scores.harmful = unknown(&base.scores.harmful);
+                return Ok((scores, Vec::new(), Some(miss)));
+            }
+            [answer((0..harmful).collect())?, others].concat()
+        } else {
+            let asked = after.ask_again(&self.validation, edit)?;
+            after.answer(&asked, edit, max_new, &self.opening)?
+        };
+        let scores = base.scores(drift, &answers);
+        let miss = self.miss(&scores);
+        Ok((scores, answers, miss))
     }
 
     /// Folds a candidate into the tensors' own encodings, or into wider ones where the grid can't hold it.

@@ -8,7 +8,7 @@ use super::fit::{baseline, Scores};
 use super::ground::Ground;
 use super::outcome::{LayerScore, Patched, Trial};
 use super::reference::Rates;
-use super::{Emit, LEAST_GAIN, SIGNIFICANT};
+use super::{Emit, Scan, LEAST_GAIN, SIGNIFICANT};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
 use crate::direction::Direction;
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ impl Ground<'_> {
         finalist: Finalist,
         candidates: &[Candidate],
         trials: &[Trial],
-        directions: &[Direction],
+        (directions, scan): (&[Direction], &Scan),
         out: Option<&Path>,
         force: bool,
     ) -> Result<std::result::Result<Patched, String>> {
@@ -56,6 +56,7 @@ impl Ground<'_> {
             gain,
             p_value,
             layers: directions.iter().map(LayerScore::from).collect(),
+            scan: scan.clone(),
             answers: Default::default(),
         };
         let Some(out) = out else { return Ok(Ok(patched)) };
@@ -90,7 +91,11 @@ impl Ground<'_> {
     /// Holds what was written to the limits on validation prompts again, and measures it on test prompts.
     fn measure(&self, patched: &mut Patched, written: &Evaluator, edit: usize) -> Result<Option<String>> {
         let max_new = self.settings.max_new_tokens;
-        let (again, answers) = self.base.measure(written, &self.validation, edit, max_new, &self.opening)?;
+        let first = patched.chosen.layers.first().copied().unwrap_or(0);
+        let drafts = self.base.drafts(self.evaluator, &self.validation, first)?;
+        let (again, answers) =
+            self.base.measure(written, &self.validation, drafts.as_ref(), edit, max_new, &self.opening)?;
+        drop(drafts);
         (patched.gain, patched.p_value) = self.gain(&answers);
         if let Some(miss) = self.miss(&again) {
             return Ok(Some(miss));
@@ -101,7 +106,9 @@ impl Ground<'_> {
         let test = self.prompts.split(Split::Test);
         let asked = self.evaluator.ask(&test)?;
         let base = baseline(self.evaluator, self.evaluator.answer(&asked, 0, max_new, &self.opening)?)?;
-        let (scores, answers) = base.measure(written, &asked, edit, max_new, &self.opening)?;
+        let drafts = base.drafts(self.evaluator, &asked, first)?;
+        let (scores, answers) =
+            base.measure(written, &asked, drafts.as_ref(), edit, max_new, &self.opening)?;
         patched.validation.1 = again;
         patched.test = Some((base.scores.clone(), scores));
         if let (Some(r), Some(original)) = (&self.reference, &mut patched.reference) {

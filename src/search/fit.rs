@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::evaluate::{Answer, Asked, Evaluator, Rate};
+use crate::evaluate::{Answer, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
 use crate::forward::Head;
 use crate::text::Set;
 
@@ -26,6 +26,17 @@ pub struct Scores {
     pub same_answers: f64,
 }
 
+/// What a model does to IN's own words: the limits that cost no new answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Drift {
+    /// As [`Scores::kl`].
+    pub kl: f64,
+    /// As [`Scores::answer_perplexity`].
+    pub answer_perplexity: f64,
+    /// As [`Scores::perplexity`].
+    pub perplexity: f64,
+}
+
 /// IN's answers and states, which candidates are compared with.
 pub struct Baseline {
     /// IN's answers on the split, prompts in order.
@@ -42,7 +53,7 @@ pub struct Baseline {
 /// Measures IN, of whose answers to a split's prompts the refusals are counted already.
 pub fn baseline(evaluator: &Evaluator, answers: Vec<Answer>) -> Result<Baseline> {
     let mut forced = Vec::new();
-    for a in answers.iter().filter(|a| a.set == Set::Harmless && !a.answer.is_empty()) {
+    for a in answers.iter().filter(|a| is_forced(a)) {
         forced.push((a.read.tokens.clone(), a.answer.clone()));
     }
     let (states, next) = evaluator.answer_states(&forced, 0)?;
@@ -58,37 +69,94 @@ pub fn baseline(evaluator: &Evaluator, answers: Vec<Answer>) -> Result<Baseline>
     Ok(Baseline { answers, forced, states, next, scores })
 }
 
+/// Whether an answer is one that the divergence is measured on.
+fn is_forced(a: &Answer) -> bool {
+    a.set == Set::Harmless && !a.answer.is_empty()
+}
+
 impl Baseline {
-    /// Measures another model, or an edit of this one, on the same prompts. The output matrix must be the same.
+    /// IN's answers as drafts of an edited model's; `layer`: the first block that an edit touches. `None`: prompts are asked
+    /// behind thoughts, which differ under every edit, or their states would take more than a quarter of the memory.
+    pub fn drafts(&self, evaluator: &Evaluator, asked: &Asked, layer: usize) -> Result<Option<Drafts>> {
+        if asked.think() {
+            return Ok(None);
+        }
+        let answers: Vec<&[u32]> = self.answers.iter().map(|a| &a.answer[..]).collect();
+        let tokens = asked.samples.iter().zip(&answers).map(|(s, a)| s.tokens.len() + a.len());
+        if tokens.sum::<usize>() * evaluator.model.spec.hidden * 4 > evaluator.memory / 4 {
+            return Ok(None);
+        }
+        Ok(Some(Drafts::new(evaluator, asked, &answers, layer)?))
+    }
+
+    /// Measures another model, or an edit of this one, on IN's words. The output matrix must be the same.
+    pub fn drift(&self, evaluator: &Evaluator, edit: usize) -> Result<Drift> {
+        self.drift_of(evaluator, edit, &evaluator.answer_states(&self.forced, edit)?.0)
+    }
+
+    /// The same from the states of IN's answers that [`Drafts::read`] gave.
+    pub fn drift_from(
+        &self,
+        evaluator: &Evaluator,
+        edit: usize,
+        drafts: &Drafts,
+        read: &Read,
+    ) -> Result<Drift> {
+        let harmless: Vec<usize> = (0..self.answers.len()).filter(|&i| is_forced(&self.answers[i])).collect();
+        let states = drafts.answer_states(read, &harmless, evaluator.model.spec.hidden);
+        self.drift_of(evaluator, edit, &states)
+    }
+
+    fn drift_of(&self, evaluator: &Evaluator, edit: usize, states: &[f32]) -> Result<Drift> {
+        let kl = Head::new(evaluator.model, evaluator.compute)?.kl(&self.states, states)?;
+        Ok(Drift {
+            kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
+            answer_perplexity: evaluator.perplexity_of(states, &self.next)?,
+            perplexity: evaluator.perplexity(edit)?,
+        })
+    }
+
+    /// Scores of answers to the split's prompts, in order, by the model of which `drift` was measured.
+    pub fn scores(&self, drift: Drift, answers: &[Answer]) -> Scores {
+        let harmless: Vec<bool> = self
+            .answers
+            .iter()
+            .zip(answers)
+            .filter(|(a, _)| a.set == Set::Harmless)
+            .map(|(a, b)| a.answer == b.answer)
+            .collect();
+        Scores {
+            harmful: Rate::of(answers, Set::Harmful),
+            harmless: Rate::of(answers, Set::Harmless),
+            borderline: Rate::of(answers, Set::Borderline),
+            kl: drift.kl,
+            answer_perplexity: drift.answer_perplexity,
+            perplexity: drift.perplexity,
+            same_answers: harmless.iter().filter(|x| **x).count() as f64 / harmless.len().max(1) as f64,
+        }
+    }
+
+    /// Measures another model, or an edit of this one, on the same prompts. The output matrix must be the same. `drafts`: those
+    /// of the prompts, where the answers may begin as IN's do.
     pub fn measure(
         &self,
         evaluator: &Evaluator,
         asked: &Asked,
+        drafts: Option<&Drafts>,
         edit: usize,
         max_new: usize,
         opening: &[u32],
     ) -> Result<(Scores, Vec<Answer>)> {
+        if let Some(drafts) = drafts {
+            let read = drafts.read(evaluator, edit)?;
+            let drift = self.drift_from(evaluator, edit, drafts, &read)?;
+            let all: Vec<usize> = (0..asked.plain).collect();
+            let answers = evaluator.answer_from(asked, drafts, &read, &all, edit, max_new, opening)?;
+            return Ok((self.scores(drift, &answers), answers));
+        }
         let asked = evaluator.ask_again(asked, edit)?;
         let answers = evaluator.answer(&asked, edit, max_new, opening)?;
-        let (states, _) = evaluator.answer_states(&self.forced, edit)?;
-        let kl = Head::new(evaluator.model, evaluator.compute)?.kl(&self.states, &states)?;
-        let harmless: Vec<bool> = self
-            .answers
-            .iter()
-            .zip(&answers)
-            .filter(|(a, _)| a.set == Set::Harmless)
-            .map(|(a, b)| a.answer == b.answer)
-            .collect();
-        let scores = Scores {
-            harmful: Rate::of(&answers, Set::Harmful),
-            harmless: Rate::of(&answers, Set::Harmless),
-            borderline: Rate::of(&answers, Set::Borderline),
-            kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
-            answer_perplexity: evaluator.perplexity_of(&states, &self.next)?,
-            perplexity: evaluator.perplexity(edit)?,
-            same_answers: harmless.iter().filter(|x| **x).count() as f64 / harmless.len().max(1) as f64,
-        };
-        Ok((scores, answers))
+        Ok((self.scores(self.drift(evaluator, edit)?, &answers), answers))
     }
 
     /// How many harmful prompts are refused now and were not before, and the other way round.

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::ground::Ground;
+use super::ground::{Ground, Training};
 use super::material::{Inputs, Material};
 use crate::edit::gate::{fit, Gate};
+use crate::edit::sparse::dead_columns;
 use crate::error::Result;
 use crate::evaluate::Evaluator;
 use crate::model::Writer;
-use crate::text::{Set, Split};
+use crate::text::Set;
 
 /// Fitted gates by block and writer; a writer whose inputs do not tell the prompts apart has none.
 #[derive(Default)]
@@ -22,10 +23,16 @@ impl Gates {
     /// Fits the gates of the writers of some blocks; `routed`: of their routed experts, else of the others. The writers'
     /// inputs of a few blocks at a time are held, as many as fit into half of the memory, each group at the price of another
     /// pass over the weights.
-    pub fn fit(&mut self, ground: &Ground, layers: &[usize], routed: bool) -> Result<()> {
+    pub fn fit(
+        &mut self,
+        ground: &Ground,
+        training: &Training,
+        layers: &[usize],
+        routed: bool,
+    ) -> Result<()> {
         let (train, held_out) = match self.material.take() {
             Some(m) => m,
-            None => material(ground)?,
+            None => material(ground, training)?,
         };
         let spec = &ground.evaluator.model.spec;
         let width = match (&spec.experts, routed) {
@@ -36,23 +43,31 @@ impl Gates {
         let at_once = (ground.evaluator.memory / 2 / bytes.max(1)).max(1);
         for group in layers.chunks(at_once) {
             let inputs = |m: &Material| m.inputs(ground.evaluator, group, routed);
-            self.add(ground.evaluator, &inputs(&train)?, &inputs(&held_out)?)?;
+            self.add(ground.evaluator, inputs(&train)?, inputs(&held_out)?)?;
         }
         self.material = Some((train, held_out));
         Ok(())
     }
 
-    fn add(&mut self, evaluator: &Evaluator, train: &Inputs, held_out: &Inputs) -> Result<()> {
+    fn add(&mut self, evaluator: &Evaluator, train: Inputs, mut held_out: Inputs) -> Result<()> {
         let spec = &evaluator.model.spec;
-        for (key, a) in train {
+        for (key, mut a) in train {
             crate::progress::check()?;
-            let Some(b) = held_out.get(key) else { continue };
+            let Some(mut b) = held_out.remove(&key) else { continue };
+            if evaluator.model.file.folder().is_some() {
+                for part in evaluator.model.parts(key.0, key.1)? {
+                    let dead: Vec<Vec<usize>> = part.stack.iter().map(|w| dead_columns(&w)).collect();
+                    for group in a.iter_mut().chain(&mut b) {
+                        group.silence(part.first, &dead);
+                    }
+                }
+            }
             let parts = match (key.1, &spec.experts) {
                 (Writer::Experts, Some(e)) => e.count,
                 _ => 1,
             };
-            if let Some(gate) = fit(a, b, spec.columns(key.1) / parts, parts)? {
-                self.fitted.insert(*key, gate);
+            if let Some(gate) = fit(&a, &b, spec.columns(key.1) / parts, parts)? {
+                self.fitted.insert(key, gate);
             }
         }
         Ok(())
@@ -65,15 +80,11 @@ impl Gates {
 }
 
 /// Rows of the training prompts, and of the validation prompts.
-fn material(ground: &Ground) -> Result<(Material, Material)> {
-    let (evaluator, prompts) = (ground.evaluator, ground.prompts);
-    let train = prompts.split(Split::Train);
-    // Thoughts take long: every other prompt has one.
-    let again = train.iter().copied().step_by(2).filter(|_| ground.validation.think());
-    let asked = evaluator.ask_twice(&train, &again.collect::<Vec<_>>())?;
-    let answers = evaluator.answer(&asked, 0, ground.settings.max_new_tokens, &[])?;
+fn material(ground: &Ground, training: &Training) -> Result<(Material, Material)> {
+    let evaluator = ground.evaluator;
+    let Training { asked, answers } = training;
     let refusals = answers[..asked.plain].iter().filter(|a| a.refused && a.set == Set::Harmful);
     let forced: Vec<&[u32]> = refusals.take(64).map(|a| &a.answer[..]).collect();
-    let fit = Material::build(evaluator, &asked, &answers, &forced)?;
+    let fit = Material::build(evaluator, asked, answers, &forced)?;
     Ok((fit, Material::build(evaluator, &ground.validation, &ground.base.answers, &forced)?))
 }

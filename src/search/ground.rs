@@ -25,6 +25,31 @@ pub(super) struct Ground<'a> {
     pub reference: Option<Reference<'a>>,
 }
 
+/// IN's answers to the training prompts, which directions and gates are made from.
+pub(super) struct Training<'a> {
+    /// The prompts; of a model that thinks every other one a second time, behind a thought.
+    pub asked: Asked<'a>,
+    /// Its answers.
+    pub answers: Vec<Answer>,
+}
+
+impl<'a> Training<'a> {
+    /// Asks IN.
+    pub fn take(ground: &Ground<'a>) -> Result<Training<'a>> {
+        let train = ground.prompts.split(Split::Train);
+        // Thoughts take long.
+        let again: Vec<_> = train.iter().copied().step_by(2).filter(|_| ground.validation.think()).collect();
+        let asked = ground.evaluator.ask_twice(&train, &again)?;
+        let answers = ground.evaluator.answer(&asked, 0, ground.settings.max_new_tokens, &ground.opening)?;
+        Ok(Training { asked, answers })
+    }
+
+    /// Whether each prompt is refused, of those asked without a thought.
+    pub fn refused(&self) -> Vec<bool> {
+        self.answers[..self.asked.plain].iter().map(|a| a.refused).collect()
+    }
+}
+
 impl<'a> Ground<'a> {
     /// Measures IN on the validation prompts.
     pub fn take(
@@ -56,6 +81,9 @@ impl<'a> Ground<'a> {
                 "no token opens a refusal under this tokenizer and template; check --chat-template with inspect --prompt".into(),
             ));
         }
+        let texts: Vec<String> =
+            opening.iter().map(|&t| format!("{:?}", evaluator.chat.tokenizer.token_text(t))).collect();
+        evaluator.progress.note(&format!("tokens that open a refusal: {}", texts.join(" ")));
         evaluator.read_openings(&mut answers, &opening)?;
         if let Some(r) = &mut reference {
             r.evaluator.read_openings(&mut r.answers, &opening)?;
@@ -150,20 +178,25 @@ fn miss(b: &Scores, s: &Scores, settings: &Settings, borderline_binds: bool) -> 
 }
 
 /// The direction of every block and post-instruction position. `given`: unit vectors that take the place of the derived ones
-/// at the deciding position.
+/// at the deciding position; `refused`: [`Classes::refused`] of the training prompts.
 pub(super) fn directions(
     evaluator: &Evaluator,
     prompts: &PromptSet,
     given: &[(usize, Vec<f32>)],
+    refused: Vec<bool>,
 ) -> Result<Vec<Direction>> {
     let spec = &evaluator.model.spec;
     let classes = |split| -> Result<Classes> {
+        let of = |set| evaluator.samples(&prompts.of(set, split));
         Ok(Classes {
-            harmful: evaluator.samples(&prompts.of(Set::Harmful, split))?,
-            harmless: evaluator.samples(&prompts.of(Set::Harmless, split))?,
+            harmful: of(Set::Harmful)?,
+            harmless: of(Set::Harmless)?,
+            borderline: of(Set::Borderline)?,
+            refused: Vec::new(),
         })
     };
     let (train, validation) = (classes(Split::Train)?, classes(Split::Validation)?);
+    let train = Classes { refused, ..train };
     derive(&evaluator.runner(), spec.layers, spec.hidden, &train, &validation, given)
 }
 

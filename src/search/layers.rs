@@ -1,12 +1,12 @@
 //! Which blocks an edit may touch, along which directions, and what each of their writers can be edited with.
 
 use super::gates::Gates;
-use super::ground::{directions, Ground};
-use super::{Emit, Method, Settings, Source, Toward};
+use super::ground::{directions, Ground, Training};
+use super::scan::Scan;
+use super::{Emit, Method, Source, Toward};
 use crate::direction::Direction;
 use crate::edit::fold::norm;
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluator;
 use crate::model::{Matrix, Part, Writer};
 
 /// What a writer's term is made from.
@@ -25,14 +25,17 @@ pub(super) struct Ingredient {
 pub(super) struct Layer {
     pub direction: Direction,
     pub ingredients: Vec<Ingredient>,
+    /// What writing there gains, by the causal scan.
+    pub gain: f64,
 }
 
 impl Layer {
-    /// How much can be hoped of it: the separation of its best gate; what the best of its writers lost, where that is put back.
+    /// How much can be hoped of it: what writing there gains, times the separation of its best gate; what the best of its
+    /// writers lost, where that is put back.
     pub fn promise(&self) -> f64 {
         let of = |i: &Ingredient| match i.separation.is_nan() {
             true => norm(&i.v) / i.weight_norm.max(f64::MIN_POSITIVE),
-            false => i.separation,
+            false => i.separation * self.gain,
         };
         self.ingredients.iter().map(of).fold(0.0, f64::max)
     }
@@ -42,7 +45,8 @@ impl Layer {
 pub(super) fn layers(
     ground: &Ground,
     method: Method,
-    directions: &[Direction],
+    (toward, directions): (Toward, &[Direction]),
+    scan: &Scan,
     gates: &Gates,
     routed: bool,
 ) -> Result<Vec<Layer>> {
@@ -77,7 +81,8 @@ pub(super) fn layers(
             ingredients.truncate(1);
             ingredients.iter_mut().for_each(|i| i.writer = Writer::Ffn);
         }
-        out.push(Layer { direction: direction.clone(), ingredients });
+        let gain = scan.gain(direction.layer, toward, ground.settings.emit);
+        out.push(Layer { direction: direction.clone(), ingredients, gain });
     }
     Ok(out)
 }
@@ -106,7 +111,7 @@ fn project(own: &[Part], original: Option<&[Part]>, unit: &[f32]) -> (Vec<f32>, 
 }
 
 /// IN's directions: derived, given, or random for the control.
-pub(super) fn own_directions(ground: &Ground) -> Result<Vec<Direction>> {
+pub(super) fn own_directions(ground: &Ground, training: &Training) -> Result<Vec<Direction>> {
     let spec = &ground.evaluator.model.spec;
     let given = match &ground.settings.source {
         Source::Own => Vec::new(),
@@ -115,7 +120,7 @@ pub(super) fn own_directions(ground: &Ground) -> Result<Vec<Direction>> {
         }
         Source::Given(saved) => saved.clone(),
     };
-    directions(ground.evaluator, ground.prompts, &given)
+    directions(ground.evaluator, ground.prompts, &given, training.refused())
 }
 
 /// A Gaussian direction (Box–Muller over SplitMix64).
@@ -135,66 +140,103 @@ fn random_unit(n: usize, seed: u64) -> Vec<f32> {
     v.iter().map(|x| (f64::from(*x) / length) as f32).collect()
 }
 
-/// Layers to consider: the user's, else those of the first 80 % whose direction separates validation prompts best.
-pub(super) fn pick_layers<'d>(
-    directions: &'d [Direction],
-    evaluator: &Evaluator,
-    settings: &Settings,
-    method: Method,
-) -> Result<Vec<&'d Direction>> {
-    let deciding = directions.iter().filter(|d| d.position == 0);
-    let picked: Vec<&Direction> = match settings.layers {
-        Some((first, last)) => deciding.filter(|d| (first..=last).contains(&d.layer)).collect(),
-        None => {
-            // llama.cpp can't steer block 0 by a control vector.
-            let first = usize::from(settings.emit == Emit::ControlVector);
-            let range = first..candidate_layers(evaluator.model.spec.layers).max(first + 1);
-            let mut early: Vec<&Direction> = deciding.filter(|d| range.contains(&d.layer)).collect();
-            early.sort_by(|a, b| b.fisher.total_cmp(&a.fisher));
-            match method {
-                // A run for every edit is dear, a row for a gate is not.
-                Method::Gated => early.truncate(8),
-                Method::Amplify | Method::Add => early.truncate(4),
-                // What was taken is known of all.
-                Method::Restore => {}
+/// Every block's directions, kind by kind: what the causal scan compares.
+pub(super) fn kinds(ground: &Ground, own: &[Direction]) -> Result<Vec<(Toward, Vec<Direction>)>> {
+    let own: Vec<&Direction> = own.iter().filter(|d| d.position == 0).collect();
+    let cloned = || own.iter().map(|&d| d.clone()).collect::<Vec<_>>();
+    match &ground.settings.source {
+        Source::Own => {}
+        Source::Random(_) => return Ok(vec![(Toward::Given, cloned())]),
+        Source::Given(saved) => {
+            let (first, last) = ground.settings.layers.unwrap_or((0, usize::MAX));
+            let is_saved = |d: &Direction| saved.iter().any(|(l, _)| *l == d.layer);
+            let given = cloned().into_iter().filter(|d| is_saved(d) && (first..=last).contains(&d.layer));
+            let (given, away): (Vec<Direction>, Vec<Direction>) = given.partition(|d| d.own > 0.0);
+            // A block that was asked for by number is not left out without a word.
+            if let Some(d) = away.first().filter(|_| given.is_empty() || ground.settings.layers.is_some()) {
+                return Err(Error::Gate(format!(
+                    "the saved direction of block {} points away from refusal in this model (cosine {:.2}); this tool only restores refusal",
+                    d.layer, d.own
+                )));
             }
-            early
+            return Ok(vec![(Toward::Given, given)]);
         }
-    };
-    if let (Source::Given(_), Some(d)) = (&settings.source, picked.iter().find(|d| d.own <= 0.0)) {
-        return Err(Error::Gate(format!(
-            "the saved direction of block {} points away from refusal in this model (cosine {:.2}); this tool only restores refusal",
-            d.layer, d.own
-        )));
     }
-    Ok(picked)
+    let refused = own.iter().filter_map(|d| Some(Direction { unit: d.refused.clone()?, ..(*d).clone() }));
+    let mut kinds = vec![(Toward::Projected, cloned()), (Toward::Refused, refused.collect())];
+    if let Some(reference) = &ground.reference {
+        let originals = &reference.directions;
+        kinds.push((Toward::Original, own.iter().filter_map(|d| of_original(d, originals)).collect()));
+        kinds.push((Toward::Taken, own.iter().filter_map(|d| taken(d, originals)).collect()));
+    }
+    kinds.retain(|(_, of)| !of.is_empty());
+    Ok(kinds)
 }
 
-/// Blocks from 0 that a patch may touch: the first four fifths. Later ones write too near to the output.
+/// Blocks whose gates are fitted at most.
+const PICKED: usize = 8;
+/// Least share of the best block's gain.
+const LEAST_GAIN: f64 = 0.25;
+
+/// Blocks to consider: the user's, else those where writing gains most.
+pub(super) fn pick_layers(
+    ground: &Ground,
+    kinds: &[(Toward, Vec<Direction>)],
+    scan: &Scan,
+    method: Method,
+) -> Vec<usize> {
+    let (layers, settings) = (ground.evaluator.model.spec.layers, ground.settings);
+    if let Some((first, last)) = settings.layers {
+        return (first..=last).collect();
+    }
+    if method == Method::Restore {
+        // What was taken is known of all.
+        return (0..candidate_layers(layers)).collect();
+    }
+    let gain = |layer: usize| {
+        kinds.iter().map(|(toward, _)| scan.gain(layer, *toward, settings.emit)).fold(f64::MIN, f64::max)
+    };
+    // llama.cpp can't steer block 0 by a control vector.
+    let first = usize::from(settings.emit == Emit::ControlVector);
+    let mut all: Vec<usize> = (first..layers).collect();
+    all.sort_by(|&a, &b| gain(b).total_cmp(&gain(a)).then(a.cmp(&b)));
+    // A run for every edit is dear, a row for a gate is not.
+    all.truncate(if method == Method::Gated { PICKED } else { 4 });
+    let least = LEAST_GAIN * all.first().map_or(0.0, |&l| gain(l));
+    all.retain(|&l| gain(l) >= least || least <= 0.0);
+    all
+}
+
+/// Blocks from 0 that most edits lie in: the first four fifths. Later ones write too near to the output.
 pub fn candidate_layers(layers: usize) -> usize {
     (layers * 4).div_ceil(5).max(1)
 }
 
-/// The directions that the picked layers may be edited along by a method.
+/// The directions that the picked layers may be edited along by a method, those that gain most first.
 pub(super) fn towards(
     ground: &Ground,
     method: Method,
-    picked: &[&Direction],
+    kinds: &[(Toward, Vec<Direction>)],
+    scan: &Scan,
+    picked: &[usize],
 ) -> Vec<(Toward, Vec<Direction>)> {
-    let own: Vec<Direction> = picked.iter().map(|&d| d.clone()).collect();
-    if !matches!(ground.settings.source, Source::Own) {
-        return vec![(Toward::Given, own)];
+    let emit = ground.settings.emit;
+    let total = |(toward, of): &(Toward, Vec<Direction>)| -> f64 {
+        let mut gains: Vec<f64> = of.iter().map(|d| scan.gain(d.layer, *toward, emit)).collect();
+        gains.sort_by(|a, b| b.total_cmp(a));
+        gains.iter().take(super::candidates::LAYERS).sum()
+    };
+    let mut some: Vec<(Toward, Vec<Direction>)> = kinds
+        .iter()
+        .map(|(toward, of)| (*toward, of.iter().filter(|d| picked.contains(&d.layer)).cloned().collect()))
+        .filter(|(_, of): &(_, Vec<Direction>)| !of.is_empty())
+        .collect();
+    if method == Method::Restore {
+        some.retain(|(toward, _)| *toward == Toward::Original);
     }
-    let Some(reference) = &ground.reference else { return vec![(Toward::Projected, own)] };
-    let original: Vec<Direction> = own.iter().filter_map(|d| of_original(d, &reference.directions)).collect();
-    match method {
-        Method::Restore => vec![(Toward::Original, original)],
-        Method::Gated => {
-            let plain = own.iter().map(plain).collect();
-            vec![(Toward::Projected, own), (Toward::Original, original), (Toward::Own, plain)]
-        }
-        Method::Amplify | Method::Add => vec![(Toward::Projected, own), (Toward::Original, original)],
-    }
+    some.sort_by(|a, b| total(b).total_cmp(&total(a)));
+    some.truncate(2);
+    some
 }
 
 /// The original's direction and gap in a layer; none where it points away from refusal in this model.
@@ -209,10 +251,11 @@ fn of_original(own: &Direction, originals: &[Direction]) -> Option<Direction> {
     })
 }
 
-/// The difference of means as it is.
-fn plain(d: &Direction) -> Direction {
-    let difference: Vec<f32> = d.means.0.iter().zip(&d.means.1).map(|(a, b)| a - b).collect();
-    let length = norm(&difference).max(f64::MIN_POSITIVE);
-    let unit = difference.iter().map(|&x| (f64::from(x) / length) as f32).collect();
-    Direction { unit, ..d.clone() }
+/// What compression took from the mean state of harmful prompts.
+fn taken(own: &Direction, originals: &[Direction]) -> Option<Direction> {
+    let original = originals.iter().find(|d| d.layer == own.layer)?;
+    let lost: Vec<f32> = original.means.0.iter().zip(&own.means.0).map(|(a, b)| a - b).collect();
+    let length = norm(&lost);
+    let unit = lost.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+    (length > 0.0).then(|| Direction { unit, ..own.clone() })
 }

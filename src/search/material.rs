@@ -18,6 +18,9 @@ const SYSTEM: &str = "You are a helpful assistant.";
 /// What is forced as a refusal where the model has none of its own left.
 const REFUSAL: &str = "I'm sorry, but I can't help with that.";
 
+/// Every how many prompts one is also asked under a system prompt, and one as a second turn.
+const TURNS: usize = 12;
+
 /// Groups of rows: targets and weights of the ridge problem.
 pub const GROUPS: [(f32, f64, usize); 9] = [
     // (target, weight, most rows)
@@ -69,21 +72,27 @@ impl Material {
         let system = evaluator.chat.system.as_deref();
         for (i, (prompt, sample)) in asked.prompts.iter().zip(&asked.samples).enumerate() {
             if prompt.set == Set::Harmful {
-                let refusal = if refusals.is_empty() { &own[..] } else { refusals[i % refusals.len()] };
+                let refusal = match refusals.is_empty() {
+                    _ if i % 3 != 0 && i < asked.plain => &[],
+                    true => &own[..],
+                    false => refusals[i % refusals.len()],
+                };
                 let refuses = answers.get(i).is_some_and(|a| a.refused);
                 let thought = asked.thought(i).map(|t| (t, if refuses { REFUSING } else { THOUGHTS }));
                 m.chat(sample, thought, refusal, 0, 3, 0..0);
             } else {
                 let thought = asked.thought(i).map(|t| (t, HARMLESS_THOUGHTS));
-                m.chat(sample, thought, answers.get(i).map_or(&[], |a| &a.answer), 1, 2, 0..0);
+                // A third of the answers has more rows than the group takes.
+                let answer = answers.get(i).filter(|_| i % 3 == 0 || i >= asked.plain);
+                m.chat(sample, thought, answer.map_or(&[], |a| &a.answer), 1, 2, 0..0);
             }
             if i >= asked.plain {
                 continue;
             }
-            // A fourth of the prompts again under a system prompt, a fourth as a second turn.
+            // Some of the prompts again under a system prompt, some as a second turn.
             let decides = usize::from(prompt.set != Set::Harmful);
             let user = |text: &str| Message::new("user", text);
-            if i % 4 == 1 && system.is_none() {
+            if i % TURNS == 1 && system.is_none() {
                 // Templates without a system role refuse it: such chats do not exist for this model.
                 if let Ok(p) =
                     evaluator.chat.conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
@@ -91,9 +100,9 @@ impl Material {
                     m.chat(&p.into(), None, &[], decides, 4, 0..0);
                 }
             }
-            if i % 4 == 3 && !harmless.is_empty() && !harmful.is_empty() {
+            if i % TURNS == 3 && !harmless.is_empty() && !harmful.is_empty() {
                 // After a harmless turn, or after a refused one.
-                let after_refusal = i % 8 == 7 && !refusals.is_empty();
+                let after_refusal = i % (2 * TURNS) == TURNS + 3 && !refusals.is_empty();
                 let (first, reply) = if after_refusal {
                     let refusal = refusals[i % refusals.len()];
                     (harmful[i % harmful.len()].0, evaluator.chat.tokenizer.decode(refusal))

@@ -14,6 +14,7 @@ mod outcome;
 mod patch;
 mod rank;
 mod reference;
+mod scan;
 mod score;
 mod worth;
 
@@ -23,6 +24,7 @@ pub use layers::candidate_layers;
 pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport, Trial};
 pub use patch::patch;
 pub use reference::{Original, Rates};
+pub use scan::{Effect, Scan};
 
 use serde::Serialize;
 
@@ -72,12 +74,27 @@ impl Method {
 pub enum Toward {
     /// The model's own difference of means, without its part along the mean harmless state.
     Projected,
-    /// The model's own difference of means as it is.
-    Own,
+    /// The model's own mean state of refused less that of answered prompts, as [`Toward::Projected`].
+    Refused,
     /// The original's, as [`Toward::Projected`]; its gap there is the unit of strength.
     Original,
+    /// The original's mean state of harmful prompts less that of the model: what compression took.
+    Taken,
     /// One that was given: saved, or random.
     Given,
+}
+
+impl Toward {
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Toward::Projected => "the model's own direction from harmless to harmful",
+            Toward::Refused => "the model's own direction from answered to refused",
+            Toward::Original => "the original's direction",
+            Toward::Taken => "what compression took",
+            Toward::Given => "the given direction",
+        }
+    }
 }
 
 /// Where the direction comes from.

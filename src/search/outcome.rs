@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Candidate, Method, Original, Rates, Scores, Toward};
+use super::{Candidate, Method, Original, Rates, Scan, Scores, Toward};
 use crate::direction::Direction;
 use crate::edit::fold::Achieved;
 use crate::evaluate::{Answer, Change};
@@ -40,6 +40,8 @@ pub enum Outcome {
         front: Vec<Trial>,
         /// The candidates, best first.
         candidates: Vec<Candidate>,
+        /// What writing does, block by block.
+        scan: Box<Scan>,
     },
     /// IN refuses next to nothing and no edit makes it refuse: there is nothing to strengthen. Nothing is written.
     NeverRefused {
@@ -95,6 +97,8 @@ pub struct Patched {
     pub p_value: f64,
     /// The direction's scores by layer, deciding position.
     pub layers: Vec<LayerScore>,
+    /// What writing does, block by block.
+    pub scan: Scan,
     /// Test answers before and after.
     #[serde(skip)]
     pub answers: (Vec<Answer>, Vec<Answer>),
@@ -118,9 +122,9 @@ pub struct Trial {
     pub place: String,
     /// Its strength.
     pub strength: f64,
-    /// Harmful prompts refused, as a share.
+    /// Harmful prompts refused, as a share; no number (`null` in JSON) where another limit was broken before they were asked.
     pub harmful: f64,
-    /// Harmless prompts refused.
+    /// Harmless prompts refused; the same.
     pub harmless: f64,
     /// Borderline prompts refused.
     pub borderline: f64,
@@ -152,10 +156,14 @@ impl Trial {
         a.iter().zip(&b).all(|(x, y)| x <= y) && a != b
     }
 
-    /// Those that no other one beats, most refusal first.
+    /// Those that no other one beats, most refusal first. Where each broke a limit before harmful prompts were asked: all, the
+    /// smallest KL first.
     pub(super) fn front(trials: &[Trial]) -> Vec<Trial> {
-        let best = |t: &&Trial| !trials.iter().any(|o| o.beats(t));
+        let best = |t: &&Trial| !t.harmful.is_nan() && !trials.iter().any(|o| o.beats(t));
         let mut front: Vec<Trial> = trials.iter().filter(best).cloned().collect();
+        if front.is_empty() {
+            front = trials.to_vec();
+        }
         front.sort_by(|a, b| b.harmful.total_cmp(&a.harmful).then(a.kl.total_cmp(&b.kl)));
         front
     }

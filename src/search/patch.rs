@@ -6,13 +6,14 @@ use super::candidates::{candidates, Candidate};
 use super::carry::can_carry;
 use super::finalist::{Finalist, Tried};
 use super::gates::Gates;
-use super::ground::Ground;
-use super::layers::{layers, own_directions, pick_layers, towards};
+use super::ground::{Ground, Training};
+use super::layers::{kinds, layers, own_directions, pick_layers, towards};
 use super::outcome::{Outcome, Trial};
 use super::rank::{rank, refine, FirstTokenLimits};
 use super::reference::Reference;
+use super::scan::Scan;
 use super::score::score;
-use super::{Emit, EncodingChoice, Method, Settings, FINALISTS, SOUND, TRIES};
+use super::{Emit, EncodingChoice, Method, Settings, Toward, FINALISTS, SOUND, TRIES};
 use crate::direction::{Direction, Sample};
 use crate::error::{Error, Result};
 use crate::evaluate::{energy::writer_inputs, Evaluator};
@@ -58,17 +59,21 @@ pub fn patch(
         return Ok(Outcome::NotNeeded { why, validation, reference: original(), candidates });
     }
 
-    let directions = own_directions(&ground)?;
+    let training = Training::take(&ground)?;
+    let directions = own_directions(&ground, &training)?;
+    let kinds = kinds(&ground, &directions)?;
+    let scan = Scan::take(&ground, &kinds)?;
+    let sources = Sources { training, kinds, scan };
     let mut gates = Gates::default();
     let mut search = Search::default();
     if !settings.routed {
-        search.attempt(&ground, &directions, &mut gates, false)?;
+        search.attempt(&ground, &sources, &mut gates, false)?;
     }
     // Routed experts see few of the prompts each: only where the rest of the model falls short.
     let constant = settings.methods(false) == [Method::Add];
     if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&ground) {
         evaluator.progress.note("trying routed experts, as the rest of the model falls short of the goal");
-        search.attempt(&ground, &directions, &mut gates, true)?;
+        search.attempt(&ground, &sources, &mut gates, true)?;
     }
     let Search { candidates, order, trials, mut finalists, mut why } = search;
     while let Some(f) = take_best(&mut finalists, &candidates, &ground) {
@@ -77,7 +82,7 @@ pub fn patch(
             why = format!("the best edit gains {:.1} points (McNemar p = {:.2})", 100.0 * f.gain, f.p_value);
             break;
         }
-        match ground.finish(f, &candidates, &trials, &directions, out, force)? {
+        match ground.finish(f, &candidates, &trials, (&directions, &sources.scan), out, force)? {
             Ok(patched) => return Ok(Outcome::Patched(Box::new(patched))),
             Err(miss) => why = miss,
         }
@@ -102,7 +107,15 @@ pub fn patch(
     // Where none is inside the limits all are worth a look.
     let order = if order.is_empty() { (0..candidates.len()).collect() } else { order };
     let candidates = order.iter().map(|&i| candidates[i].clone()).collect();
-    Ok(Outcome::OutOfLimits { why, validation, reference, front: Trial::front(&trials), candidates })
+    let scan = Box::new(sources.scan);
+    Ok(Outcome::OutOfLimits { why, validation, reference, front: Trial::front(&trials), candidates, scan })
+}
+
+/// What candidates are made from.
+struct Sources<'a> {
+    training: Training<'a>,
+    kinds: Vec<(Toward, Vec<Direction>)>,
+    scan: Scan,
 }
 
 /// What was tried so far.
@@ -119,16 +132,10 @@ struct Search {
 
 impl Search {
     /// Scores candidates, and tries the best; `routed`: those with routed experts.
-    fn attempt(
-        &mut self,
-        ground: &Ground,
-        directions: &[Direction],
-        gates: &mut Gates,
-        routed: bool,
-    ) -> Result<()> {
+    fn attempt(&mut self, ground: &Ground, sources: &Sources, gates: &mut Gates, routed: bool) -> Result<()> {
         let before = self.candidates.len();
         let family = self.candidates.iter().map(|c| c.family + 1).max().unwrap_or(0);
-        let mut candidates = build(ground, directions, gates, routed, family)?;
+        let mut candidates = build(ground, sources, gates, routed, family)?;
         score(ground, &mut candidates)?;
         let limits = FirstTokenLimits::new(ground);
         if ground.settings.strength.is_none() {
@@ -159,7 +166,7 @@ impl Search {
 /// The candidates of every method along every direction. `family`: the number of the first family.
 fn build(
     ground: &Ground,
-    directions: &[Direction],
+    Sources { training, kinds, scan }: &Sources,
     gates: &mut Gates,
     routed: bool,
     family: usize,
@@ -168,14 +175,15 @@ fn build(
     let comparable = ground.reference.as_ref().is_some_and(|r| r.same_writers(ground.evaluator));
     let mut out: Vec<Candidate> = Vec::new();
     for method in settings.methods(comparable) {
-        let picked = pick_layers(directions, ground.evaluator, settings, method)?;
+        let picked = pick_layers(ground, kinds, scan, method);
         if method == Method::Gated {
-            gates.fit(ground, &picked.iter().map(|d| d.layer).collect::<Vec<_>>(), routed)?;
+            gates.fit(ground, training, &picked, routed)?;
         }
-        for (toward, along) in towards(ground, method, &picked) {
+        for (i, (toward, along)) in towards(ground, method, kinds, scan, &picked).iter().enumerate() {
             let first = out.last().map_or(family, |c| c.family + 1);
-            let layers = layers(ground, method, &along, gates, routed)?;
-            out.extend(candidates(method, toward, layers, settings, first, routed));
+            let layers = layers(ground, method, (*toward, along), scan, gates, routed)?;
+            let beside = i > 0 && method != Method::Restore;
+            out.extend(candidates(method, *toward, layers, settings, first, routed, beside));
         }
     }
     Ok(out)
@@ -195,6 +203,8 @@ fn try_out(
     writers.dedup();
     let harmless = ground.prompts.of(Set::Harmless, Split::Validation);
     let inputs = writer_inputs(ground.evaluator, &harmless, &writers)?;
+    let first = writers.first().map_or(0, |w| w.0);
+    let drafts = ground.base.drafts(ground.evaluator, &ground.validation, first)?;
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
@@ -218,7 +228,7 @@ fn try_out(
             continue;
         }
         tries += 1;
-        match ground.try_out(index, candidate, &inputs, trials)? {
+        match ground.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
             Tried::Kept(finalist) => finalists.push(*finalist),
             Tried::Broke(miss) => {
                 dropped.push((candidate.family, candidate.strength));

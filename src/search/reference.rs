@@ -76,7 +76,7 @@ impl<'a> Reference<'a> {
         let validation = prompts.split(Split::Validation);
         let asked = evaluator.ask_twice(&validation, &validation)?;
         let answers = evaluator.answer(&asked, 0, settings.max_new_tokens, &[])?;
-        let mut directions = directions(evaluator, prompts, &[])?;
+        let mut directions = directions(evaluator, prompts, &[], Vec::new())?;
         directions.retain(|d| d.position == 0);
         let reference = Reference { evaluator, answers, directions };
         let rates = reference.rates();
