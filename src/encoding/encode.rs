@@ -25,6 +25,10 @@ pub(super) fn encode(encoding: Encoding, values: &[f32], out: &mut [u8]) {
         Encoding::Q4K => GgmlDType::Q4K,
         Encoding::Q5K => GgmlDType::Q5K,
         Encoding::Q6K => GgmlDType::Q6K,
+        Encoding::IQ1S | Encoding::IQ1M | Encoding::IQ2XXS | Encoding::IQ2XS | Encoding::IQ2S => {
+            encoding.no_codes()
+        }
+        Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => encoding.no_codes(),
     };
     let quantized = Tensor::from_slice(values, values.len(), &Device::Cpu)
         .and_then(|t| QTensor::quantize(&t, dtype))

@@ -2,7 +2,8 @@
 //!
 //! Nibbles are sign and magnitude; a code is a float's place in numerical order, as with wider floats: −0 is −1 and +0 is 0.
 
-use super::block::{groups, scale_only, Block, Plane};
+use super::block::{Block, Plane};
+use super::decode::{groups, scale_only};
 use super::Params;
 
 /// A level for each nibble.

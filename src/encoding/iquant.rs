@@ -2,7 +2,8 @@
 //!
 //! The other i-quants take their levels from lattices of 4 or 8 elements: no element has a code of its own.
 
-use super::block::{groups, half_at, scale_only, Block, Plane};
+use super::block::{Block, Plane};
+use super::decode::{groups, half_at, scale_only};
 use super::Params;
 
 /// The levels, ascending: finer where weights are dense.

@@ -3,7 +3,8 @@
 //! A half has 11 significant bits, a group scale 7, a code 5: every product is exact in an `f32`, in any order, and only
 //! the subtraction of a minimum rounds, so the values are the same on machines with and without fused instructions.
 
-use super::block::{groups, half_at, scale_only, Block, Plane};
+use super::block::{Block, Plane};
+use super::decode::{groups, half_at, scale_only};
 use super::Params;
 
 /// 16 bytes: scale in the low nibble, minimum in the high one; 64 bytes of 2-bit codes; d, dmin.

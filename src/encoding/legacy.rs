@@ -1,6 +1,7 @@
 //! The 32-element encodings: one half-precision scale, with or without a minimum.
 
-use super::block::{half_at, scale_only, Block, Plane};
+use super::block::{Block, Plane};
+use super::decode::{half_at, scale_only};
 use super::Params;
 
 /// scale d; 16 bytes of nibbles.

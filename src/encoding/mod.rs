@@ -3,18 +3,23 @@
 //! [`Encoding::decode`] is the hot path of the forward pass. [`Encoding::unpack`] and [`Encoding::pack`] open a
 //! block for editing: every element has an integer code, `value = scale · level(code) + offset`, and changing a
 //! code changes that element only, because scales and minimums stay as they are.
+//!
+//! The lattice types (IQ1_S to IQ3_S, TQ1_0, TQ2_0) are only decoded: see [`Encoding::has_codes`].
 
 mod block;
+mod decode;
 mod encode;
 mod fp4;
 mod fp8;
 mod iquant;
 mod kquant;
+mod lattice;
 mod legacy;
 pub mod packed;
 mod plain;
 
-use block::{Blocks, Codec};
+use block::{Blocks, Codec, Codes};
+use lattice::Lattice;
 
 pub use fp8::Fp8;
 
@@ -55,6 +60,24 @@ pub enum Encoding {
     MXFP4,
     /// 4-bit floats, an 8-bit float as the scale per 16 of 64 elements.
     NVFP4,
+    /// 1.6 bits: points of 8 elements, a 3-bit scale per 32 of 256 elements.
+    IQ1S,
+    /// 1.8 bits: the same points, a 3-bit scale per 16 of 256 elements.
+    IQ1M,
+    /// 2.1 bits: 256 points of 8 elements, a 4-bit scale per 32 of 256 elements.
+    IQ2XXS,
+    /// 2.3 bits: 512 points of 8 elements, a 4-bit scale per 16 of 256 elements.
+    IQ2XS,
+    /// 2.6 bits: 1024 points of 8 elements, a 4-bit scale per 16 of 256 elements.
+    IQ2S,
+    /// 3.1 bits: 256 points of 4 elements, a 4-bit scale per 32 of 256 elements.
+    IQ3XXS,
+    /// 3.4 bits: 512 points of 4 elements, a 4-bit scale per 32 of 256 elements.
+    IQ3S,
+    /// 1.7 bits: `d·q` with q from −1 to 1, five of them in a byte, 256 elements.
+    TQ1_0,
+    /// 2.1 bits: `d·q` with q from −1 to 1, 256 elements.
+    TQ2_0,
 }
 
 /// What an element's code means: `value = scale · level(code) + offset`. Floats need none.
@@ -70,9 +93,12 @@ pub struct Params {
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Encoding; 17] = {
+    pub const ALL: [Encoding; 26] = {
         use Encoding::*;
-        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4, NVFP4]
+        [
+            F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4,
+            NVFP4, IQ1S, IQ1M, IQ2XXS, IQ2XS, IQ2S, IQ3XXS, IQ3S, TQ1_0, TQ2_0,
+        ]
     };
 
     /// The encoding that a GGUF file means by this type id.
@@ -106,6 +132,13 @@ impl Encoding {
         elements.div_ceil(len) * bytes
     }
 
+    /// Whether every element has a code of its own, which a fold can step. Where codes stand for
+    /// points of a lattice, or for digits of a byte, there are none: such an encoding can be
+    /// decoded, but not unpacked, packed or encoded.
+    pub fn has_codes(self) -> bool {
+        self.codec().codes().is_some()
+    }
+
     /// Decodes whole blocks, bit for bit as llama.cpp's `dequantize_row_*`.
     ///
     /// # Panics
@@ -120,24 +153,24 @@ impl Encoding {
     /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0 and −0.0 code −1 (4-bit floats too).
     ///
     /// # Panics
-    /// When the three slices are not the same number of whole blocks.
+    /// When the three slices are not the same number of whole blocks, or the encoding has no codes.
     pub fn unpack(self, bytes: &[u8], codes: &mut [i32], params: &mut [Params]) {
         self.check(bytes.len(), codes.len());
         assert_eq!(codes.len(), params.len(), "one Params per code");
-        self.codec().unpack(bytes, codes, params);
+        self.codes().unpack(bytes, codes, params);
     }
 
     /// Overwrites the codes of whole blocks, nothing else: `pack` of what `unpack` gave changes no bit.
     /// Codes must lie in [`code_range`](Self::code_range), or come from `unpack` (a float's NaN and infinities).
     ///
     /// # Panics
-    /// When `bytes` and `codes` are not the same number of whole blocks.
+    /// When `bytes` and `codes` are not the same number of whole blocks, or the encoding has no codes.
     pub fn pack(self, bytes: &mut [u8], codes: &[i32]) {
         self.check(bytes.len(), codes.len());
-        self.codec().pack(bytes, codes);
+        self.codes().pack(bytes, codes);
     }
 
-    /// What `decode` gives for this code, bit for bit.
+    /// What `decode` gives for this code, bit for bit. No lattice type has codes to ask for.
     pub fn value(self, p: Params, code: i32) -> f32 {
         match self {
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::value(self, code),
@@ -148,6 +181,9 @@ impl Encoding {
     }
 
     /// The code in range whose value is nearest to `x`. Any code will do for a NaN or where the scale is zero.
+    ///
+    /// # Panics
+    /// When the encoding has no codes.
     pub fn nearest(self, p: Params, x: f32) -> i32 {
         let level = ((x as f64 - p.offset as f64) / p.scale as f64) as f32;
         let guess = match self {
@@ -165,6 +201,9 @@ impl Encoding {
     }
 
     /// The lowest and the highest code; for floats those of the finite values.
+    ///
+    /// # Panics
+    /// When the encoding has no codes.
     pub fn code_range(self) -> (i32, i32) {
         match self {
             Encoding::IQ4NL | Encoding::IQ4XS | Encoding::Q4_1 | Encoding::Q4K => (0, 15),
@@ -176,6 +215,10 @@ impl Encoding {
             Encoding::Q3K => (-4, 3),
             Encoding::Q6K => (-32, 31),
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::code_range(self),
+            Encoding::IQ1S | Encoding::IQ1M | Encoding::IQ2XXS | Encoding::IQ2XS | Encoding::IQ2S => {
+                self.no_codes()
+            }
+            Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => self.no_codes(),
         }
     }
 
@@ -183,7 +226,7 @@ impl Encoding {
     /// search of the same quality, not the same bits.
     ///
     /// # Panics
-    /// When `values` and `out` are not the same number of whole blocks.
+    /// When `values` and `out` are not the same number of whole blocks, or the encoding has no codes.
     pub fn encode(self, values: &[f32], out: &mut [u8]) {
         self.check(out.len(), values.len());
         encode::encode(self, values, out);
@@ -196,6 +239,14 @@ impl Encoding {
             "{}: {bytes} bytes for {elements} elements",
             self.name()
         );
+    }
+
+    fn codes(self) -> &'static dyn Codes {
+        self.codec().codes().unwrap_or_else(|| self.no_codes())
+    }
+
+    fn no_codes(self) -> ! {
+        panic!("{}: no element has a code of its own", self.name())
     }
 
     fn identity(self) -> (u32, &'static str) {
@@ -217,6 +268,15 @@ impl Encoding {
             Encoding::IQ4XS => (23, "IQ4_XS"),
             Encoding::MXFP4 => (39, "MXFP4"),
             Encoding::NVFP4 => (40, "NVFP4"),
+            Encoding::IQ1S => (19, "IQ1_S"),
+            Encoding::IQ1M => (29, "IQ1_M"),
+            Encoding::IQ2XXS => (16, "IQ2_XXS"),
+            Encoding::IQ2XS => (17, "IQ2_XS"),
+            Encoding::IQ2S => (22, "IQ2_S"),
+            Encoding::IQ3XXS => (18, "IQ3_XXS"),
+            Encoding::IQ3S => (21, "IQ3_S"),
+            Encoding::TQ1_0 => (34, "TQ1_0"),
+            Encoding::TQ2_0 => (35, "TQ2_0"),
         }
     }
 
@@ -240,6 +300,15 @@ impl Encoding {
             Encoding::IQ4XS => &Blocks::<iquant::IQ4XS, 256, 136, 8>::NEW,
             Encoding::MXFP4 => &Blocks::<fp4::MXFP4, 32, 17, 1>::NEW,
             Encoding::NVFP4 => &Blocks::<fp4::NVFP4, 64, 36, 4>::NEW,
+            Encoding::IQ1S => &Lattice::<lattice::IQ1S, 50, 8>::NEW,
+            Encoding::IQ1M => &Lattice::<lattice::IQ1M, 56, 16>::NEW,
+            Encoding::IQ2XXS => &Lattice::<lattice::IQ2XXS, 66, 8>::NEW,
+            Encoding::IQ2XS => &Lattice::<lattice::IQ2XS, 74, 16>::NEW,
+            Encoding::IQ2S => &Lattice::<lattice::IQ2S, 82, 16>::NEW,
+            Encoding::IQ3XXS => &Lattice::<lattice::IQ3XXS, 98, 8>::NEW,
+            Encoding::IQ3S => &Lattice::<lattice::IQ3S, 110, 8>::NEW,
+            Encoding::TQ1_0 => &Lattice::<lattice::TQ1, 54, 1>::NEW,
+            Encoding::TQ2_0 => &Lattice::<lattice::TQ2, 66, 1>::NEW,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Floats: a block is one element, and its code is its bit pattern in numerical order.
 
-use super::block::Codec;
+use super::block::{Codec, Codes};
 use super::{Encoding, Params};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -28,6 +28,12 @@ impl Codec for F32 {
             *y = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         }
     }
+    fn codes(&self) -> Option<&dyn Codes> {
+        Some(self)
+    }
+}
+
+impl Codes for F32 {
     fn unpack(&self, bytes: &[u8], codes: &mut [i32], params: &mut [Params]) {
         for (code, b) in codes.iter_mut().zip(bytes.chunks_exact(4)) {
             *code = order32(i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -51,6 +57,12 @@ macro_rules! two_bytes {
             fn decode(&self, bytes: &[u8], out: &mut [f32]) {
                 $decode(bytes, out)
             }
+            fn codes(&self) -> Option<&dyn Codes> {
+                Some(self)
+            }
+        }
+
+        impl Codes for $float {
             fn unpack(&self, bytes: &[u8], codes: &mut [i32], params: &mut [Params]) {
                 for (code, b) in codes.iter_mut().zip(bytes.chunks_exact(2)) {
                     *code = order16(i16::from_le_bytes([b[0], b[1]])).into();
