@@ -23,7 +23,7 @@ fn could_touch(file: &Checkpoint, names: &Names, layer: usize, writer: Writer) -
             json!({ "tensor": t.name, "type": t.type_name(), "packing": packing, "steppable": true }),
         ];
     }
-    let steppable = |id| Encoding::from_ggml(id).is_some();
+    let steppable = |id| Encoding::from_ggml(id).is_some_and(Encoding::has_codes);
     let own = file.tensors().iter().filter(|t| names.is_writer(&t.name, layer, writer));
     own.map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": steppable(t.type_id) }))
         .collect()
@@ -130,9 +130,13 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     );
     let mut rows = vec![cells!["type", "tensors", "size", "can be patched"]];
     for (name, (n, size)) in &types {
-        let steppable = Encoding::ALL.iter().any(|e| e.name() == name)
-            || touched.iter().any(|t| t["type"] == *name && t["steppable"] == true);
-        rows.push(cells![name, n, bytes(*size), if steppable { "yes" } else { "no" }]);
+        let patched = match Encoding::ALL.iter().find(|e| e.name() == name) {
+            Some(e) if e.has_codes() => "yes",
+            Some(_) => "in a finer type",
+            None if touched.iter().any(|t| t["type"] == *name && t["steppable"] == true) => "yes",
+            None => "no",
+        };
+        rows.push(cells![name, n, bytes(*size), patched]);
     }
     out += &table(&rows);
     out += &format!(

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::edit::sparse;
 use crate::encoding::{Encoding, Params};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Matrix, Stack, Storage};
 use crate::progress;
 
@@ -49,7 +49,7 @@ impl Achieved {
 /// The bytes of the tensor's codes with `u vᵀ` folded in. `u`: `[rows]`, strength included; `v`: `[cols]`.
 ///
 /// # Errors
-/// `Interrupted`.
+/// `Interrupted`; `Unsupported` where a code stands for several elements.
 pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
     fold_into(w, u, v, false)
 }
@@ -58,12 +58,18 @@ pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
 /// so that its projection on û is what was asked.
 ///
 /// # Errors
-/// `Interrupted`.
+/// As of [`fold`].
 pub fn fold_pruned(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
     fold_into(w, u, v, true)
 }
 
 fn fold_into(w: &Matrix, u: &[f32], v: &[f32], pruned: bool) -> Result<Vec<u8>> {
+    if !w.encoding.has_codes() {
+        return Err(Error::unsupported(
+            format!("a code of {} stands for several weights: none can be stepped", w.encoding.name()),
+            "store the matrix in another encoding first",
+        ));
+    }
     let mut out = w.bytes.to_vec();
     let norm = norm(u);
     if norm == 0.0 {

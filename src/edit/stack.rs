@@ -10,7 +10,7 @@ use crate::model::Stack;
 /// bytes. `masks`: zeros of a pruned matrix stay zeros.
 ///
 /// # Errors
-/// `Interrupted`.
+/// As of [`fold`].
 pub fn fold_all(stack: &Stack, u: &[f32], v: &[f32], masks: bool) -> Result<Vec<u8>> {
     let (_, cols) = stack.shape();
     let mut out = Vec::new();

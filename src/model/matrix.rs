@@ -39,6 +39,11 @@ impl Storage<'_> {
         }
     }
 
+    /// Whether every element has a code of its own, which a fold can step.
+    pub fn has_codes(&self) -> bool {
+        self.blocks().is_none_or(Encoding::has_codes)
+    }
+
     /// The value of a code.
     pub fn value(&self, p: Params, code: i32) -> f32 {
         match self {

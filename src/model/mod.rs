@@ -233,9 +233,7 @@ impl Model {
                     type_name(t.type_id)
                 ),
                 match self.file {
-                    Checkpoint::Gguf(_) => {
-                        "quantize the model to a type from Q2_K to Q8_0, IQ4_NL, IQ4_XS or MXFP4, or to F16"
-                    }
+                    Checkpoint::Gguf(_) => "quantize the model to another type, such as Q4_K_M, Q8_0 or F16",
                     Checkpoint::Folder(_) => "use a checkpoint of the same model in another packing",
                 },
             )

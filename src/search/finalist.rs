@@ -192,11 +192,19 @@ impl Ground<'_> {
                     "use --encoding auto, or --emit lora",
                 ))
             }
+            EncodingChoice::Keep if !w.encoding.has_codes() => {
+                return Err(Error::Gate(format!(
+                    "a code of tensor {name} ({}) stands for several weights: none can be stepped; \
+                     use --encoding auto, q8_0 or f16",
+                    w.encoding.name()
+                )))
+            }
             EncodingChoice::Keep => vec![None],
             EncodingChoice::Fixed(e) => vec![Some(e)],
             EncodingChoice::Auto if folder => vec![None],
-            EncodingChoice::Auto => [None, Some(Encoding::Q6K), Some(Encoding::Q8_0), Some(Encoding::F16)]
-                .into_iter()
+            EncodingChoice::Auto => ladder(&w.encoding)
+                .iter()
+                .copied()
                 .filter(|e| e.is_none_or(|e| e.bytes_for(w.cols) > w.row_bytes()))
                 .collect(),
         };
@@ -246,5 +254,16 @@ impl Ground<'_> {
         };
         let hint = if folder { "--emit lora" } else { "--encoding auto, q8_0 or f16" };
         Err(Error::Gate(format!("tensor {name} ({}) {what}; use {hint}", w.encoding.name())))
+    }
+}
+
+/// What a GGUF's tensor is stored in, the first that holds the edit: its own encoding (`None`), or
+/// a finer one. Lattices have no codes to step, and are far below 4 bits: there smaller steps up
+/// are tried, too.
+fn ladder(own: &Storage) -> &'static [Option<Encoding>] {
+    use Encoding::*;
+    match own.has_codes() {
+        true => &[None, Some(Q6K), Some(Q8_0), Some(F16)],
+        false => &[Some(Q4K), Some(Q5K), Some(Q6K), Some(Q8_0), Some(F16)],
     }
 }
