@@ -1,4 +1,5 @@
-//! What the block encodings whose elements have codes of their own have in common: codes spread over one or two bit planes, parameters per group.
+//! What the block encodings whose elements have codes of their own have in common: codes spread
+//! over one or two bit planes, parameters per group.
 
 use super::decode::{decode, spread, Levels, EACH};
 use super::Params;

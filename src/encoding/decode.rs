@@ -31,9 +31,9 @@ const TILE: usize = 2048;
 
 /// The decoding loops, compiled for AVX2 and AVX-512 too.
 ///
-/// Plain loops over a block decode 25 or 0.4 billion elements a second, by how far the optimizer unrolls them. These do
-/// 4 to 13 with vectors, 2 to 7 without: levels are gathered eight to an integer, converted in loops too long to unroll,
-/// and scaled in explicit vectors.
+/// Plain loops over a block decode 25 or 0.4 billion elements a second, by how far the optimizer
+/// unrolls them. These do 4 to 13 with vectors, 2 to 7 without: levels are gathered eight to an
+/// integer, converted in loops too long to unroll, and scaled in explicit vectors.
 struct Decoding<'a, B, const L: usize, const N: usize, const G: usize> {
     blocks: &'a [[u8; N]],
     out: &'a mut [f32],
@@ -109,7 +109,8 @@ pub(super) fn scale_only(scale: f32) -> Params {
 /// One in each byte of a word.
 pub(super) const EACH: u64 = 0x0101_0101_0101_0101;
 
-/// The eight bits of a byte, one per byte: copies of it, masked to one bit each, which 0x7f then carries to the top.
+/// The eight bits of a byte, one per byte: copies of it, masked to one bit each, which 0x7f then
+/// carries to the top.
 #[inline(always)]
 pub(super) fn spread(byte: u8) -> u64 {
     let alone = (byte as u64 * EACH) & 0x8040_2010_0804_0201;

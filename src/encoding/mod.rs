@@ -164,7 +164,8 @@ impl Encoding {
     /// Codes must lie in [`code_range`](Self::code_range), or come from `unpack` (a float's NaN and infinities).
     ///
     /// # Panics
-    /// When `bytes` and `codes` are not the same number of whole blocks, or the encoding has no codes.
+    /// When `bytes` and `codes` are not the same number of whole blocks, or the encoding has no
+    /// codes.
     pub fn pack(self, bytes: &mut [u8], codes: &[i32]) {
         self.check(bytes.len(), codes.len());
         self.codes().pack(bytes, codes);
@@ -226,7 +227,8 @@ impl Encoding {
     /// search of the same quality, not the same bits.
     ///
     /// # Panics
-    /// When `values` and `out` are not the same number of whole blocks, or the encoding has no codes.
+    /// When `values` and `out` are not the same number of whole blocks, or the encoding has no
+    /// codes.
     pub fn encode(self, values: &[f32], out: &mut [u8]) {
         self.check(out.len(), values.len());
         encode::encode(self, values, out);
