@@ -119,7 +119,7 @@ fn iq3_s(values: &[f32]) -> Vec<u8> {
                     let off = p.iter().zip(x).map(|(p, x)| p * step - x.abs());
                     off.map(|e| e * e).sum()
                 };
-                let errors = points.chunks_exact(4).map(|p| error(p)).enumerate();
+                let errors = points.chunks_exact(4).map(error).enumerate();
                 let nearest = errors.min_by(|a, b| a.1.total_cmp(&b.1));
                 let index = nearest.unwrap().0;
                 block[2 + 8 * g + i] = index as u8;

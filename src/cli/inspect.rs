@@ -6,7 +6,6 @@ use refusal_patch::checkpoint::{Checkpoint, Gguf};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::{packing_of, Names, Spec, Writer};
 use refusal_patch::output::Provenance;
-use refusal_patch::search::candidate_layers;
 use refusal_patch::text::{read_prompts, Prompt, Set};
 use refusal_patch::Result;
 use serde_json::{json, Value};
@@ -40,9 +39,9 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         *entry = (entry.0 + 1, entry.1 + t.len);
     }
     let (spec, names) = (Spec::of(&file), Names::of(&file));
-    // A patch touches writers of the first four fifths of the blocks.
+    // A patch may touch the writers of any block.
     let touched: Vec<Value> = spec.as_ref().map_or(Vec::new(), |s| {
-        (0..candidate_layers(s.layers).min(file.tensors().len()))
+        (0..s.layers.min(file.tensors().len()))
             .flat_map(|l| s.writers(l).iter().map(move |w| (l, *w)))
             .flat_map(|(l, w)| could_touch(&file, &names, l, w))
             .collect()

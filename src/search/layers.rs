@@ -191,7 +191,7 @@ pub(super) fn pick_layers(
     }
     if method == Method::Restore {
         // What was taken is known of all.
-        return (0..candidate_layers(layers)).collect();
+        return (0..restorable(layers)).collect();
     }
     let gain = |layer: usize| {
         kinds.iter().map(|(toward, _)| scan.gain(layer, *toward, settings.emit)).fold(f64::MIN, f64::max)
@@ -207,8 +207,8 @@ pub(super) fn pick_layers(
     all
 }
 
-/// Blocks from 0 that most edits lie in: the first four fifths. Later ones write too near to the output.
-pub fn candidate_layers(layers: usize) -> usize {
+/// Blocks, from 0, whose losses `restore` puts back: the first four fifths. Later ones write too near to the output.
+fn restorable(layers: usize) -> usize {
     (layers * 4).div_ceil(5).max(1)
 }
 

@@ -20,7 +20,6 @@ mod worth;
 
 pub use candidates::Candidate;
 pub use fit::Scores;
-pub use layers::candidate_layers;
 pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport, Trial};
 pub use patch::patch;
 pub use reference::{Original, Rates};
