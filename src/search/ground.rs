@@ -2,6 +2,7 @@
 
 use super::candidates::Candidate;
 use super::fit::{baseline, Baseline, Scores};
+use super::outcome::Trial;
 use super::reference::Reference;
 use super::worth::Outlook;
 use super::{Settings, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
@@ -107,9 +108,9 @@ impl<'a> Ground<'a> {
             .then(|| format!("{refuses}, the original {:.1} % (McNemar p = {:.2})", 100.0 * goal, c.p_value))
     }
 
-    /// Why there is nothing to restore, where there isn't: harmful prompts are hardly refused, and none of the candidates
-    /// changes that, or the original does not refuse either.
-    pub fn never_refused(&self, candidates: &[Candidate]) -> Option<String> {
+    /// Why there is nothing to restore, where there isn't: harmful prompts are hardly refused, and no candidate opens a
+    /// refusal or none that was tried goes on with one, or the original does not refuse either.
+    pub fn never_refused(&self, candidates: &[Candidate], trials: &[Trial]) -> Option<String> {
         let rate = &self.base.scores.harmful;
         if !rate.is_never() {
             return None;
@@ -121,8 +122,8 @@ impl<'a> Ground<'a> {
                 Some(format!("{refuses}, and the original {:.1} %: neither was taught to refuse", 100.0 * r.rates().harmful.refusal_rate))
             }
             Some(_) => None,
-            None if candidates.iter().all(|c| c.harmful < NEVER) => Some(format!(
-                "{refuses} and no direction in it opens a refusal, as in a base model that was never taught to; give --reference ORIGINAL if it once refused"
+            None if candidates.iter().all(|c| c.harmful < NEVER) || in_vain(trials) => Some(format!(
+                "{refuses} and no edit makes it refuse, as in a base model that was never taught to; give --reference ORIGINAL if it once refused"
             )),
             None => None,
         }
@@ -144,6 +145,12 @@ impl<'a> Ground<'a> {
         let n = self.base.scores.harmful.n.max(1) as f64;
         ((gained as f64 - lost as f64) / n, stats::mcnemar(gained, lost))
     }
+}
+
+/// Whether edits were tried on harmful prompts, and none made the model refuse.
+fn in_vain(trials: &[Trial]) -> bool {
+    let mut asked = trials.iter().map(|t| t.harmful).filter(|share| !share.is_nan()).peekable();
+    asked.peek().is_some() && asked.all(|share| share < NEVER)
 }
 
 /// Which limit the scores `s` break beside IN's `b`, in words. What is no number keeps no limit.

@@ -51,7 +51,7 @@ pub fn patch(
     let original = || ground.reference.as_ref().map(|r| Box::new(r.original()));
     let validation = Box::new(ground.base.scores.clone());
     // Where the original did not refuse either no search is needed to say so.
-    if let (Some(why), true) = (ground.never_refused(&[]), ground.reference.is_some()) {
+    if let (Some(why), true) = (ground.never_refused(&[], &[]), ground.reference.is_some()) {
         return Ok(Outcome::NeverRefused { why, validation, reference: original() });
     }
     if let (Some(why), None) = (ground.healthy(), settings.strength) {
@@ -101,7 +101,7 @@ pub fn patch(
         );
         return Ok(Outcome::NotNeeded { why, validation, reference, candidates });
     }
-    if let Some(why) = ground.never_refused(&candidates) {
+    if let Some(why) = ground.never_refused(&candidates, &trials) {
         return Ok(Outcome::NeverRefused { why, validation, reference });
     }
     // Where none is inside the limits all are worth a look.
