@@ -18,6 +18,8 @@ fn main() {
         println!("{threads} threads: {peak:.0} GFLOP/s with registers alone");
         for encoding in [Encoding::BF16, Encoding::Q4K] {
             for (k, rows) in SHAPES {
+                // As llama.cpp does: a matrix that k-quants don't fit is stored as Q5_0.
+                let encoding = if k % encoding.block_len() == 0 { encoding } else { Encoding::Q5_0 };
                 let bytes = weights(encoding, rows, k);
                 let w = Matrix { rows, cols: k, encoding: encoding.into(), bytes: &bytes };
                 print!("{:5} {k:5} -> {rows:6}:", encoding.name());

@@ -22,7 +22,8 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// `auto` (a GPU that this binary was built for, else the CPU), `cpu`, `cuda`, `cuda:N` or `metal`.
+    /// `auto` (a GPU that this binary was built for, else the CPU), `cpu`, `cuda`, `cuda:N` or
+    /// `metal`.
     ///
     /// # Errors
     /// An unknown name, a device that this binary was not built for, or one that is not there.
@@ -71,10 +72,11 @@ impl Compute {
     /// # Errors
     /// What the device says; `Interrupted`.
     pub fn matmul(&self, x: &[f32], n: usize, w: &Matrix) -> Result<Vec<f32>> {
-        if self.device.is_cpu() {
-            return product(x, n, w, 0..w.rows);
-        }
         let mut y = vec![0.0f32; n * w.rows];
+        if self.device.is_cpu() {
+            product(x, n, w, 0..w.rows, &mut y)?;
+            return Ok(y);
+        }
         self.tiles(x, n, w, |rows, tile| {
             let (width, start) = (rows.len(), rows.start);
             y.par_chunks_mut(w.rows)
@@ -85,8 +87,8 @@ impl Compute {
         Ok(y)
     }
 
-    /// Hands the product to `f` a tile at a time: the output features, and `[n, features]`. On the CPU tiles begin at
-    /// multiples of 1024.
+    /// Hands the product to `f` a tile at a time: the output features, and `[n, features]`. On the
+    /// CPU tiles begin at multiples of 1024.
     ///
     /// # Errors
     /// What the device or `f` says; `Interrupted`.
@@ -102,15 +104,18 @@ impl Compute {
         }
         if self.device.is_cpu() {
             let step = (TILE / n / ROWS).max(1) * ROWS;
+            let mut tile = vec![0.0f32; n * step.min(w.rows)];
             for start in (0..w.rows).step_by(step) {
                 let rows = start..(start + step).min(w.rows);
-                let product = product(x, n, w, rows.clone())?;
-                f(rows, &product)?;
+                let tile = &mut tile[..n * rows.len()];
+                product(x, n, w, rows.clone(), tile)?;
+                f(rows, tile)?;
             }
             return Ok(());
         }
         let input = Tensor::from_slice(x, (n, w.cols), &self.device).map_err(device_error)?;
-        // The product's tile stays small too when the rows of x are many (logits of a large vocabulary).
+        // The product's tile stays small too when the rows of x are many (logits of a large
+        // vocabulary).
         let step = (TILE / w.cols.max(n)).clamp(16, w.rows.max(16));
         let mut start = 0;
         while start < w.rows {

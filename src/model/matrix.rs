@@ -1,4 +1,5 @@
-//! A matrix as it is stored, whatever that is: rows to decode for the forward pass, codes to step for the fold.
+//! A matrix as it is stored, whatever that is: rows to decode for the forward pass, codes to step
+//! for the fold.
 
 use std::ops::Range;
 

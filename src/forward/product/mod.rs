@@ -1,11 +1,13 @@
 //! Products with stored matrices on the CPU: y = x Wᵀ in 32-bit floats.
 //!
-//! Threads take tiles of weight rows. A tile is decoded once, a block of [`BLOCK`] inputs at a time, into panels that stay
-//! in the thread's second-level cache, and multiplied by all columns (rows of x), which were packed into panels before.
+//! Threads take tiles of weight rows. A tile is decoded once, a block of [`BLOCK`] inputs at a
+//! time, into panels that stay in the thread's second-level cache, and multiplied by all columns
+//! (rows of x), which were packed into panels before.
 //!
-//! **What an element of y is** depends on its row of W and its row of x alone: the sum over blocks of inputs, in order, of
-//! one chain of multiply-adds each. The number of threads, the other rows of the batch, and which rows of W are asked for
-//! change no bit of it. Processors with fused multiply-add (AVX2, AVX-512, NEON) give the same bits; others round twice.
+//! **What an element of y is** depends on its row of W and its row of x alone: the sum over blocks
+//! of inputs, in order, of one chain of multiply-adds each. The number of threads, the other rows
+//! of the batch, and which rows of W are asked for change no bit of it. Processors with fused
+//! multiply-add (AVX2, AVX-512, NEON) give the same bits; others round twice.
 
 mod kernel;
 #[cfg(test)]
@@ -22,14 +24,17 @@ use crate::model::Matrix;
 use crate::progress;
 use kernel::{Kernel, GROUP};
 
-/// Inputs of a chain of multiply-adds; a multiple of every encoding's block. Another value rounds differently.
+/// Inputs of a chain of multiply-adds; a multiple of every encoding's block. Another value rounds
+/// differently.
 const BLOCK: usize = 256;
-/// Most weight rows of a tile: with `BLOCK` inputs 128 KiB, which leaves room for y in a small second-level cache.
+/// Most weight rows of a tile: with `BLOCK` inputs 128 KiB, which leaves room for y in a small
+/// second-level cache.
 const ROWS: usize = 128;
 /// Columns up to which a tile is one panel: it is multiplied while it is in the first-level cache.
 const FEW: usize = 64;
-/// Most columns that are packed at once: more memory gains nothing.
-const COLUMNS: usize = 1024;
+/// Most columns at once: a tile's part of y, 192 KiB, is beside it in the cache, and to decode it
+/// again costs little.
+const COLUMNS: usize = 384;
 /// Fewest columns for which a tile is decoded once more, so that no thread is idle.
 const PIECE: usize = 48;
 
@@ -38,25 +43,34 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The product of `n` rows of x, `[n, w.cols]`, with rows `of` of `w`: `[n, of.len()]`.
+/// Sets `y`, `[n, of.len()]`, to the product of `n` rows of x, `[n, w.cols]`, with rows `of` of
+/// `w`.
 ///
 /// # Errors
 /// `Interrupted`.
-pub fn product(x: &[f32], n: usize, w: &Matrix, of: Range<usize>) -> Result<Vec<f32>> {
-    product_by(Kernel::best(), x, n, w, of)
+pub fn product(x: &[f32], n: usize, w: &Matrix, of: Range<usize>, y: &mut [f32]) -> Result<()> {
+    product_by(Kernel::best(), x, n, w, of, y)
 }
 
-fn product_by(kernel: Kernel, x: &[f32], n: usize, w: &Matrix, of: Range<usize>) -> Result<Vec<f32>> {
-    let mut y = vec![0.0f32; n * of.len()];
+fn product_by(
+    kernel: Kernel,
+    x: &[f32],
+    n: usize,
+    w: &Matrix,
+    of: Range<usize>,
+    y: &mut [f32],
+) -> Result<()> {
     if y.is_empty() || w.cols == 0 {
-        return Ok(y);
+        y.fill(0.0);
+        return Ok(());
     }
-    let mut packed = vec![0.0f32; n.min(COLUMNS) * w.cols];
-    for (x, y) in x[..n * w.cols].chunks(COLUMNS * w.cols).zip(y.chunks_mut(COLUMNS * of.len())) {
+    let most = n.div_ceil(n.div_ceil(COLUMNS));
+    let mut packed = vec![0.0f32; most * w.cols];
+    for (x, y) in x[..n * w.cols].chunks(most * w.cols).zip(y.chunks_mut(most * of.len())) {
         let columns = Columns::pack(kernel, x, w.cols, &mut packed[..x.len()]);
         tasks(kernel, y, &columns, &of).into_par_iter().try_for_each(|task| task.run(kernel, w, &columns))?;
     }
-    Ok(y)
+    Ok(())
 }
 
 /// Rows of x in panels of nearly equal width, `[k, width]` each.
@@ -181,7 +195,8 @@ impl Task<'_> {
     }
 }
 
-/// Decodes some inputs of some rows into panels, `[inputs, kernel.rows]` each, the last one filled up with zeros.
+/// Decodes some inputs of some rows into panels, `[inputs, kernel.rows]` each, the last one filled
+/// up with zeros.
 fn pack_tile<'s>(
     kernel: Kernel,
     w: &Matrix,
@@ -202,7 +217,7 @@ fn pack_tile<'s>(
             let first = rows.start + p * kernel.rows + at;
             if first + GROUP <= rows.end && matches!(w.encoding.blocks(), Some(Encoding::BF16)) {
                 let stored = std::array::from_fn(|r| w.stored(first + r, inputs.clone()));
-                (kernel.pack_bf16)(stored, panel, kernel.rows, at);
+                (kernel.pack_bf16)(stored, panel, at);
                 continue;
             }
             for (row, plain) in (first..).zip(plain.chunks_exact_mut(k)) {
@@ -211,7 +226,7 @@ fn pack_tile<'s>(
                     false => plain.fill(0.0),
                 }
             }
-            (kernel.pack)(plain, panel, kernel.rows, at);
+            (kernel.pack)(plain, panel, at);
         }
     }
     tile

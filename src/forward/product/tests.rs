@@ -1,5 +1,15 @@
 use super::*;
-use crate::encoding::Encoding;
+
+fn product(x: &[f32], n: usize, w: &Matrix, of: Range<usize>) -> Result<Vec<f32>> {
+    product_by(Kernel::best(), x, n, w, of)
+}
+
+fn product_by(kernel: Kernel, x: &[f32], n: usize, w: &Matrix, of: Range<usize>) -> Result<Vec<f32>> {
+    // What is there before doesn't matter.
+    let mut y = vec![f32::NAN; n * of.len()];
+    super::product_by(kernel, x, n, w, of, &mut y)?;
+    Ok(y)
+}
 
 /// Reproducible numbers between -1 and 1.
 fn numbers(n: usize, seed: u64) -> Vec<f32> {

@@ -2,10 +2,8 @@
 
 use std::arch::aarch64::*;
 
-use super::portable::{pack, pack_bf16};
+use super::portable::{pack, pack_bf16, ROWS};
 use super::{by_columns, same_bits, store_some, Kernel};
-
-const ROWS: usize = 8;
 
 same_bits! {
     vectors: [f32; ROWS] => [float32x4_t; 2];

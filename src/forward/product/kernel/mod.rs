@@ -1,11 +1,13 @@
-//! The kernels: small blocks of a product that stay in registers. The only instructions here that not every processor has,
-//! and the only unsafe code of the forward pass.
+//! The kernels: small blocks of a product that stay in registers. The only instructions here that
+//! not every processor has, and the only unsafe code of the forward pass.
 //!
-//! A kernel multiplies a panel of weight rows, `[k, rows]`, by a panel of columns, `[k, columns]`. An element is one chain of
-//! multiply-adds over k, which starts at zero. The kernels for AVX2, AVX-512 and NEON fuse them and give the same bits.
+//! A kernel multiplies a panel of weight rows, `[k, rows]`, by a panel of columns, `[k, columns]`.
+//! An element is one chain of multiply-adds over k, which starts at zero. The kernels for AVX2,
+//! AVX-512 and NEON fuse them and give the same bits.
 //!
-//! Vectors are loaded and stored as arrays, not through pointers: what is unsafe is to call a function that this processor
-//! might not be able to run. Checks of pointers would also cost a debug build most of its speed.
+//! Vectors are loaded and stored as arrays, not through pointers: what is unsafe is to call a
+//! function that this processor might not be able to run. Checks of pointers would also cost a
+//! debug build most of its speed.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
@@ -17,14 +19,16 @@ mod x86_64;
 /// Rows that are packed at a time; the rows of every panel are a multiple.
 pub const GROUP: usize = 8;
 
-/// Interleaves decoded rows, `[GROUP, k]`, into a panel of so many rows, `[k, rows]`, from the given row on.
-type Pack = fn(&[f32], &mut [f32], usize, usize);
+/// Interleaves decoded rows, `[GROUP, k]`, into a panel, `[k, rows]`, from the given row on, a
+/// multiple of GROUP.
+type Pack = fn(&[f32], &mut [f32], usize);
 
 /// The same of rows of BF16 as they are stored.
-type PackStored = fn([&[u8]; GROUP], &mut [f32], usize, usize);
+type PackStored = fn([&[u8]; GROUP], &mut [f32], usize);
 
-/// Multiplies a panel of weights, `[k, rows]`, by one of columns, `[k, y.len()]`. Rows `at..at + rows` of `y[j]`, as far as
-/// it has them, are set to the sums of column j; or these are added, when `add`.
+/// Multiplies a panel of weights, `[k, rows]`, by one of columns, `[k, y.len()]`. Rows `at..at +
+/// rows` of `y[j]`, as far as it has them, are set to the sums of column j; or these are added,
+/// when `add`.
 type Multiply = fn(&[f32], &[f32], &mut [&mut [f32]], usize, bool);
 
 /// One processor's way to multiply.
@@ -82,7 +86,8 @@ macro_rules! same_bits {
     ($($name:ident: $from:ty => $to:ty;)*) => {$(
         #[inline(always)]
         fn $name(from: $from) -> $to {
-            // Safety: both are so many numbers without padding, which all bits are values of; the compiler compares the sizes.
+            // Safety: both are so many numbers without padding, which all bits are values of; the
+            // compiler compares the sizes.
             unsafe { std::mem::transmute::<$from, $to>(from) }
         }
     )*};

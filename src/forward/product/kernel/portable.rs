@@ -1,24 +1,25 @@
-//! The reference of the other kernels: plain loops, which the compiler turns into whatever vectors are always there.
+//! The reference of the other kernels: plain loops, which the compiler turns into whatever vectors
+//! are always there.
 
 use super::{by_columns, store_some, Kernel, GROUP};
 
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 
 pub(super) const KERNEL: Kernel =
     Kernel { name: "portable", rows: ROWS, columns: 4, pack, pack_bf16, multiply };
 
-pub(super) fn pack(plain: &[f32], panel: &mut [f32], rows: usize, at: usize) {
+pub(super) fn pack(plain: &[f32], panel: &mut [f32], at: usize) {
     let k = plain.len() / GROUP;
     for (r, row) in plain.chunks_exact(k.max(1)).enumerate() {
-        for (to, &from) in panel.chunks_exact_mut(rows).zip(row) {
+        for (to, &from) in panel.as_chunks_mut::<ROWS>().0.iter_mut().zip(row) {
             to[at + r] = from;
         }
     }
 }
 
-pub(super) fn pack_bf16(stored: [&[u8]; GROUP], panel: &mut [f32], rows: usize, at: usize) {
+pub(super) fn pack_bf16(stored: [&[u8]; GROUP], panel: &mut [f32], at: usize) {
     for (r, row) in stored.iter().enumerate() {
-        for (to, bytes) in panel.chunks_exact_mut(rows).zip(row.as_chunks::<2>().0) {
+        for (to, bytes) in panel.as_chunks_mut::<ROWS>().0.iter_mut().zip(row.as_chunks::<2>().0) {
             to[at + r] = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
         }
     }

@@ -4,6 +4,9 @@ use std::arch::x86_64::*;
 
 use super::{by_columns, same_bits, store_some, Kernel, GROUP};
 
+/// Columns that are packed at a time.
+const STEP: usize = 16;
+
 same_bits! {
     four: [f32; 4] => __m128;
     eight: __m256 => [f32; 8];
@@ -18,78 +21,106 @@ same_bits! {
 pub(super) fn kernels() -> impl Iterator<Item = Kernel> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let avx512 = avx2 && is_x86_feature_detected!("avx512f");
-    let large = Kernel { name: "avx512", rows: 32, columns: 12, pack, pack_bf16, multiply: avx512_multiply };
-    let small = Kernel { name: "avx2", rows: 16, columns: 6, pack, pack_bf16, multiply: avx2_multiply };
+    let large = Kernel {
+        name: "avx512",
+        rows: 32,
+        columns: 12,
+        pack: pack::<32>,
+        pack_bf16: pack_bf16::<32>,
+        multiply: avx512_multiply,
+    };
+    let small = Kernel {
+        name: "avx2",
+        rows: 16,
+        columns: 6,
+        pack: pack::<16>,
+        pack_bf16: pack_bf16::<16>,
+        multiply: avx2_multiply,
+    };
     avx512.then_some(large).into_iter().chain(avx2.then_some(small))
 }
 
-fn pack(plain: &[f32], panel: &mut [f32], rows: usize, at: usize) {
+/// Interleaves decoded rows into a panel of ROWS.
+fn pack<const ROWS: usize>(plain: &[f32], panel: &mut [f32], at: usize) {
     // Safety: the kernels that hold this function exist only where the processor has AVX2.
-    unsafe { avx2_pack(plain, panel, rows, at) }
+    unsafe { avx2_pack::<ROWS>(plain, panel, at) }
 }
 
 #[target_feature(enable = "avx2")]
-fn avx2_pack(plain: &[f32], panel: &mut [f32], rows: usize, at: usize) {
+fn avx2_pack<const ROWS: usize>(plain: &[f32], panel: &mut [f32], at: usize) {
     let k = plain.len() / GROUP;
-    let from: [_; GROUP] = std::array::from_fn(|r| plain[r * k..][..k].as_chunks::<4>().0);
-    for i in 0..k / 4 {
-        // Four columns of the rows r and r + 4, side by side: what is left to transpose are blocks of 4 by 4.
-        let load = |r: usize| _mm256_set_m128(four(from[r + 4][i]), four(from[r][i]));
-        let [a, b, c, d] = [load(0), load(1), load(2), load(3)];
-        let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
-        let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
-        let columns = [
-            _mm256_shuffle_ps::<0x44>(ab, cd),
-            _mm256_shuffle_ps::<0xee>(ab, cd),
-            _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
-            _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
-        ];
-        let to = panel[4 * i * rows..][..4 * rows].as_chunks_mut::<GROUP>().0;
-        for (j, column) in columns.into_iter().enumerate() {
-            to[(j * rows + at) / GROUP] = eight(column);
+    let from: [_; GROUP] = std::array::from_fn(|r| plain[r * k..][..k].as_chunks::<STEP>().0);
+    let columns = panel[..k * ROWS].as_chunks_mut::<ROWS>().0;
+    let (steps, rest) = columns.as_chunks_mut::<STEP>();
+    for (i, to) in steps.iter_mut().enumerate() {
+        let rows: [&[f32; STEP]; GROUP] = std::array::from_fn(|r| &from[r][i]);
+        for (j, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            // Four columns of the rows r and r + 4, side by side: what is left to transpose are
+            // blocks of 4 by 4.
+            let part = |r: usize| four(rows[r].as_chunks::<4>().0[j]);
+            let load = |r: usize| _mm256_set_m128(part(r + 4), part(r));
+            let [a, b, c, d] = [load(0), load(1), load(2), load(3)];
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            group(&mut to[0], at, eight(_mm256_shuffle_ps::<0x44>(ab, cd)));
+            group(&mut to[1], at, eight(_mm256_shuffle_ps::<0xee>(ab, cd)));
+            group(&mut to[2], at, eight(_mm256_shuffle_ps::<0x44>(ab_high, cd_high)));
+            group(&mut to[3], at, eight(_mm256_shuffle_ps::<0xee>(ab_high, cd_high)));
         }
     }
-    for i in k / 4 * 4..k {
+    for (i, to) in (k / STEP * STEP..k).zip(rest) {
         for r in 0..GROUP {
-            panel[i * rows + at + r] = plain[r * k + i];
+            to[at + r] = plain[r * k + i];
         }
     }
 }
 
-fn pack_bf16(stored: [&[u8]; GROUP], panel: &mut [f32], rows: usize, at: usize) {
+fn pack_bf16<const ROWS: usize>(stored: [&[u8]; GROUP], panel: &mut [f32], at: usize) {
     // Safety: the kernels that hold this function exist only where the processor has AVX2.
-    unsafe { avx2_pack_bf16(stored, panel, rows, at) }
+    unsafe { avx2_pack_bf16::<ROWS>(stored, panel, at) }
 }
 
 #[target_feature(enable = "avx2")]
-fn avx2_pack_bf16(stored: [&[u8]; GROUP], panel: &mut [f32], rows: usize, at: usize) {
-    let k = panel.len() / rows;
-    let from = stored.map(|row| row[..2 * k].as_chunks::<16>().0);
-    for i in 0..k / 8 {
-        // Eight columns of the rows r and r + 4, side by side.
-        let load = |r: usize| _mm256_set_m128i(bytes(from[r + 4][i]), bytes(from[r][i]));
-        let [a, b, c, d] = [load(0), load(1), load(2), load(3)];
-        let (ab, cd) = (_mm256_unpacklo_epi16(a, b), _mm256_unpacklo_epi16(c, d));
-        let (ab_high, cd_high) = (_mm256_unpackhi_epi16(a, b), _mm256_unpackhi_epi16(c, d));
-        let pairs = [
-            _mm256_unpacklo_epi32(ab, cd),
-            _mm256_unpackhi_epi32(ab, cd),
-            _mm256_unpacklo_epi32(ab_high, cd_high),
-            _mm256_unpackhi_epi32(ab_high, cd_high),
-        ];
-        let zero = _mm256_setzero_si256();
-        let to = panel[8 * i * rows..][..8 * rows].as_chunks_mut::<GROUP>().0;
-        for (j, pair) in pairs.into_iter().enumerate() {
-            to[(2 * j * rows + at) / GROUP] = eight_of(_mm256_unpacklo_epi16(zero, pair));
-            to[((2 * j + 1) * rows + at) / GROUP] = eight_of(_mm256_unpackhi_epi16(zero, pair));
+fn avx2_pack_bf16<const ROWS: usize>(stored: [&[u8]; GROUP], panel: &mut [f32], at: usize) {
+    let k = stored[0].len() / 2;
+    let from = stored.map(|row| row[..2 * k].as_chunks::<{ 2 * STEP }>().0);
+    let columns = panel[..k * ROWS].as_chunks_mut::<ROWS>().0;
+    let (steps, rest) = columns.as_chunks_mut::<STEP>();
+    let zero = _mm256_setzero_si256();
+    for (i, to) in steps.iter_mut().enumerate() {
+        let rows: [&[u8; 2 * STEP]; GROUP] = std::array::from_fn(|r| &from[r][i]);
+        for (j, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            // Eight columns of the rows r and r + 4, side by side.
+            let part = |r: usize| bytes(rows[r].as_chunks::<16>().0[j]);
+            let load = |r: usize| _mm256_set_m128i(part(r + 4), part(r));
+            let [a, b, c, d] = [load(0), load(1), load(2), load(3)];
+            let (ab, cd) = (_mm256_unpacklo_epi16(a, b), _mm256_unpacklo_epi16(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_epi16(a, b), _mm256_unpackhi_epi16(c, d));
+            let pairs = [
+                _mm256_unpacklo_epi32(ab, cd),
+                _mm256_unpackhi_epi32(ab, cd),
+                _mm256_unpacklo_epi32(ab_high, cd_high),
+                _mm256_unpackhi_epi32(ab_high, cd_high),
+            ];
+            // A float's upper half is a BF16.
+            for (pair, to) in pairs.into_iter().zip(to.as_chunks_mut::<2>().0) {
+                group(&mut to[0], at, eight_of(_mm256_unpacklo_epi16(zero, pair)));
+                group(&mut to[1], at, eight_of(_mm256_unpackhi_epi16(zero, pair)));
+            }
         }
     }
-    for i in k / 8 * 8..k {
+    for (i, to) in (k / STEP * STEP..k).zip(rest) {
         for (r, row) in stored.iter().enumerate() {
             let bits = u16::from_le_bytes([row[2 * i], row[2 * i + 1]]);
-            panel[i * rows + at + r] = f32::from_bits(u32::from(bits) << 16);
+            to[at + r] = f32::from_bits(u32::from(bits) << 16);
         }
     }
+}
+
+/// Writes a group of rows of one column.
+#[inline(always)]
+fn group<const ROWS: usize>(column: &mut [f32; ROWS], at: usize, values: [f32; GROUP]) {
+    column.as_chunks_mut::<GROUP>().0[at / GROUP] = values;
 }
 
 /// Calls for the lines of y that a kernel is going to write: they come while it multiplies.
