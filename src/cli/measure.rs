@@ -1,12 +1,11 @@
 //! `derive` and `eval`.
 
-use refusal_patch::direction::{derive as derive_directions, Classes};
 use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::{categories, Evaluator, Rate};
 use refusal_patch::forward::Sequence;
 use refusal_patch::model::Edit;
 use refusal_patch::output::{preflight, write_direction, Sidecar};
-use refusal_patch::search::LayerScore;
+use refusal_patch::search::{self, Derived, Emit, LayerScore, Settings, Toward};
 use refusal_patch::text::{read_prompts, PromptRecord, Set, Split};
 use refusal_patch::Result;
 use serde_json::json;
@@ -23,25 +22,8 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
     let session = Session::open(&args.model, &args.run)?;
     preflight(session.model.file.path(), &args.output, 1 << 20, args.force)?;
     let prompts = prompts(&args.run)?;
-    prompts.enough()?;
-    let evaluator = session.evaluator();
-    let classes = |split| -> Result<Classes> {
-        Ok(Classes {
-            harmful: evaluator.samples(&prompts.of(Set::Harmful, split))?,
-            harmless: evaluator.samples(&prompts.of(Set::Harmless, split))?,
-            borderline: Vec::new(),
-            refused: Vec::new(),
-        })
-    };
-    let spec = &session.model.spec;
-    let directions = derive_directions(
-        &evaluator.runner(),
-        spec.layers,
-        spec.hidden,
-        &classes(Split::Train)?,
-        &classes(Split::Validation)?,
-        &[],
-    )?;
+    let settings = Settings { max_new_tokens: usize::from(args.run.max_new_tokens), ..Settings::default() };
+    let Derived { directions, scan } = search::derive(&session.evaluator(), &prompts, &settings)?;
     let scores: Vec<LayerScore> = directions.iter().map(LayerScore::from).collect();
     write_direction(
         &args.output,
@@ -54,21 +36,30 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
     )?;
     if args.run.json {
         super::print_json(
-            json!({ "model": args.model.display().to_string(), "output": args.output.display().to_string(), "directions": scores }),
+            json!({ "model": args.model.display().to_string(), "output": args.output.display().to_string(), "directions": scores, "scan": scan }),
         );
         return Ok(0);
     }
-    let mut rows = vec![cells!["block", "gap", "AUC", "Fisher", "split-half cosine"]];
+    let gain = |layer, toward| match scan.effects.iter().any(|e| e.toward == toward) {
+        true => format!("{:+.1}", 100.0 * scan.gain(layer, toward, Emit::Weights)),
+        false => "-".into(),
+    };
+    let mut rows =
+        vec![cells!["block", "gap", "AUC", "Fisher", "split-half cosine", "gain to harmful", "to refused"]];
     for s in scores.iter().filter(|s| s.position == 0) {
         rows.push(cells![
             s.layer,
             format!("{:.3}", s.gap),
             format!("{:.3}", s.auc),
             format!("{:.2}", s.fisher),
-            format!("{:.3}", s.split_half)
+            format!("{:.3}", s.split_half),
+            gain(s.layer, Toward::Projected),
+            gain(s.layer, Toward::Refused)
         ]);
     }
-    super::print(&format!("{}\nwritten: {}\n", table(&rows), args.output.display()));
+    let note = "gain: points of refusal that writing along the direction to harmful, or to refused \
+                prompts adds (mean of half a gap, a gap and two)";
+    super::print(&format!("{}\n{note}\n\nwritten: {}\n", table(&rows), args.output.display()));
     Ok(0)
 }
 

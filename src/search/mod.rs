@@ -3,6 +3,7 @@
 
 mod candidates;
 mod carry;
+mod derive;
 mod finalist;
 mod finish;
 mod fit;
@@ -19,6 +20,7 @@ mod score;
 mod worth;
 
 pub use candidates::Candidate;
+pub use derive::{derive, Derived};
 pub use fit::Scores;
 pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport, Trial};
 pub use patch::patch;
