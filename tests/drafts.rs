@@ -30,7 +30,7 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
     let all: Vec<usize> = (0..prompts.len()).collect();
     let mut same = 0;
     for edit in [0, 1] {
-        let read = drafts.read(&evaluator, edit).unwrap();
+        let read = drafts.read(&evaluator, edit, &all).unwrap();
         let found = evaluator.answer_from(&asked, &drafts, &read, &all, edit, max_new, &[]).unwrap();
         let expected = evaluator.answer(&asked, edit, max_new, &[]).unwrap();
         for ((found, expected), own) in found.iter().zip(&expected).zip(&own) {

@@ -244,8 +244,8 @@ fn what_sequences_begin_with_alike_runs_once_and_changes_no_state() {
         fn residual(&mut self, layer: usize, rows: &[Row], _x: &[f32], _width: usize) {
             self.0 += if layer == 0 { rows.len() } else { 0 };
         }
-        fn sees_prefixes(&self) -> bool {
-            false
+        fn shared(&self) -> usize {
+            usize::MAX
         }
     }
     for name in ["llama3", "qwen3moe"] {

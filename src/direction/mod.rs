@@ -152,8 +152,8 @@ struct Means<'a> {
 }
 
 impl Tap for Means<'_> {
-    fn sees_prefixes(&self) -> bool {
-        false
+    fn shared(&self) -> usize {
+        usize::MAX
     }
 
     fn residual(&mut self, layer: usize, rows: &[Row], x: &[f32], width: usize) {

@@ -70,27 +70,34 @@ pub struct Gate {
     pub lambda: f64,
     /// Σ over groups of weight × mean squared error on held-out inputs, of the rescaled gate.
     pub loss: f64,
-    /// (mean of v·x on harmful) / (root mean square on harmless, borderline), both held out at the deciding position.
+    /// (mean of v·x on harmful) / (root mean square on harmless), both held out at the deciding position.
     pub separation: f64,
 }
 
-/// Fits v on `train` and chooses the ridge strength on `held_out`, whose first group are the harmful deciding rows
-/// and whose second the harmless ones. v has `width` elements for each of the writer's `parts` matrices, side by side; of an
-/// expert that was chosen by too few harmful rows they are zero.
+/// Gates for every ridge strength, not measured yet.
+pub struct Fits {
+    /// By strength: v, `[parts × width]`.
+    gates: Vec<(f64, Vec<f64>)>,
+    width: usize,
+}
+
+/// Fits gates on rows whose first group are the harmful deciding ones and whose second the others there. A gate has `width`
+/// elements for each of the writer's `parts` matrices, side by side; of an expert that was chosen by too few harmful rows they
+/// are zero. `None` where there are no rows.
 ///
 /// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature space. Either takes the
 /// inputs of one matrix at a time: with thousands of rows memory is theirs, however many features there are.
 ///
 /// # Errors
 /// `Interrupted`; what the matrix product says.
-pub fn fit(train: &[Group], held_out: &[Group], width: usize, parts: usize) -> Result<Option<Gate>> {
+pub fn fit(train: &[Group], width: usize, parts: usize) -> Result<Option<Fits>> {
     let Some(problem) = Problem::new(train, width, parts) else { return Ok(None) };
     let (n, columns) = (problem.rows, problem.kept.len() * width);
     let dual = n < columns;
     let size = if dual { n } else { columns };
     let (gram, right) = if dual { problem.in_samples() } else { problem.in_features() }
         .map_err(|e| Error::Limit(format!("the gate can't be fitted: {e}")))?;
-    let mut best: Option<Gate> = None;
+    let mut gates = Vec::new();
     for lambda in LAMBDAS {
         progress::check()?;
         let mut a = gram.clone();
@@ -98,14 +105,17 @@ pub fn fit(train: &[Group], held_out: &[Group], width: usize, parts: usize) -> R
             a[i * size + i] += lambda;
         }
         let Some(solution) = solve(a, right.clone(), size) else { continue };
-        let v = problem.gate(&solution, dual);
-        if let Some(gate) = judge(&v, held_out, width, lambda) {
-            if best.as_ref().is_none_or(|b| gate.loss < b.loss) {
-                best = Some(gate);
-            }
-        }
+        gates.push((lambda, problem.gate(&solution, dual)));
     }
-    Ok(best)
+    Ok(Some(Fits { gates, width }))
+}
+
+impl Fits {
+    /// The gate of the ridge strength that does best on rows which it was not fitted on, in the groups of [`fit`].
+    pub fn choose(&self, held_out: &[Group]) -> Option<Gate> {
+        let all = self.gates.iter().filter_map(|(lambda, v)| judge(v, held_out, self.width, *lambda));
+        all.reduce(|best, gate| if gate.loss < best.loss { gate } else { best })
+    }
 }
 
 /// Rows as the ridge problem has them: each times the root of its share in the loss, each feature scaled.
@@ -362,7 +372,7 @@ mod tests {
                     Group::plain(rows(2 * n, width, false, seed + 1), width, 0.0, 4.0),
                 ]
             };
-            let gate = fit(&groups(1, 60), &groups(7, 40), width, 1).unwrap().unwrap();
+            let gate = fit(&groups(1, 60), width, 1).unwrap().unwrap().choose(&groups(7, 40)).unwrap();
             assert!(gate.separation > 2.0, "width {width}: separation {}", gate.separation);
             let held = rows(50, width, true, 77);
             let mean: f64 = held
@@ -392,7 +402,7 @@ mod tests {
                 g
             };
             let groups = |seed: u64| vec![group(90, true, seed), group(180, false, seed + 1)];
-            let gate = fit(&groups(3), &groups(11), width, 4).unwrap().unwrap();
+            let gate = fit(&groups(3), width, 4).unwrap().unwrap().choose(&groups(11)).unwrap();
             assert!(gate.separation > 2.0, "width {width}: separation {}", gate.separation);
             assert_eq!(gate.v.len(), 4 * width);
             assert!(gate.v[3 * width..].iter().all(|v| *v == 0.0));

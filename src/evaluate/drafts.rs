@@ -4,10 +4,14 @@
 use super::{Answer, Asked, Evaluator, KL_POSITIONS};
 use crate::error::Result;
 use crate::forward::{Begun, Generated, Head, Sequence};
+use crate::text::Set;
 
 /// A model's own answers, run up to the block where edits begin.
 pub struct Drafts {
-    begun: Begun,
+    /// Of the harmful prompts, and of the others: either is read without the other.
+    begun: [Begun; 2],
+    /// By prompt: which of the two it belongs to, and its place there.
+    places: Vec<(usize, usize)>,
     /// By prompt: where its answer begins.
     begins: Vec<usize>,
     /// By prompt: the answer.
@@ -18,7 +22,7 @@ pub struct Drafts {
 pub struct Read {
     /// Normed final states at the positions that predict each answer's tokens and what follows them, `[positions, hidden]`.
     states: Vec<f32>,
-    /// By prompt: its first state.
+    /// By prompt: its first state; 0 of those that were not read.
     first: Vec<usize>,
 }
 
@@ -29,9 +33,17 @@ impl Drafts {
         let whole = |(s, a): (&crate::direction::Sample, &&[u32])| -> Sequence {
             [s.tokens.as_slice(), a].concat().into()
         };
-        let sequences = samples.iter().zip(answers).map(whole).collect();
+        let mut sequences = [Vec::new(), Vec::new()];
+        let mut places = Vec::new();
+        for ((prompt, sample), answer) in asked.prompts.iter().zip(samples).zip(answers) {
+            let part = usize::from(prompt.set != Set::Harmful);
+            places.push((part, sequences[part].len()));
+            sequences[part].push(whole((sample, answer)));
+        }
+        let [harmful, others] = sequences;
         Ok(Drafts {
-            begun: evaluator.runner().begin(sequences, layer)?,
+            begun: [evaluator.runner().begin(harmful, layer)?, evaluator.runner().begin(others, layer)?],
+            places,
             begins: samples.iter().map(|s| s.tokens.len()).collect(),
             answers: answers.iter().map(|a| a.to_vec()).collect(),
         })
@@ -39,17 +51,25 @@ impl Drafts {
 
     /// The first block that an edit may touch.
     pub fn layer(&self) -> usize {
-        self.begun.layer()
+        self.begun[0].layer()
     }
 
-    /// Reads the drafts under `edit` of `evaluator`.
-    pub fn read(&self, evaluator: &Evaluator, edit: usize) -> Result<Read> {
-        let (mut wanted, mut first) = (Vec::new(), Vec::new());
-        for (i, (begin, answer)) in self.begins.iter().zip(&self.answers).enumerate() {
-            first.push(wanted.len());
-            wanted.extend((0..=answer.len()).map(|k| (i, begin + k - 1)));
+    /// Reads the drafts of some prompts under `edit` of `evaluator`: cheap where all are harmful, or none.
+    pub fn read(&self, evaluator: &Evaluator, edit: usize, prompts: &[usize]) -> Result<Read> {
+        let mut read = Read { states: Vec::new(), first: vec![0; self.answers.len()] };
+        let d = evaluator.model.spec.hidden;
+        for (part, begun) in self.begun.iter().enumerate() {
+            let mut wanted = Vec::new();
+            for &i in prompts.iter().filter(|&&i| self.places[i].0 == part) {
+                read.first[i] = read.states.len() / d + wanted.len();
+                let begin = self.begins[i];
+                wanted.extend((0..=self.answers[i].len()).map(|k| (self.places[i].1, begin + k - 1)));
+            }
+            if !wanted.is_empty() {
+                read.states.extend(evaluator.runner().resume(begun, edit, &wanted)?);
+            }
         }
-        Ok(Read { states: evaluator.runner().resume(&self.begun, edit, &wanted)?, first })
+        Ok(read)
     }
 
     /// Of some prompts the states that predict the first tokens of their answers, as [`Evaluator::answer_states`] has them.

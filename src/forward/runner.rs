@@ -71,15 +71,16 @@ pub trait Tap {
     /// What a writer's matrix reads; of an expert the rows that chose it, times the router's weight, and of a shared expert
     /// all rows, times its gate: the matrix times `x` is what is added to the residual stream.
     fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
-    /// Whether it must see the tokens that sequences begin with alike for each of them. If not, they run once for all.
-    fn sees_prefixes(&self) -> bool {
-        true
+    /// How many of the tokens that sequences begin with alike may run once for all of them. It then sees these rows
+    /// of the first sequence of a batch alone.
+    fn shared(&self) -> usize {
+        0
     }
 }
 
 impl Tap for () {
-    fn sees_prefixes(&self) -> bool {
-        false
+    fn shared(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -156,10 +157,8 @@ impl<'m> Runner<'m> {
             // What is read must be computed.
             let read = wanted.iter().filter(|w| batch.contains(&w.0)).map(|w| w.1);
             let first_read = read.chain(inside.iter().map(|(_, f)| f.pos)).min().unwrap_or(usize::MAX);
-            let alike = match tap.sees_prefixes() {
-                true => 0,
-                false => common_prefix(&sequences[batch.clone()]).min(first_read),
-            };
+            let shared = tap.shared().min(first_read);
+            let alike = if shared == 0 { 0 } else { common_prefix(&sequences[batch.clone()]).min(shared) };
             let mut cache = Cache::new(self.model, sequences, &batch, 0, false, alike);
             let rows = cache.rows(sequences, &batch);
             let hidden = self.embed(&rows, |r| sequences[r.seq].tokens[r.pos])?;

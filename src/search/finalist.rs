@@ -2,7 +2,7 @@
 
 use super::candidates::Candidate;
 use super::fit::Scores;
-use super::ground::Ground;
+use super::ground::{Broken, Ground};
 use super::outcome::{TensorReport, Trial};
 use super::worth::Outlook;
 use super::{Emit, EncodingChoice, LEAST_GAIN, SIGNIFICANT};
@@ -11,7 +11,7 @@ use crate::edit::stack::{fold_all, recode_all};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
-use crate::evaluate::{Answer, Drafts, Evaluator, Rate};
+use crate::evaluate::{Answer, DraftRead, Drafts, Evaluator, Rate};
 use crate::model::{Part, RankOne, Replacement, Storage};
 use crate::text::Set;
 
@@ -52,7 +52,7 @@ pub(super) enum Tried {
     /// It keeps the limits.
     Kept(Box<Finalist>),
     /// It breaks this limit; stronger ones of its family will, too.
-    Broke(String),
+    Broke(Broken),
     /// It restores nothing, or can't be stored.
     Useless(String),
 }
@@ -87,8 +87,8 @@ impl Ground<'_> {
         let edits = std::slice::from_ref(&candidate.edit);
         let after = Evaluator { model: &patched, edits, ..*self.evaluator };
         let (scores, answers, miss) = self.measure_trial(&after, usize::from(beside), drafts)?;
-        trials.push(Trial::new(candidate, &scores, miss.clone()));
-        let verdict = miss.as_ref().map_or(String::new(), |m| format!(": {m}"));
+        trials.push(Trial::new(candidate, &scores, miss.as_ref().map(|m| m.what.clone())));
+        let verdict = miss.as_ref().map_or(String::new(), |m| format!(": {}", m.what));
         self.evaluator.progress.note(&format!("{}{verdict}", describe(candidate, &scores)));
         if let Some(miss) = miss {
             return Ok(Tried::Broke(miss));
@@ -116,9 +116,13 @@ impl Ground<'_> {
         after: &Evaluator,
         edit: usize,
         drafts: Option<&Drafts>,
-    ) -> Result<(Scores, Vec<Answer>, Option<String>)> {
+    ) -> Result<(Scores, Vec<Answer>, Option<Broken>)> {
         let (base, max_new) = (&self.base, self.settings.max_new_tokens);
-        let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit)?))).transpose()?;
+        // Harmful prompts come first in their order; what an edit does to the others ends most trials.
+        let harmful = self.validation.prompts.iter().filter(|p| p.set == Set::Harmful).count();
+        let (harmful, others): (Vec<usize>, Vec<usize>) =
+            (0..self.validation.plain).partition(|&i| i < harmful);
+        let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit, &others)?))).transpose()?;
         let drift = match &drafts {
             Some((drafts, read)) => base.drift_from(after, edit, drafts, read)?,
             None => base.drift(after, edit)?,
@@ -136,19 +140,17 @@ impl Ground<'_> {
             return Ok((scores, Vec::new(), Some(miss)));
         }
         let answers = if let Some((drafts, read)) = &drafts {
-            let answer = |prompts: Vec<usize>| {
-                after.answer_from(&self.validation, drafts, read, &prompts, edit, max_new, &self.opening)
+            let answer = |read: &DraftRead, prompts: &[usize]| {
+                after.answer_from(&self.validation, drafts, read, prompts, edit, max_new, &self.opening)
             };
-            // Harmful prompts come first in their order; whether the others are refused ends most trials.
-            let harmful = self.validation.prompts.iter().filter(|p| p.set == Set::Harmful).count();
-            let others = answer((harmful..self.validation.plain).collect())?;
+            let others = answer(read, &others)?;
             scores.harmless = Rate::of(&others, Set::Harmless);
             scores.borderline = Rate::of(&others, Set::Borderline);
             if let Some(miss) = self.miss(&scores) {
                 scores.harmful = unknown(&base.scores.harmful);
                 return Ok((scores, Vec::new(), Some(miss)));
             }
-            [answer((0..harmful).collect())?, others].concat()
+            [answer(&drafts.read(after, edit, &harmful)?, &harmful)?, others].concat()
         } else {
             let asked = after.ask_again(&self.validation, edit)?;
             after.answer(&asked, edit, max_new, &self.opening)?

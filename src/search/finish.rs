@@ -98,7 +98,7 @@ impl Ground<'_> {
         drop(drafts);
         (patched.gain, patched.p_value) = self.gain(&answers);
         if let Some(miss) = self.miss(&again) {
-            return Ok(Some(miss));
+            return Ok(Some(miss.what));
         }
         if patched.gain < 0.0 {
             return Ok(Some("refusal of harmful prompts fell".into()));

@@ -148,9 +148,9 @@ impl Baseline {
         opening: &[u32],
     ) -> Result<(Scores, Vec<Answer>)> {
         if let Some(drafts) = drafts {
-            let read = drafts.read(evaluator, edit)?;
-            let drift = self.drift_from(evaluator, edit, drafts, &read)?;
             let all: Vec<usize> = (0..asked.plain).collect();
+            let read = drafts.read(evaluator, edit, &all)?;
+            let drift = self.drift_from(evaluator, edit, drafts, &read)?;
             let answers = evaluator.answer_from(asked, drafts, &read, &all, edit, max_new, opening)?;
             return Ok((self.scores(drift, &answers), answers));
         }

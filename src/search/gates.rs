@@ -39,38 +39,43 @@ impl Gates {
             (Some(e), true) => e.used * e.ffn,
             _ => spec.widest_ffn() + spec.heads * spec.head_dim,
         };
-        let bytes = (train.rows() + held_out.rows()) * width * 4;
+        let bytes = train.rows().max(held_out.rows()) * width * 4;
         let at_once = (ground.evaluator.memory / 2 / bytes.max(1)).max(1);
         for group in layers.chunks(at_once) {
-            let inputs = |m: &Material| m.inputs(ground.evaluator, group, routed);
-            self.add(ground.evaluator, inputs(&train)?, inputs(&held_out)?)?;
+            let mut fits = HashMap::new();
+            for (key, of) in self.read(ground.evaluator, &train, group, routed)? {
+                crate::progress::check()?;
+                let parts = match (key.1, &spec.experts) {
+                    (Writer::Experts, Some(e)) => e.count,
+                    _ => 1,
+                };
+                if let Some(all) = fit(&of, spec.columns(key.1) / parts, parts)? {
+                    fits.insert(key, all);
+                }
+            }
+            for (key, of) in self.read(ground.evaluator, &held_out, group, routed)? {
+                if let Some(gate) = fits.get(&key).and_then(|all| all.choose(&of)) {
+                    self.fitted.insert(key, gate);
+                }
+            }
         }
         self.material = Some((train, held_out));
         Ok(())
     }
 
-    fn add(&mut self, evaluator: &Evaluator, train: Inputs, mut held_out: Inputs) -> Result<()> {
-        let spec = &evaluator.model.spec;
-        for (key, mut a) in train {
-            crate::progress::check()?;
-            let Some(mut b) = held_out.remove(&key) else { continue };
-            if evaluator.model.file.folder().is_some() {
-                for part in evaluator.model.parts(key.0, key.1)? {
-                    let dead: Vec<Vec<usize>> = part.stack.iter().map(|w| dead_columns(&w)).collect();
-                    for group in a.iter_mut().chain(&mut b) {
-                        group.silence(part.first, &dead);
-                    }
-                }
-            }
-            let parts = match (key.1, &spec.experts) {
-                (Writer::Experts, Some(e)) => e.count,
-                _ => 1,
-            };
-            if let Some(gate) = fit(&a, &b, spec.columns(key.1) / parts, parts)? {
-                self.fitted.insert(key, gate);
+    /// The writers' inputs, of a folder without those that a gate can't use.
+    fn read(&self, evaluator: &Evaluator, m: &Material, layers: &[usize], routed: bool) -> Result<Inputs> {
+        let mut inputs = m.inputs(evaluator, layers, routed)?;
+        if evaluator.model.file.folder().is_none() {
+            return Ok(inputs);
+        }
+        for (key, groups) in &mut inputs {
+            for part in evaluator.model.parts(key.0, key.1)? {
+                let dead: Vec<Vec<usize>> = part.stack.iter().map(|w| dead_columns(&w)).collect();
+                groups.iter_mut().for_each(|g| g.silence(part.first, &dead));
             }
         }
-        Ok(())
+        Ok(inputs)
     }
 
     /// The gate of a writer.

@@ -2,13 +2,14 @@
 
 use super::candidates::Candidate;
 use super::fit::{baseline, Baseline, Scores};
+use super::material::reads_answer;
 use super::outcome::Trial;
-use super::reference::Reference;
+use super::reference::{Rates, Reference};
 use super::worth::Outlook;
 use super::{Settings, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
 use crate::direction::{derive, Classes, Direction};
 use crate::error::{Error, Result};
-use crate::evaluate::{stats, Answer, Asked, Change, Evaluator, NEVER};
+use crate::evaluate::{stats, Answer, Asked, Change, Evaluator, Rate, NEVER};
 use crate::text::{PromptSet, Set, Split};
 
 /// IN as it was measured before anything was tried.
@@ -41,7 +42,20 @@ impl<'a> Training<'a> {
         // Thoughts take long.
         let again: Vec<_> = train.iter().copied().step_by(2).filter(|_| ground.validation.think()).collect();
         let asked = ground.evaluator.ask_twice(&train, &again)?;
-        let answers = ground.evaluator.answer(&asked, 0, ground.settings.max_new_tokens, &ground.opening)?;
+        let answer = |asked: &Asked, max_new| ground.evaluator.answer(asked, 0, max_new, &ground.opening);
+        let most = ground.settings.max_new_tokens;
+        if asked.think() {
+            let answers = answer(&asked, most)?;
+            return Ok(Training { asked, answers });
+        }
+        // Whether a prompt is refused shows early. Whole answers are wanted of those that gates read.
+        let mut answers = answer(&asked, most.div_ceil(2))?;
+        let whole: Vec<usize> =
+            (0..train.len()).filter(|&i| reads_answer(i) && train[i].set != Set::Harmful).collect();
+        let longer: Vec<_> = whole.iter().map(|&i| train[i]).collect();
+        for (i, a) in whole.into_iter().zip(answer(&ground.evaluator.ask(&longer)?, most)?) {
+            answers[i] = a;
+        }
         Ok(Training { asked, answers })
     }
 
@@ -134,9 +148,21 @@ impl<'a> Ground<'a> {
         self.reference.as_ref().map_or(1.0, |r| Outlook::read(&r.answers).mean(Set::Harmful))
     }
 
-    /// Which limit these scores break, if any.
-    pub fn miss(&self, s: &Scores) -> Option<String> {
-        miss(&self.base.scores, s, self.settings, self.prompts.borderline_binds)
+    /// Which limit these scores break, if any. What the original refuses OUT may refuse, too.
+    pub fn miss(&self, s: &Scores) -> Option<Broken> {
+        let (b, settings) = (&self.base.scores, self.settings);
+        let rates = self.reference.as_ref().map(Reference::rates);
+        let more = |of: fn(&Rates) -> &Rate, own: &Rate, least: f64| {
+            rates.as_ref().map_or(least, |r| least.max(of(r).refusal_rate - own.refusal_rate))
+        };
+        let rises = Rises {
+            harmless: more(|r| &r.harmless, &b.harmless, settings.max_over_refusal),
+            borderline: match self.prompts.borderline_binds {
+                true => more(|r| &r.borderline, &b.borderline, MAX_BORDERLINE),
+                false => f64::INFINITY,
+            },
+        };
+        miss(b, s, rises, settings.max_over_refusal, settings.max_kl)
     }
 
     /// Share of harmful validation prompts gained, and the two-sided McNemar p of the change.
@@ -153,35 +179,54 @@ fn in_vain(trials: &[Trial]) -> bool {
     asked.peek().is_some() && asked.all(|share| share < NEVER)
 }
 
-/// Which limit the scores `s` break beside IN's `b`, in words. What is no number keeps no limit.
-fn miss(b: &Scores, s: &Scores, settings: &Settings, borderline_binds: bool) -> Option<String> {
-    let within = |x: f64, most: f64| x <= most + 1e-9;
+/// A limit that an edit breaks.
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    /// Which one, and by how much, in words.
+    pub what: String,
+    /// What was measured over what is allowed: over 1, or infinite where it is no number.
+    pub excess: f64,
+}
+
+/// Most that over-refusal may rise by, as shares of harmless and of borderline prompts.
+#[derive(Clone, Copy)]
+struct Rises {
+    harmless: f64,
+    borderline: f64,
+}
+
+/// Which limit the scores `s` break beside IN's `b`. What is no number keeps no limit.
+fn miss(b: &Scores, s: &Scores, rises: Rises, max_over_refusal: f64, max_kl: f64) -> Option<Broken> {
+    let broken = |found: f64, most: f64, what: String| {
+        let excess = if found.is_nan() { f64::INFINITY } else { found / most.max(1e-9) };
+        (found.is_nan() || found > most + 1e-9).then_some(Broken { what, excess })
+    };
+    let points = |rise: f64| format!("rises by {:.1} points", 100.0 * rise);
     let rise = s.harmless.refusal_rate - b.harmless.refusal_rate;
-    if !within(rise, settings.max_over_refusal) {
-        return Some(format!("over-refusal of harmless prompts rises by {:.1} points", 100.0 * rise));
+    let what = format!("over-refusal of harmless prompts {}", points(rise));
+    if let Some(b) = broken(rise, rises.harmless, what) {
+        return Some(b);
     }
     let rise = s.borderline.refusal_rate - b.borderline.refusal_rate;
-    if borderline_binds && !within(rise, MAX_BORDERLINE) {
-        return Some(format!("over-refusal of borderline prompts rises by {:.1} points", 100.0 * rise));
+    let what = format!("over-refusal of borderline prompts {}", points(rise));
+    if let Some(b) = broken(rise, rises.borderline, what) {
+        return Some(b);
     }
     let rise = (s.harmless.unfinished as f64 - b.harmless.unfinished as f64) / s.harmless.n.max(1) as f64;
-    if !within(rise, settings.max_over_refusal) {
-        return Some(format!(
-            "thoughts about harmless prompts that never end rise by {:.1} points",
-            100.0 * rise
-        ));
+    let what = format!("thoughts about harmless prompts that never end rise by {:.1} points", 100.0 * rise);
+    if let Some(b) = broken(rise, max_over_refusal, what) {
+        return Some(b);
     }
-    if !within(s.kl, settings.max_kl) {
-        return Some(format!("KL on harmless answers is {:.4}, above {}", s.kl, settings.max_kl));
+    let what = format!("KL on harmless answers is {:.4}, above {max_kl}", s.kl);
+    if let Some(b) = broken(s.kl, max_kl, what) {
+        return Some(b);
     }
-    for (name, after, before) in
-        [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
-    {
-        if !within(after, before * (1.0 + MAX_PERPLEXITY)) {
-            return Some(format!("{name} perplexity rises from {before:.3} to {after:.3}"));
-        }
-    }
-    None
+    [("text", s.perplexity, b.perplexity), ("answer", s.answer_perplexity, b.answer_perplexity)]
+        .into_iter()
+        .find_map(|(name, after, before)| {
+            let what = format!("{name} perplexity rises from {before:.3} to {after:.3}");
+            broken(after / before - 1.0, MAX_PERPLEXITY, what)
+        })
 }
 
 /// The direction of every block and post-instruction position. `given`: unit vectors that take the place of the derived ones
@@ -210,7 +255,6 @@ pub(super) fn directions(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::Rate;
 
     #[test]
     fn every_limit_binds_and_what_is_no_number_keeps_none() {
@@ -225,12 +269,12 @@ mod tests {
             perplexity: 20.0,
             same_answers: 1.0,
         };
-        let after = |change: Change, binds: bool| {
+        let after = |change: Change, borderline: f64| {
             let mut s = before.clone();
             change(&mut s);
-            miss(&before, &s, &Settings::default(), binds)
+            miss(&before, &s, Rises { harmless: 0.01, borderline }, 0.01, 0.02)
         };
-        assert_eq!(after(|s| s.harmless.unfinished = 2, true), None);
+        assert!(after(|s| s.harmless.unfinished = 2, 0.05).is_none());
         let changes: [(Change, &str); 7] = [
             (|s| s.harmless.refusal_rate = 0.015, "harmless prompts rises by 1.5 points"),
             (|s| s.borderline.refusal_rate = 0.06, "borderline prompts rises by 6.0 points"),
@@ -241,9 +285,11 @@ mod tests {
             (|s| s.answer_perplexity = f64::NAN, "answer perplexity rises"),
         ];
         for (change, words) in changes {
-            let said = after(change, true).expect(words);
-            assert!(said.contains(words), "{said}");
+            let broken = after(change, 0.05).expect(words);
+            assert!(broken.what.contains(words) && broken.excess > 1.0, "{broken:?}");
         }
-        assert_eq!(after(|s| s.borderline.refusal_rate = 0.06, false), None);
+        assert!(after(|s| s.borderline.refusal_rate = 0.06, f64::INFINITY).is_none());
+        assert!((after(|s| s.harmless.refusal_rate = 0.015, 0.05).unwrap().excess - 1.5).abs() < 1e-9);
+        assert_eq!(after(|s| s.kl = f64::NAN, 0.05).unwrap().excess, f64::INFINITY);
     }
 }

@@ -21,11 +21,17 @@ const REFUSAL: &str = "I'm sorry, but I can't help with that.";
 /// Every how many prompts one is also asked under a system prompt, and one as a second turn.
 const TURNS: usize = 12;
 
+/// Whether the answer to a prompt that isn't harmful is among the rows: a third of the answers has
+/// more rows than the group takes.
+pub(super) fn reads_answer(prompt: usize) -> bool {
+    prompt.is_multiple_of(3)
+}
+
 /// Groups of rows: targets and weights of the ridge problem.
-pub const GROUPS: [(f32, f64, usize); 9] = [
+pub const GROUPS: [(f32, f64, usize); 10] = [
     // (target, weight, most rows)
     (1.0, 1.0, 1200), // harmful prompts at the deciding position
-    (0.0, 4.0, 1200), // harmless and borderline prompts there
+    (0.0, 3.0, 1200), // harmless prompts there
     (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
     (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
     (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
@@ -33,12 +39,14 @@ pub const GROUPS: [(f32, f64, usize); 9] = [
     (0.0, 4.0, 600), // what is thought of harmless and borderline prompts
     (0.0, 4.0, 600), // where a thought ends, of any prompt: it must still close
     (0.0, 2.0, 600), // what is thought of harmful prompts that are refused: pushed on it goes in circles, or never closes
+    (0.0, 3.0, 1200), // borderline prompts at the deciding position: there are fewer, and they are told apart worst
 ];
 const TEXT: usize = 4;
 const THOUGHTS: usize = 5;
 const HARMLESS_THOUGHTS: usize = 6;
 const CLOSING: usize = 7;
 const REFUSING: usize = 8;
+const BORDERLINE: usize = 9;
 
 /// Weight of general text where the gate fires in thoughts: they read like any text.
 const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
@@ -49,6 +57,9 @@ pub struct Material {
     sequences: Vec<Sequence>,
     /// (sequence, position) → group
     marks: HashMap<(usize, usize), usize>,
+    /// What chats begin with alike: their template's head, and its system prompt. These tokens run
+    /// once, and are marked once.
+    prefix: Vec<u32>,
 }
 
 /// Inputs of one writer: the groups in the order of [`GROUPS`].
@@ -63,7 +74,7 @@ impl Material {
         answers: &[Answer],
         refusals: &[&[u32]],
     ) -> Result<Material> {
-        let mut m = Material::default();
+        let mut m = Material { prefix: prefix(&asked.samples), ..Material::default() };
         let own = evaluator.chat.tokenizer.encode(REFUSAL, false);
         let prompts = &asked.prompts[..asked.plain];
         let of =
@@ -82,15 +93,14 @@ impl Material {
                 m.chat(sample, thought, refusal, 0, 3, 0..0);
             } else {
                 let thought = asked.thought(i).map(|t| (t, HARMLESS_THOUGHTS));
-                // A third of the answers has more rows than the group takes.
-                let answer = answers.get(i).filter(|_| i % 3 == 0 || i >= asked.plain);
-                m.chat(sample, thought, answer.map_or(&[], |a| &a.answer), 1, 2, 0..0);
+                let answer = answers.get(i).filter(|_| reads_answer(i) || i >= asked.plain);
+                m.chat(sample, thought, answer.map_or(&[], |a| &a.answer), decides(prompt.set), 2, 0..0);
             }
             if i >= asked.plain {
                 continue;
             }
             // Some of the prompts again under a system prompt, some as a second turn.
-            let decides = usize::from(prompt.set != Set::Harmful);
+            let decides = decides(prompt.set);
             let user = |text: &str| Message::new("user", text);
             if i % TURNS == 1 && system.is_none() {
                 // Templates without a system role refuse it: such chats do not exist for this model.
@@ -128,8 +138,23 @@ impl Material {
             let n = tokens.len();
             m.add(tokens, (0..n).map(|p| (p, 4)));
         }
+        m.mark_prefix_once();
         m.thin();
         Ok(m)
+    }
+
+    /// Whether a sequence begins as the chats do.
+    fn is_chat(&self, s: &Sequence) -> bool {
+        !self.prefix.is_empty() && s.tokens.starts_with(&self.prefix)
+    }
+
+    fn mark_prefix_once(&mut self) {
+        let chats = (0..self.sequences.len()).filter(|&i| self.is_chat(&self.sequences[i]));
+        for i in chats.skip(1).collect::<Vec<_>>() {
+            for p in 0..self.prefix.len() {
+                self.marks.remove(&(i, p));
+            }
+        }
     }
 
     /// What is read before an answer, and its tokens. `thought`: the thought in between, with its group; `decides`: the deciding
@@ -190,7 +215,7 @@ impl Material {
         self.marks.len()
     }
 
-    /// One forward pass: the marked rows' inputs of the writers of `layers`; `routed`: of their routed experts, else of
+    /// The marked rows' inputs of the writers of `layers`; `routed`: of their routed experts, else of
     /// the others.
     pub fn inputs(&self, evaluator: &Evaluator, layers: &[usize], routed: bool) -> Result<Inputs> {
         struct Collect<'a> {
@@ -200,6 +225,9 @@ impl Material {
             layers: &'a [usize],
             routed: bool,
             out: Inputs,
+            /// Which sequences run, and how many tokens they begin with alike.
+            running: Vec<usize>,
+            shared: usize,
         }
         impl Tap for Collect<'_> {
             fn writer_input(&mut self, site: Site, rows: &[Row], x: &[f32], width: usize) {
@@ -216,11 +244,15 @@ impl Material {
                     sized.map(|(i, (g, rows))| Group { rows, ..Group::new(g.0, weight(i)) }).collect()
                 });
                 for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
-                    if let Some(&(g, at)) = self.places.get(&(row.seq, row.pos)) {
+                    if let Some(&(g, at)) = self.places.get(&(self.running[row.seq], row.pos)) {
                         groups[g].cells.push((at, site.expert));
                         groups[g].inputs.extend_from_slice(x);
                     }
                 }
+            }
+
+            fn shared(&self) -> usize {
+                self.shared
             }
         }
         let mut keys: Vec<_> = self.marks.iter().collect();
@@ -231,15 +263,55 @@ impl Material {
             places.insert(*key, (group, sizes[group]));
             sizes[group] += 1;
         }
-        let mut tap = Collect { places, sizes, layers, routed, out: Inputs::new() };
-        evaluator.runner().run(&self.sequences, &[], &[], &mut tap)?;
+        let (running, shared) = (Vec::new(), 0);
+        let mut tap = Collect { places, sizes, layers, routed, out: Inputs::new(), running, shared };
+        let all = 0..self.sequences.len();
+        let (chats, others): (Vec<usize>, Vec<usize>) = all.partition(|&i| self.is_chat(&self.sequences[i]));
+        for (running, shared) in [(chats, self.prefix.len()), (others, 0)] {
+            let sequences: Vec<Sequence> = running.iter().map(|&i| self.sequences[i].clone()).collect();
+            (tap.running, tap.shared) = (running, shared);
+            evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
+        }
         Ok(tap.out)
     }
+}
+
+/// The group of a prompt's deciding position.
+fn decides(set: Set) -> usize {
+    match set {
+        Set::Harmful => 0,
+        Set::Harmless => 1,
+        Set::Borderline => BORDERLINE,
+    }
+}
+
+/// The tokens that all samples begin with, less than the shortest of them.
+fn prefix(samples: &[Sample]) -> Vec<u32> {
+    let Some((first, others)) = samples.split_first() else { return Vec::new() };
+    let alike = |s: &Sample| s.tokens.iter().zip(&first.tokens).take_while(|(a, b)| a == b).count();
+    let most = samples.iter().map(|s| s.tokens.len()).min().unwrap_or(0).saturating_sub(1);
+    first.tokens[..others.iter().map(alike).min().unwrap_or(most).min(most)].to_vec()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_chats_begin_with_alike_is_marked_once() {
+        let sample = |words: &[u32]| Sample {
+            tokens: [&[7, 8], words, &[9]].concat(),
+            post_instruction: words.len() + 2..words.len() + 3,
+        };
+        let samples = [sample(&[1, 2]), sample(&[3]), sample(&[4, 5])];
+        let mut m = Material { prefix: prefix(&samples), ..Material::default() };
+        assert_eq!(m.prefix, [7, 8]);
+        samples.iter().for_each(|s| m.chat(s, None, &[], 1, 2, 0..0));
+        m.add(vec![7, 6, 6], (0..3).map(|p| (p, 4)));
+        m.mark_prefix_once();
+        let marked = |seq: usize| (0..6).filter(|&p| m.marks.contains_key(&(seq, p))).collect::<Vec<_>>();
+        assert_eq!([0, 1, 2, 3].map(marked), [vec![0, 1, 2, 3, 4], vec![2, 3], vec![2, 3, 4], vec![0, 1, 2]]);
+    }
 
     #[test]
     fn the_gate_fires_in_a_thought_and_where_the_answer_begins_and_is_silent_where_the_thought_ends() {

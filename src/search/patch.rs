@@ -230,9 +230,11 @@ fn try_out(
         tries += 1;
         match ground.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
             Tried::Kept(finalist) => finalists.push(*finalist),
-            Tried::Broke(miss) => {
-                dropped.push((candidate.family, candidate.strength));
-                why = miss;
+            Tried::Broke(broken) => {
+                // What an edit does grows about as its strength: those that would break it, too, are not tried.
+                let most = candidate.strength * (1.1 / broken.excess).clamp(0.25, 1.0);
+                dropped.push((candidate.family, most));
+                why = broken.what;
             }
             Tried::Useless(reason) => why = reason,
         }

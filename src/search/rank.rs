@@ -23,36 +23,35 @@ pub(super) struct FirstTokenLimits {
     goal: f64,
 }
 
-/// Of one class of prompts.
+/// Of one class of prompts: most that open with a refusal, as a share, and the mean probability of that. The share says what
+/// happened on these prompts, the probability what to expect on others: of a hundred answered prompts the share knows none or one.
 struct Limit {
-    /// Share of IN's answers that open with a refusal, and the mean probability of that.
     share: f64,
     risk: f64,
-    /// What both may rise by. The share says what happened on these prompts, the probability what to expect on others: of a
-    /// hundred answered prompts the share knows none or one.
-    rise: f64,
 }
 
 impl Limit {
     fn fits(&self, share: f64, risk: f64) -> bool {
-        share <= self.share + self.rise + 1e-9 && risk <= self.risk + self.rise + 1e-9
+        share <= self.share + 1e-9 && risk <= self.risk + 1e-9
     }
 }
 
 impl FirstTokenLimits {
     pub fn new(ground: &Ground) -> Self {
         let Ground { base, opening, prompts, settings, .. } = ground;
-        let limit = |set: Set, rise: f64| {
-            let of: Vec<&Answer> = base.answers.iter().filter(|a| a.set == set).collect();
+        let of = |answers: &[Answer], set: Set| {
+            let of: Vec<&Answer> = answers.iter().filter(|a| a.set == set).collect();
             let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
             let n = of.len().max(1) as f64;
-            Limit {
-                share: of.iter().filter(opens).count() as f64 / n,
-                // An answer that thinks once more has no log-odds, and opens no refusal.
-                risk: of.iter().map(|a| probability(a.refusal_log_odds)).filter(|p| !p.is_nan()).sum::<f64>()
-                    / n,
-                rise,
-            }
+            // An answer that thinks once more has no log-odds, and opens no refusal.
+            let risk = of.iter().map(|a| probability(a.refusal_log_odds)).filter(|p| !p.is_nan());
+            (of.iter().filter(opens).count() as f64 / n, risk.sum::<f64>() / n)
+        };
+        let limit = |set: Set, rise: f64| {
+            let (share, risk) = of(&base.answers, set);
+            // What the original refuses OUT may refuse, too.
+            let original = ground.reference.as_ref().map_or((0.0, 0.0), |r| of(&r.answers, set));
+            Limit { share: (share + rise).max(original.0), risk: (risk + rise).max(original.1) }
         };
         FirstTokenLimits {
             harmless: limit(Set::Harmless, settings.max_over_refusal),
@@ -129,7 +128,7 @@ mod tests {
     }
 
     fn limits(goal: f64) -> FirstTokenLimits {
-        let limit = |rise| Limit { share: 0.0, risk: 0.0, rise };
+        let limit = |most| Limit { share: most, risk: most };
         FirstTokenLimits { harmless: limit(0.01), borderline: limit(0.05), n: 3, goal }
     }
 
