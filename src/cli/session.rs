@@ -6,7 +6,9 @@ use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
-use refusal_patch::text::{folder_template, Chat, ChatTemplate, PromptSet, Thinking, Tokenizer};
+use refusal_patch::text::{
+    folder_template, read_prompts, Chat, ChatTemplate, PromptRecord, PromptSet, Set, Thinking, Tokenizer,
+};
 use refusal_patch::{Error, Result};
 
 use super::args::{RunArgs, ThinkingArg};
@@ -100,7 +102,22 @@ pub fn chat(file: &Checkpoint, run: &RunArgs) -> Result<Chat> {
 }
 
 pub fn prompts(run: &RunArgs) -> Result<PromptSet> {
-    PromptSet::with_files(run.harmful.as_deref(), run.harmless.as_deref(), run.borderline.as_deref())
+    let files = [&run.harmful, &run.harmless, &run.borderline].map(|f| f.as_deref());
+    let set = PromptSet::with_files(files[0], files[1], files[2])?;
+    say(&set.notes);
+    Ok(set)
+}
+
+/// The prompts of a file for one command.
+pub fn own_prompts(path: &Path) -> Result<Vec<PromptRecord>> {
+    let file = read_prompts(path, Set::Harmless)?;
+    say(&file.notes);
+    Ok(file.prompts)
+}
+
+/// Tells the user what isn't an error.
+pub fn say(notes: &[String]) {
+    notes.iter().for_each(|n| eprintln!("note: {n}"));
 }
 
 /// Half of the memory that is available, at most 2 GiB, or 1 GiB where the system does not say. A power of two: batches,
