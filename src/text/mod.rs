@@ -2,11 +2,13 @@
 
 mod bpe;
 mod chat;
+mod date;
 mod hub;
 mod merge;
 mod pre;
 mod prompt_file;
 mod prompts;
+mod source;
 mod special;
 mod split;
 mod spm;
