@@ -1,5 +1,6 @@
 //! Prompts, tokenizer and chat template, from the checkpoint alone.
 
+mod added;
 mod bpe;
 mod chat;
 mod date;
