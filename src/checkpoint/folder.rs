@@ -25,6 +25,7 @@ pub struct Folder {
     files: Vec<(PathBuf, Map)>,
     tensors: Vec<Tensor>,
     names: HashMap<String, usize>,
+    absent: Vec<(String, String)>,
 }
 
 impl Folder {
@@ -64,20 +65,30 @@ impl Folder {
             }
             files.push((file.clone(), map));
         }
-        for (name, file) in &listed.map {
-            if names.get(name).is_none_or(|&i: &usize| tensors[i].file != *file) {
-                let what = format!(
-                    "says that tensor `{name}` is in {}, where it is not",
-                    listed.files[*file].display()
-                );
-                return Err(Error::format(
-                    dir.join(INDEX),
-                    None,
-                    format!("{what}; download both files again"),
-                ));
+        let mut absent = Vec::new();
+        for (name, file) in listed.map {
+            let said = &listed.files[file];
+            match names.get(&name).map(|&i| tensors[i].file) {
+                Some(found) if found == file => {}
+                Some(found) => {
+                    let what = format!("says that tensor `{name}` is in {}, where it is not", said.display());
+                    let place = listed.files[found].display();
+                    let what = format!("{what}: it is in {place}; download the index and both files again");
+                    return Err(Error::format(dir.join(INDEX), None, what));
+                }
+                None => {
+                    let file = said.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    absent.push((name, file));
+                }
             }
         }
-        Ok(Folder { path: path.to_path_buf(), dir: dir.to_path_buf(), config, files, tensors, names })
+        Ok(Folder { path: path.to_path_buf(), dir: dir.to_path_buf(), config, files, tensors, names, absent })
+    }
+
+    /// Tensors that the index names and no file has, with the files where they should be. Published
+    /// checkpoints have such names, of heads that were left out.
+    pub fn absent(&self) -> &[(String, String)] {
+        &self.absent
     }
 
     /// The path that was opened: a folder or a file in it.

@@ -26,6 +26,7 @@ pub struct Session {
 impl Session {
     pub fn open(path: &Path, run: &RunArgs) -> Result<Session> {
         let model = Model::open(path)?;
+        say(&absent(&model.file));
         let chat = chat(&model.file, run)?;
         let bars = Bars::new(run.quiet || run.json);
         let compute = Compute::new(&run.device)?;
@@ -55,6 +56,20 @@ impl Session {
             progress: &self.bars,
         }
     }
+}
+
+/// What to say of tensors that a folder's index names and no file has.
+fn absent(file: &Checkpoint) -> Vec<String> {
+    let list = file.folder().map_or(&[][..], |f| f.absent());
+    let note = list.first().map(|(name, place)| {
+        let more = if list.len() > 1 { format!(" and {} more", list.len() - 1) } else { String::new() };
+        format!(
+            "{}: its index names tensor `{name}`{more}, which {place} does not have; the decoder \
+             does not need it",
+            file.path().display()
+        )
+    });
+    note.into_iter().collect()
 }
 
 /// The checkpoint's tokenizer, or the user's.

@@ -305,6 +305,17 @@ impl Model {
     }
 
     fn missing(&self, name: &str) -> Error {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let absent = self.file.folder().map_or(&[][..], |f| f.absent());
+        let of_module =
+            |(n, _): &&(String, String)| n.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
+        if let Some((tensor, file)) = absent.iter().find(of_module) {
+            return Error::Model(format!(
+                "{}: the index says that tensor {tensor} is in {file}, where it is not; download both \
+                 files again",
+                self.path()
+            ));
+        }
         let folder = self.file.folder().zip(name.strip_suffix(".weight"));
         if let Some(found) = folder.and_then(|(f, module)| packing::unknown(f, module)) {
             return Error::unsupported(
