@@ -7,7 +7,7 @@ mod folder;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::file;
+use common::{file, text};
 use folder::{organism, safetensors, tensors_of};
 use refusal_patch::checkpoint::{Gguf, Value};
 use refusal_patch::encoding::Encoding;
@@ -72,4 +72,41 @@ fn a_name_in_the_index_that_no_file_has_matters_only_where_the_decoder_needs_it(
         map.insert(name.into(), other.into());
     });
     says(Model::open(&folder), &["model.safetensors.index.json", "where it is not: it is in"]);
+}
+
+#[test]
+fn a_configuration_with_pythons_literals_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_files(dir.path());
+    let config = folder.join("config.json");
+    let plain = fs::read_to_string(&config).unwrap();
+    let with = |text: &str| fs::write(&config, plain.replacen('{', &format!("{{ {text},"), 1)).unwrap();
+    with("\"time_step_limit\": [0.0, Infinity], \"router_jitter_noise\": NaN, \"note\": \"NaN, -Infinity\"");
+    let model = Model::open(&folder).unwrap();
+    assert_eq!(model.file.folder().unwrap().config()["note"], "NaN, -Infinity");
+    with("\"min_value\": -Infinity");
+    assert!(Model::open(&folder).is_ok());
+    // Where the decoder needs a number it isn't one.
+    fs::write(&config, plain.replace("\"rms_norm_eps\":", "\"rms_norm_eps\": NaN, \"x\":")).unwrap();
+    says(Model::open(&folder), &["config.json", "`rms_norm_eps` is \"NaN\"", "expected a number"]);
+    fs::write(&config, format!("\u{feff}{plain}")).unwrap();
+    says(Model::open(&folder), &["config.json", "byte order mark"]);
+    with("\"a\": Nope");
+    says(Model::open(&folder), &["config.json", "is not JSON", "line 1"]);
+}
+
+#[test]
+fn a_key_that_the_configuration_leaves_out_is_to_be_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_files(dir.path());
+    let config = folder.join("config.json");
+    let plain = fs::read(&config).unwrap();
+    for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"]
+    {
+        edit(&config, |v| drop(v.as_object_mut().unwrap().remove(key)));
+        says(Model::open(&folder), &[&format!("config.json leaves `{key}` out; add it")]);
+        edit(&config, |v| v[key] = json!(-1));
+        says(Model::open(&folder), &[&format!("config.json: `{key}` is -1, expected a positive")]);
+        fs::write(&config, &plain).unwrap();
+    }
 }

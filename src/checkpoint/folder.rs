@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{safetensors, Map, Tensor};
+use super::{python, safetensors, Map, Tensor};
 use crate::{Error, Result};
 
 /// The file of weights in a folder that has one only.
@@ -232,7 +232,8 @@ fn by_ending(dir: &Path, ending: &str) -> Vec<String> {
     names
 }
 
-/// Reads a JSON file.
+/// Reads a JSON file. Python's literals `NaN` and `Infinity`, which its `json` module writes, are
+/// taken as strings, so that a number that must be one is missed.
 ///
 /// # Errors
 /// A file that can't be read, is far too long, or isn't JSON.
@@ -243,5 +244,12 @@ pub fn read_json(path: &Path) -> Result<Value> {
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&bytes)
-        .map_err(|e| Error::format(path, None, format!("is not JSON: {e}; download it again")))
+        .or_else(|e| python::quoted(&bytes).and_then(|b| serde_json::from_slice(&b).ok()).ok_or(e))
+        .map_err(|e| {
+            let what = match bytes.starts_with("\u{feff}".as_bytes()) {
+                true => "it begins with a byte order mark; save it in UTF-8 without one".to_string(),
+                false => format!("{e}; correct it there, or download it again"),
+            };
+            Error::format(path, None, format!("is not JSON: {what}"))
+        })
 }

@@ -5,6 +5,7 @@ mod gguf;
 mod hash;
 mod map;
 mod parse;
+mod python;
 mod safetensors;
 mod sniff;
 mod value;
