@@ -7,12 +7,13 @@ mod folder;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{file, text};
+use common::{file, tensor, text};
 use folder::{organism, safetensors, tensors_of};
 use refusal_patch::checkpoint::{Gguf, Value};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
-use refusal_patch::output::write;
+use refusal_patch::output::{write, Plan};
+use refusal_patch::progress::Silent;
 use serde_json::json;
 
 fn fixture(name: &str) -> PathBuf {
@@ -109,4 +110,75 @@ fn a_key_that_the_configuration_leaves_out_is_to_be_added() {
         says(Model::open(&folder), &[&format!("config.json: `{key}` is -1, expected a positive")]);
         fs::write(&config, &plain).unwrap();
     }
+}
+
+/// A fixture with one metadata key set.
+fn with_key(dir: &Path, key: &str, value: Value) -> PathBuf {
+    let source = Gguf::open(&fixture("organism-broken-Q4_K_M.gguf")).unwrap();
+    let mut plan = Plan::new(&source);
+    plan.metadata.push((key.into(), value));
+    let out = dir.join("model.gguf");
+    write(&plan, &out, true, &Silent).unwrap();
+    out
+}
+
+#[test]
+fn an_array_of_a_number_for_each_block_is_that_number_where_all_are_equal() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = Model::open(&fixture("organism-broken-Q4_K_M.gguf")).unwrap().spec;
+    for (key, n) in [("feed_forward_length", plain.ffn), ("attention.head_count_kv", plain.kv_heads)] {
+        let (key, n) = (format!("llama.{key}"), n as u32);
+        let spec = Model::open(&with_key(dir.path(), &key, Value::u32s(&[n; 6]))).unwrap().spec;
+        assert_eq!((spec.ffn, spec.kv_heads), (plain.ffn, plain.kv_heads));
+        let mut all = [n; 6];
+        all[4] *= 2;
+        let path = with_key(dir.path(), &key, Value::u32s(&all));
+        let range = format!("{n} to {}", 2 * n);
+        says(Model::open(&path), &[&key, "one number for each block", &range, "can't be run"]);
+    }
+    let path = with_key(dir.path(), "llama.feed_forward_length", Value::u32s(&[]));
+    says(Model::open(&path), &["llama.feed_forward_length is missing or not a positive number"]);
+}
+
+#[test]
+fn what_goes_beside_a_model_is_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("beside.gguf");
+    let tensors = [tensor("blk.0.attn_q.weight.lora_a", &[4, 2], 0, 32)];
+    let llama = || text("general.architecture", "llama");
+    let kind = |kind: &str| text("general.type", kind);
+    for (entries, words) in [
+        (
+            vec![llama(), kind("adapter"), text("adapter.type", "lora")],
+            ["is a LoRA adapter, not a model", "--sidecar"],
+        ),
+        (vec![text("general.architecture", "controlvector")], ["is a control vector, not", "--sidecar"]),
+        (vec![kind("imatrix")], ["is of the type imatrix, not a model", "the model's own file"]),
+        (vec![text("general.architecture", "clip"), kind("mmproj")], ["is of the type mmproj", "own file"]),
+    ] {
+        fs::write(&path, file(3, 32, &entries, &tensors)).unwrap();
+        says(Model::open(&path), &[&["beside.gguf"], &words[..]].concat());
+    }
+    fs::remove_file(&path).unwrap();
+    fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+    says(Model::open(dir.path()), &["is an adapter", "give the model that it is for"]);
+}
+
+#[test]
+fn a_part_of_a_file_says_how_it_is_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = fs::read(fixture("organism-broken-Q4_K_M.gguf")).unwrap();
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for (a, b) in [("m.gguf.part1of2", "m.gguf.part2of2"), ("n.gguf-split-a", "n.gguf-split-b")] {
+        for (name, bytes) in [(a, first), (b, second)] {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        for name in [a, b] {
+            let join = format!("cat {a} {b} > {}.gguf", &a[..1]);
+            says(Model::open(&dir.path().join(name)), &[name, "a part of", &join]);
+        }
+    }
+    // The whole is a model under any name.
+    fs::write(dir.path().join("m.gguf.part1of2"), &bytes).unwrap();
+    assert!(Model::open(&dir.path().join("m.gguf.part1of2")).is_ok());
 }

@@ -41,6 +41,9 @@ impl Folder {
         if !config.exists() {
             let what = match ggufs(dir).first().filter(|_| whole) {
                 Some(name) => format!("has no config.json; name the file inside it, such as {name}"),
+                None if dir.join("adapter_config.json").exists() => {
+                    "is an adapter (adapter_config.json), not a model; give the model that it is for".into()
+                }
                 None if whole => "has no config.json, so it is no model folder".into(),
                 None => "has no config.json beside it, which a safetensors checkpoint is read with".into(),
             };

@@ -5,6 +5,7 @@ mod gguf;
 mod hash;
 mod map;
 mod parse;
+mod parts;
 mod python;
 mod safetensors;
 mod sniff;
@@ -71,7 +72,11 @@ impl Checkpoint {
         if is_dir || path.extension() == Some(OsStr::new("safetensors")) {
             return Folder::open(path).map(Checkpoint::Folder);
         }
-        Gguf::open(path).map(|g| Checkpoint::Gguf(Box::new(g)))
+        match (Gguf::open(path), parts::advice(path)) {
+            (Ok(gguf), _) => Ok(Checkpoint::Gguf(Box::new(gguf))),
+            (Err(Error::Format { .. }), Some((what, hint))) => Err(Error::unsupported(what, hint)),
+            (Err(e), _) => Err(e),
+        }
     }
 
     /// The file, where it is a GGUF.

@@ -56,7 +56,7 @@ impl Experts {
         };
         let (count, used) =
             (need("expert_count", count)?, need("expert_used_count", key("expert_used_count"))?);
-        let ffn = key("feed_forward_length");
+        let ffn = spec::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
         let experts = Experts {
             count,
             used,
