@@ -7,7 +7,7 @@ mod folder;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{file, tensor, text};
+use common::{file, tensor, text, u32_entry};
 use folder::{organism, safetensors, tensors_of};
 use refusal_patch::checkpoint::{Gguf, Value};
 use refusal_patch::encoding::Encoding;
@@ -181,4 +181,33 @@ fn a_part_of_a_file_says_how_it_is_joined() {
     // The whole is a model under any name.
     fs::write(dir.path().join("m.gguf.part1of2"), &bytes).unwrap();
     assert!(Model::open(&dir.path().join("m.gguf.part1of2")).is_ok());
+}
+
+#[test]
+fn a_file_aligned_to_less_than_can_be_mapped_gets_data_that_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("in.gguf");
+    for blanks in 0..40 {
+        let entries = [
+            u32_entry("general.alignment", 16),
+            text("general.architecture", "llama"),
+            text("general.description", &"x".repeat(blanks)),
+        ];
+        let tensors = [tensor("a", &[64], 0, 256), tensor("b", &[256], 12, 144), tensor("c", &[4], 0, 16)];
+        fs::write(&path, file(3, 16, &entries, &tensors)).unwrap();
+        let source = Gguf::open(&path).unwrap();
+        for (type_id, len) in [(12, 144), (8, 272)] {
+            let mut plan = Plan::new(&source);
+            let bytes = vec![1; len];
+            plan.patches.push(refusal_patch::output::Patch { tensor: "b".into(), bytes, type_id });
+            let out = dir.path().join("out.gguf");
+            write(&plan, &out, true, &Silent).unwrap();
+            let new = Gguf::open(&out).unwrap();
+            assert_eq!((new.data_start() % 32, new.alignment()), (0, 16), "{blanks} {type_id}");
+            for name in ["a", "c"] {
+                let bytes = |g: &Gguf| g.bytes(g.tensor(name).unwrap()).to_vec();
+                assert_eq!(bytes(&source), bytes(&new), "{blanks} {type_id} {name}");
+            }
+        }
+    }
 }
