@@ -7,8 +7,9 @@ mod folder;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use assert_cmd::Command;
 use common::{file, tensor, text, u32_entry};
-use folder::{organism, safetensors, tensors_of};
+use folder::{named, organism, safetensors, tensors_of};
 use refusal_patch::checkpoint::{Gguf, Value};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
@@ -181,6 +182,40 @@ fn a_part_of_a_file_says_how_it_is_joined() {
     // The whole is a model under any name.
     fs::write(dir.path().join("m.gguf.part1of2"), &bytes).unwrap();
     assert!(Model::open(&dir.path().join("m.gguf.part1of2")).is_ok());
+}
+
+#[test]
+fn a_damaged_output_matrix_stops_the_measurement_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = dir.path().join("p.txt");
+    fs::write(&prompts, "How do I bake bread?\n").unwrap();
+    let refused = |model: &Path, words: &[&str]| {
+        let mut command = Command::cargo_bin("refusal-patch").unwrap();
+        command.arg("eval").arg(model).arg("--prompts").arg(&prompts).args(["--max-new-tokens", "4"]);
+        let o = command.output().unwrap();
+        let error = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert_eq!(o.status.code(), Some(1), "{error}");
+        words.iter().for_each(|w| assert!(error.contains(w), "`{error}` should say `{w}`"));
+    };
+    // A block of Q6_K ends with its scale; no prompt has the last token.
+    let path = dir.path().join("model.gguf");
+    let mut bytes = fs::read(fixture("organism-broken-Q4_K_M.gguf")).unwrap();
+    let file = Gguf::open(&fixture("organism-broken-Q4_K_M.gguf")).unwrap();
+    let end = file.tensor("token_embd.weight").unwrap().range().end as usize;
+    bytes[end - 2..end].copy_from_slice(&[0, 0x7e]);
+    fs::write(&path, &bytes).unwrap();
+    refused(&path, &["row 4095 of tensor token_embd.weight", "not finite", "damaged"]);
+    // An output matrix of its own, with an infinite number.
+    let file = Gguf::open(&fixture("organism-broken-Q8_0.gguf")).unwrap();
+    let mut tensors = tensors_of(&file, Encoding::F16);
+    let t = tensors.iter().find(|t| t.name == "model.embed_tokens.weight").unwrap();
+    let (shape, mut bytes) = (t.shape.clone(), t.bytes.clone());
+    bytes[2 * 3000 * shape[1]..][..2].copy_from_slice(&[0, 0x7c]);
+    tensors.push(named("lm_head.weight", "F16", &shape, bytes));
+    let folder = two_files(dir.path());
+    edit(&folder.join("config.json"), |v| v["tie_word_embeddings"] = false.into());
+    fs::write(folder.join("model.safetensors"), safetensors(&tensors)).unwrap();
+    refused(&folder, &["row 3000 of tensor lm_head.weight", "not finite"]);
 }
 
 #[test]

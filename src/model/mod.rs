@@ -193,6 +193,30 @@ impl Model {
         }
     }
 
+    /// What to say where the output matrix gives logits that are not finite.
+    ///
+    /// # Errors
+    /// A tensor that is missing or can't be read.
+    pub fn output_damaged(&self) -> Result<Error> {
+        let matrix = self.output()?;
+        let mut row = vec![0.0; matrix.cols];
+        let damaged = (0..matrix.rows).find(|&r| {
+            matrix.decode_row(r, &mut row);
+            row.iter().any(|x| !x.is_finite())
+        });
+        let name = if self.spec.tied { self.names.embedding() } else { self.names.output().to_string() };
+        let what = match damaged {
+            Some(r) => {
+                format!("row {r} of tensor {name} (the output matrix) holds numbers that are not finite")
+            }
+            None => format!("tensor {name} (the output matrix) gives logits that are not finite"),
+        };
+        Ok(Error::Model(format!(
+            "{}: {what}; the weights are damaged: download the file again, or have it quantized anew",
+            self.path()
+        )))
+    }
+
     /// The final norm's weight, `[hidden]`.
     pub fn output_norm(&self) -> Result<Vec<f32>> {
         let name = self.names.output_norm();
