@@ -8,12 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use common::{file, tensor, text, u32_entry};
+use common::{file, listing, tensor, text, u32_entry};
 use folder::{named, organism, safetensors, tensors_of};
-use refusal_patch::checkpoint::{Gguf, Value};
+use refusal_patch::checkpoint::{Folder, Gguf, Value};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
-use refusal_patch::output::{write, Plan};
+use refusal_patch::output::{check_copy, stage_folder, write, Plan, Provenance};
 use refusal_patch::progress::Silent;
 use serde_json::json;
 
@@ -216,6 +216,57 @@ fn a_damaged_output_matrix_stops_the_measurement_and_is_named() {
     edit(&folder.join("config.json"), |v| v["tie_word_embeddings"] = false.into());
     fs::write(folder.join("model.safetensors"), safetensors(&tensors)).unwrap();
     refused(&folder, &["row 3000 of tensor lm_head.weight", "not finite"]);
+}
+
+fn record() -> Provenance {
+    Provenance {
+        version: "0.1.0".into(),
+        source_sha256: "ab".repeat(32),
+        method: "gated".into(),
+        layers: vec![0],
+        strength: 1.0,
+        before: "{}".into(),
+        after: "{}".into(),
+        edits: Vec::new(),
+    }
+}
+
+#[test]
+fn what_a_copy_consists_of_is_known_before_the_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = safetensors(&[named("a", "U8", &[4], vec![1; 4])]);
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
+    fs::write(dir.path().join("model.safetensors"), &weights).unwrap();
+    let copy = |path: &Path, out: &str| {
+        let folder = Folder::open(path).unwrap();
+        let checked = check_copy(&folder).unwrap();
+        let outer = tempfile::tempdir().unwrap();
+        let out = outer.path().join(out);
+        stage_folder(&folder, &[], &record(), &out, false, &Silent).unwrap().commit().unwrap();
+        (checked, listing(&out))
+    };
+    let files = ["config.json", "model.safetensors", "refusal_patch.json"];
+    let bytes = weights.len() as u64 + 2;
+    let ((size, notes), names) = copy(dir.path(), "out");
+    assert_eq!((size, notes.len(), names), (bytes, 0, files.map(str::to_string).to_vec()));
+
+    // A single file, named from within its folder in every way; no other test here asks for the
+    // current folder.
+    std::env::set_current_dir(dir.path()).unwrap();
+    for path in ["model.safetensors", "./model.safetensors", "."] {
+        let ((size, _), names) = copy(Path::new(path), "out");
+        assert_eq!((size, names), (bytes, files.map(str::to_string).to_vec()), "{path}");
+    }
+
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("../blobs/gone", dir.path().join("README.md")).unwrap();
+        fs::create_dir(dir.path().join("assets")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("assets/logo.png")).unwrap();
+        let ((size, notes), names) = copy(dir.path(), "out");
+        assert_eq!((size, names), (bytes, files.map(str::to_string).to_vec()));
+        assert!(notes.len() == 2 && notes[0].contains("README.md: is a link to nowhere"), "{notes:?}");
+    }
 }
 
 #[test]

@@ -37,6 +37,9 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Folder> {
         let whole = std::fs::metadata(path).map_err(Error::io(path))?.is_dir();
         let dir = if whole { path } else { parent(path) };
+        // As a listing of the folder spells it: `model.safetensors` is `./model.safetensors` there.
+        let spelled = if whole { path.to_path_buf() } else { dir.join(path.file_name().unwrap_or_default()) };
+        let path = spelled.as_path();
         let config = dir.join("config.json");
         if !config.exists() {
             let what = match ggufs(dir).first().filter(|_| whole) {

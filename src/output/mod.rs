@@ -23,7 +23,7 @@ use crate::{Error, Result};
 use layout::{Layout, Piece};
 
 pub use direction::{read_direction, write_direction, Saved};
-pub use folder::{load_command, other_files, stage_folder, unpatched};
+pub use folder::{check_copy, load_command, other_files, stage_folder, unpatched};
 pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
