@@ -218,6 +218,53 @@ fn a_damaged_output_matrix_stops_the_measurement_and_is_named() {
     refused(&folder, &["row 3000 of tensor lm_head.weight", "not finite"]);
 }
 
+#[test]
+fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_files(dir.path());
+    let file = Gguf::open(&fixture("organism-broken-Q8_0.gguf")).unwrap();
+    let open = |encoding: &'static str, bytes: Vec<u8>| {
+        let mut tensors = tensors_of(&file, Encoding::F16);
+        let i = tensors.iter().position(|t| t.name == "model.embed_tokens.weight").unwrap();
+        let shape = tensors[i].shape.clone();
+        tensors.push(named("lm_head.weight", encoding, &shape, bytes));
+        fs::write(folder.join("model.safetensors"), safetensors(&tensors)).unwrap();
+        Model::open(&folder).unwrap()
+    };
+    let tensors = tensors_of(&file, Encoding::F16);
+    let embedding = tensors.into_iter().find(|t| t.name == "model.embed_tokens.weight").unwrap().bytes;
+    let mut values = vec![0.0; embedding.len() / 2];
+    Encoding::F16.decode(&embedding, &mut values);
+    let wide = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+
+    // The same numbers, in the same type or in another: nothing to say.
+    for model in [open("F16", embedding.clone()), open("F32", wide(&values))] {
+        assert!(model.spec.tied && model.warnings.is_empty(), "{:?}", model.warnings);
+    }
+    // One number differs: the last row, or the first.
+    let mut last = embedding.clone();
+    *last.last_mut().unwrap() ^= 0x80;
+    values[0] += 1.0;
+    for (encoding, bytes) in [("F16", last), ("F32", wide(&values))] {
+        let model = open(encoding, bytes.clone());
+        assert!(!model.spec.tied);
+        assert_eq!(model.output().unwrap().bytes, bytes);
+        let [warning] = &model.warnings[..] else { panic!("{:?}", model.warnings) };
+        for word in ["lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "is run"] {
+            assert!(warning.contains(word), "`{warning}` should say `{word}`");
+        }
+        assert!(!model.with(Vec::new()).unwrap().spec.tied);
+    }
+    // The program says so, once.
+    let prompts = dir.path().join("p.txt");
+    fs::write(&prompts, "How do I bake bread?\n").unwrap();
+    let mut command = Command::cargo_bin("refusal-patch").unwrap();
+    command.arg("eval").arg(&folder).arg("--prompts").arg(&prompts).args(["--max-new-tokens", "1", "-q"]);
+    let o = command.output().unwrap();
+    let said = String::from_utf8_lossy(&o.stderr).into_owned();
+    assert_eq!((o.status.code(), said.matches("warning: ").count()), (Some(0), 1), "{said}");
+}
+
 fn record() -> Provenance {
     Provenance {
         version: "0.1.0".into(),

@@ -26,6 +26,7 @@ pub struct Session {
 impl Session {
     pub fn open(path: &Path, run: &RunArgs) -> Result<Session> {
         let model = Model::open(path)?;
+        model.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
         say(&absent(&model.file));
         let chat = chat(&model.file, run)?;
         let bars = Bars::new(run.quiet || run.json);

@@ -2,6 +2,7 @@
 
 mod config;
 mod experts;
+mod head;
 mod matrix;
 mod names;
 mod packing;
@@ -115,6 +116,8 @@ pub struct Model {
     pub names: Names,
     /// Tensors that are read from memory in place of the file: a patch that is checked before it is written.
     pub replaced: Vec<Replacement>,
+    /// What the user must know before anything is measured.
+    pub warnings: Vec<String>,
 }
 
 impl Model {
@@ -127,7 +130,8 @@ impl Model {
         let file = Checkpoint::open(path)?;
         let spec = Spec::of(&file)?;
         let names = Names::of(&file);
-        let model = Model { file, spec, names, replaced: Vec::new() };
+        let mut model = Model { file, spec, names, replaced: Vec::new(), warnings: Vec::new() };
+        model.untie()?;
         model.check()?;
         Ok(model)
     }
@@ -138,7 +142,8 @@ impl Model {
     /// The file is gone or was changed.
     pub fn with(&self, replaced: Vec<Replacement>) -> Result<Model> {
         let file = Checkpoint::open(self.file.path())?;
-        Ok(Model { file, spec: self.spec.clone(), names: self.names.clone(), replaced })
+        let (spec, names) = (self.spec.clone(), self.names.clone());
+        Ok(Model { file, spec, names, replaced, warnings: Vec::new() })
     }
 
     /// The name of a block's tensor.
@@ -183,38 +188,6 @@ impl Model {
     /// The token embedding, `[vocab, hidden]`.
     pub fn embedding(&self) -> Result<Matrix<'_>> {
         self.matrix_named(&self.names.embedding())
-    }
-
-    /// The output matrix, `[vocab, hidden]`; tied models use the embedding.
-    pub fn output(&self) -> Result<Matrix<'_>> {
-        match self.spec.tied {
-            true => self.embedding(),
-            false => self.matrix_named(self.names.output()),
-        }
-    }
-
-    /// What to say where the output matrix gives logits that are not finite.
-    ///
-    /// # Errors
-    /// A tensor that is missing or can't be read.
-    pub fn output_damaged(&self) -> Result<Error> {
-        let matrix = self.output()?;
-        let mut row = vec![0.0; matrix.cols];
-        let damaged = (0..matrix.rows).find(|&r| {
-            matrix.decode_row(r, &mut row);
-            row.iter().any(|x| !x.is_finite())
-        });
-        let name = if self.spec.tied { self.names.embedding() } else { self.names.output().to_string() };
-        let what = match damaged {
-            Some(r) => {
-                format!("row {r} of tensor {name} (the output matrix) holds numbers that are not finite")
-            }
-            None => format!("tensor {name} (the output matrix) gives logits that are not finite"),
-        };
-        Ok(Error::Model(format!(
-            "{}: {what}; the weights are damaged: download the file again, or have it quantized anew",
-            self.path()
-        )))
     }
 
     /// The final norm's weight, `[hidden]`.
