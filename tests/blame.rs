@@ -265,6 +265,30 @@ fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
     assert_eq!((o.status.code(), said.matches("warning: ").count()), (Some(0), 1), "{said}");
 }
 
+#[test]
+fn a_fused_attention_matrix_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fs::read(fixture("organism-broken-Q4_K_M.gguf")).unwrap();
+    let path = dir.path().join("model.gguf");
+    for block in [0, 4] {
+        // A name of the same length keeps the file in order.
+        let mut bytes = source.clone();
+        let (old, new) = (format!("blk.{block}.attn_q.weight"), format!("blk.{block}.attn_x.weight"));
+        let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
+        bytes[at..][..new.len()].copy_from_slice(new.as_bytes());
+        fs::write(&path, &bytes).unwrap();
+        says(Model::open(&path), &[&format!("tensor {old} is missing; llama with 6 blocks needs it")]);
+        let file = Gguf::open(&path).unwrap();
+        let mut plan = Plan::new(&file);
+        let name = format!("blk.{block}.attn_qkv.weight");
+        let (dims, bytes) = (vec![32, 1], vec![0; 128]);
+        plan.added.push(refusal_patch::output::Added { name: name.clone(), dims, type_id: 0, bytes });
+        let fused = dir.path().join("fused.gguf");
+        write(&plan, &fused, true, &Silent).unwrap();
+        says(Model::open(&fused), &["fused.gguf", &name, &old, "can't be run", "--fuse-qkv"]);
+    }
+}
+
 fn record() -> Provenance {
     Provenance {
         version: "0.1.0".into(),
