@@ -9,7 +9,6 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::layout::Piece;
-use super::sidecar::quote;
 use super::{copy_pieces, place, Patch, Provenance, Staged, Temporary, Written};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Folder, Tensor};
 use crate::progress::Progress;
@@ -93,15 +92,6 @@ pub fn stage_folder(
     let sha256 = sha256_checkpoint(&written, progress)?;
     let written = Written { path: out.to_path_buf(), bytes: written.file_len(), sha256 };
     Ok(Staged { temp: Temporary::Folder(temp), force, written })
-}
-
-/// What a user types to load a folder.
-pub fn load_command(out: &Path) -> String {
-    format!(
-        "python -c \"import sys; from transformers import AutoModelForCausalLM as M; \
-         M.from_pretrained(sys.argv[1], dtype='auto')\" {}",
-        quote(out)
-    )
 }
 
 /// Files of weights that a copy carries along unpatched: other forms of the same model.

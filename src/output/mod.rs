@@ -10,6 +10,7 @@ mod peft;
 mod place;
 mod provenance;
 mod sidecar;
+mod transformers;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -23,10 +24,11 @@ use crate::{Error, Result};
 use layout::{Layout, Piece};
 
 pub use direction::{read_direction, write_direction, Saved};
-pub use folder::{check_copy, load_command, other_files, stage_folder, unpatched};
+pub use folder::{check_copy, other_files, stage_folder, unpatched};
 pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
+pub use transformers::load_command;
 
 /// How much is copied between two looks at whether the user wants to stop.
 const CHUNK: u64 = 64 << 20;

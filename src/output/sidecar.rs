@@ -48,8 +48,8 @@ impl Kind {
     /// What a user types to load it.
     pub fn command(self, model: &Model, sidecar: &Path) -> String {
         let base = model.file.path();
-        if model.file.folder().is_some() {
-            return peft::command(base, sidecar);
+        if let Some(folder) = model.file.folder() {
+            return peft::command(folder, sidecar);
         }
         let option = match self {
             Kind::Lora => "--lora",
