@@ -1,5 +1,6 @@
 //! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no weights.
 
+mod cut_short;
 mod folder;
 mod gguf;
 mod hash;
@@ -19,6 +20,7 @@ use gguf_rs_lib::format::GGUFTensorType;
 
 use crate::{Error, Result};
 
+pub use cut_short::name_files_cut_short;
 pub use folder::{read_json, Folder};
 pub use gguf::Gguf;
 pub use hash::{hex, sha256_checkpoint, sha256_file, sha256_tensors};
