@@ -7,7 +7,7 @@ use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::{Rate, THOUGHT};
 use refusal_patch::output::{
-    check_copy, preflight, preflight_checkpoint, read_direction, write_whole, Provenance,
+    check_copy, clear_leftovers, preflight, preflight_checkpoint, read_direction, write_whole, Provenance,
 };
 use refusal_patch::report;
 use refusal_patch::search::{
@@ -49,6 +49,8 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             (file, EmitArg::Weights) => file.file_len(),
             _ => 1 << 20,
         };
+        // They may take the space that the new file needs.
+        say(&clear_leftovers(output));
         // OUT before what is named after it.
         preflight_checkpoint(&session.model.file, output, bytes, args.force)?;
         for path in [&html, &json_path] {

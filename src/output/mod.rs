@@ -6,6 +6,7 @@
 mod direction;
 mod folder;
 mod layout;
+mod leftovers;
 mod peft;
 mod place;
 mod provenance;
@@ -25,6 +26,7 @@ use layout::{Layout, Piece};
 
 pub use direction::{read_direction, write_direction, Saved};
 pub use folder::{check_copy, other_files, stage_folder, unpatched};
+pub use leftovers::clear_leftovers;
 pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
@@ -101,8 +103,8 @@ pub struct Staged {
 
 #[derive(Debug)]
 enum Temporary {
-    File(NamedTempFile),
-    Folder(TempDir),
+    File(place::Held<NamedTempFile>),
+    Folder(place::Held<TempDir>),
 }
 
 impl Staged {

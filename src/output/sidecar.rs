@@ -102,7 +102,7 @@ impl Sidecar {
         let total = bytes.len() as u64;
         place::check_space(out, total)?;
         let mut temp = place::temporary(out)?;
-        std::io::Write::write_all(&mut temp, &bytes)
+        std::io::Write::write_all(&mut *temp, &bytes)
             .and_then(|()| temp.as_file().sync_all())
             .map_err(|e| place::write_error(out, 0, total, e))?;
         let sha256 = sha256_file(temp.path(), &Silent)?;
