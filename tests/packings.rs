@@ -393,6 +393,32 @@ fn packings_that_cannot_be_read_are_named_with_the_tensor() {
 }
 
 #[test]
+fn bits_and_groups_of_gptq_may_differ_by_module() {
+    let dir = tempfile::tempdir().unwrap();
+    let eight = Model::open(&data("gptq-8")).unwrap();
+    let mixed = |config: Value| {
+        opened(dir.path(), "gptq-4", |tensors, quantization| {
+            for t in tensors.iter_mut().filter(|t| t.name.starts_with(DOWN)) {
+                let other = eight.file.tensor(&t.name).unwrap();
+                t.shape = other.dims.iter().rev().map(|&d| d as usize).collect();
+                t.bytes = eight.file.bytes(other).to_vec();
+            }
+            quantization["dynamic"] = config;
+        })
+    };
+    mixed(serde_json::json!({ "+:.*down_proj.*": { "bits": 8, "group_size": 64 } })).unwrap();
+    let (model, four) = (Model::open(dir.path()).unwrap(), Model::open(&data("gptq-4")).unwrap());
+    for (writer, from, name) in
+        [(Writer::Ffn, &eight, "GPTQ 8-bit"), (Writer::Attention, &four, "GPTQ 4-bit")]
+    {
+        let ((_, w), (_, expected)) = (model.writer(0, writer).unwrap(), from.writer(0, writer).unwrap());
+        assert_eq!((w.encoding.name(), decoded(&w)), (name, decoded(&expected)));
+    }
+    // Without the rules the shapes contradict the configuration.
+    assert!(mixed(Value::Null).unwrap_err().contains(DOWN));
+}
+
+#[test]
 fn parts_of_a_packing_that_do_not_fit_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let i32s = |n: i32, len: usize| n.to_le_bytes().repeat(len);

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{safetensors, Map, Tensor};
+use super::{python, safetensors, Map, Tensor};
 use crate::{Error, Result};
 
 /// The file of weights in a folder that has one only.
@@ -25,6 +25,7 @@ pub struct Folder {
     files: Vec<(PathBuf, Map)>,
     tensors: Vec<Tensor>,
     names: HashMap<String, usize>,
+    absent: Vec<(String, String)>,
 }
 
 impl Folder {
@@ -36,10 +37,16 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Folder> {
         let whole = std::fs::metadata(path).map_err(Error::io(path))?.is_dir();
         let dir = if whole { path } else { parent(path) };
+        // As a listing of the folder spells it: `model.safetensors` is `./model.safetensors` there.
+        let spelled = if whole { path.to_path_buf() } else { dir.join(path.file_name().unwrap_or_default()) };
+        let path = spelled.as_path();
         let config = dir.join("config.json");
         if !config.exists() {
             let what = match ggufs(dir).first().filter(|_| whole) {
                 Some(name) => format!("has no config.json; name the file inside it, such as {name}"),
+                None if dir.join("adapter_config.json").exists() => {
+                    "is an adapter (adapter_config.json), not a model; give the model that it is for".into()
+                }
                 None if whole => "has no config.json, so it is no model folder".into(),
                 None => "has no config.json beside it, which a safetensors checkpoint is read with".into(),
             };
@@ -64,20 +71,30 @@ impl Folder {
             }
             files.push((file.clone(), map));
         }
-        for (name, file) in &listed.map {
-            if names.get(name).is_none_or(|&i: &usize| tensors[i].file != *file) {
-                let what = format!(
-                    "says that tensor `{name}` is in {}, where it is not",
-                    listed.files[*file].display()
-                );
-                return Err(Error::format(
-                    dir.join(INDEX),
-                    None,
-                    format!("{what}; download both files again"),
-                ));
+        let mut absent = Vec::new();
+        for (name, file) in listed.map {
+            let said = &listed.files[file];
+            match names.get(&name).map(|&i| tensors[i].file) {
+                Some(found) if found == file => {}
+                Some(found) => {
+                    let what = format!("says that tensor `{name}` is in {}, where it is not", said.display());
+                    let place = listed.files[found].display();
+                    let what = format!("{what}: it is in {place}; download the index and both files again");
+                    return Err(Error::format(dir.join(INDEX), None, what));
+                }
+                None => {
+                    let file = said.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    absent.push((name, file));
+                }
             }
         }
-        Ok(Folder { path: path.to_path_buf(), dir: dir.to_path_buf(), config, files, tensors, names })
+        Ok(Folder { path: path.to_path_buf(), dir: dir.to_path_buf(), config, files, tensors, names, absent })
+    }
+
+    /// Tensors that the index names and no file has, with the files where they should be. Published
+    /// checkpoints have such names, of heads that were left out.
+    pub fn absent(&self) -> &[(String, String)] {
+        &self.absent
     }
 
     /// The path that was opened: a folder or a file in it.
@@ -221,7 +238,8 @@ fn by_ending(dir: &Path, ending: &str) -> Vec<String> {
     names
 }
 
-/// Reads a JSON file.
+/// Reads a JSON file. Python's literals `NaN` and `Infinity`, which its `json` module writes, are
+/// taken as strings, so that a number that must be one is missed.
 ///
 /// # Errors
 /// A file that can't be read, is far too long, or isn't JSON.
@@ -232,5 +250,12 @@ pub fn read_json(path: &Path) -> Result<Value> {
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&bytes)
-        .map_err(|e| Error::format(path, None, format!("is not JSON: {e}; download it again")))
+        .or_else(|e| python::quoted(&bytes).and_then(|b| serde_json::from_slice(&b).ok()).ok_or(e))
+        .map_err(|e| {
+            let what = match bytes.starts_with("\u{feff}".as_bytes()) {
+                true => "it begins with a byte order mark; save it in UTF-8 without one".to_string(),
+                false => format!("{e}; correct it there, or download it again"),
+            };
+            Error::format(path, None, format!("is not JSON: {what}"))
+        })
 }

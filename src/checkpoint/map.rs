@@ -1,4 +1,4 @@
-//! The only `unsafe` code of the program: a file as a slice of memory.
+//! A file as a slice of memory.
 #![allow(unsafe_code)]
 
 use std::fs::{File, Metadata};
@@ -7,11 +7,14 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
+use super::cut_short::Watched;
 use crate::{Error, Result};
 
 /// A file, mapped read-only.
 #[derive(Debug)]
 pub struct Map {
+    // Before the map: fields are dropped in order.
+    _watched: Watched,
     mmap: Mmap,
     opened: Metadata,
 }
@@ -35,10 +38,10 @@ impl Map {
         }
         // SAFETY: the map is private to this type, read-only, and hands out only `&[u8]`. What can't be ruled out is
         // another process that writes to or truncates the file meanwhile: bytes would change under the slice, or a
-        // read past the new end would end this process with SIGBUS. No portable lock prevents it, every program
-        // that maps model files lives with it, and nothing here depends for memory safety on the bytes' values.
+        // read past the new end would end this process (cut_short.rs says why). No portable lock prevents it, every
+        // program that maps model files lives with it, and nothing here depends for memory safety on the bytes' values.
         let mmap = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        Ok(Map { mmap, opened })
+        Ok(Map { _watched: Watched::new(&mmap, path), mmap, opened })
     }
 
     /// The whole file.

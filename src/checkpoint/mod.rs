@@ -1,10 +1,13 @@
 //! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no weights.
 
+mod cut_short;
 mod folder;
 mod gguf;
 mod hash;
 mod map;
 mod parse;
+mod parts;
+mod python;
 mod safetensors;
 mod sniff;
 mod value;
@@ -17,6 +20,7 @@ use gguf_rs_lib::format::GGUFTensorType;
 
 use crate::{Error, Result};
 
+pub use cut_short::name_files_cut_short;
 pub use folder::{read_json, Folder};
 pub use gguf::Gguf;
 pub use hash::{hex, sha256_checkpoint, sha256_file, sha256_tensors};
@@ -70,7 +74,11 @@ impl Checkpoint {
         if is_dir || path.extension() == Some(OsStr::new("safetensors")) {
             return Folder::open(path).map(Checkpoint::Folder);
         }
-        Gguf::open(path).map(|g| Checkpoint::Gguf(Box::new(g)))
+        match (Gguf::open(path), parts::advice(path)) {
+            (Ok(gguf), _) => Ok(Checkpoint::Gguf(Box::new(gguf))),
+            (Err(Error::Format { .. }), Some((what, hint))) => Err(Error::unsupported(what, hint)),
+            (Err(e), _) => Err(e),
+        }
     }
 
     /// The file, where it is a GGUF.

@@ -91,7 +91,8 @@ pub struct PatchArgs {
 /// Options of every command that runs a model.
 #[derive(Args, Clone)]
 pub struct RunArgs {
-    /// Harmful prompts instead of the built-in ones: .txt (one a line), .json, .jsonl or .csv
+    /// Harmful prompts instead of the built-in ones: by the file's ending .txt (one a line), .json,
+    /// .jsonl, .ndjson, .csv or .tsv
     #[arg(long, value_name = "F")]
     pub harmful: Option<PathBuf>,
     /// Harmless prompts instead of the built-in ones

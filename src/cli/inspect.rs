@@ -6,12 +6,12 @@ use refusal_patch::checkpoint::{Checkpoint, Gguf};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::{packing_of, Names, Spec, Writer};
 use refusal_patch::output::Provenance;
-use refusal_patch::text::{read_prompts, Prompt, Set};
+use refusal_patch::text::Prompt;
 use refusal_patch::Result;
 use serde_json::{json, Value};
 
 use super::args::InspectArgs;
-use super::session::{chat, template};
+use super::session::{chat, own_prompts, template};
 use super::table::{bytes, cells, table};
 
 /// The tensors of a writer.
@@ -167,7 +167,7 @@ fn feed_forward(s: &Spec) -> String {
 fn show_prompts(args: &InspectArgs, file: &Checkpoint) -> Result<u8> {
     let texts: Vec<String> = match (&args.prompt, &args.prompts) {
         (Some(text), _) => vec![text.clone()],
-        (None, Some(path)) => read_prompts(path, Set::Harmless)?.into_iter().map(|p| p.prompt).collect(),
+        (None, Some(path)) => own_prompts(path)?.into_iter().map(|p| p.prompt).collect(),
         (None, None) => Vec::new(),
     };
     let (tokenizer, chat) = if args.raw {

@@ -6,12 +6,12 @@ use refusal_patch::forward::Sequence;
 use refusal_patch::model::Edit;
 use refusal_patch::output::{preflight, write_direction, Sidecar};
 use refusal_patch::search::{self, Derived, Emit, LayerScore, Settings, Toward};
-use refusal_patch::text::{read_prompts, PromptRecord, Set, Split};
+use refusal_patch::text::{PromptRecord, Set, Split};
 use refusal_patch::Result;
 use serde_json::json;
 
 use super::args::{DeriveArgs, EvalArgs};
-use super::session::{prompts, Session};
+use super::session::{own_prompts, prompts, Session};
 use super::table::{cells, percent, table};
 
 /// Why there are no log-odds, in JSON.
@@ -72,7 +72,7 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
     let evaluator = Evaluator { edits: &edits, ..session.evaluator() };
     let max_new = usize::from(args.run.max_new_tokens);
     let (owned, of) = match &args.prompts {
-        Some(path) => (read_prompts(path, Set::Harmless)?, path.display().to_string()),
+        Some(path) => (own_prompts(path)?, path.display().to_string()),
         None => {
             let set = prompts(&args.run)?;
             (

@@ -24,6 +24,7 @@ const SCHEMA: u32 = 1;
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    refusal_patch::checkpoint::name_files_cut_short();
     // The first Ctrl-C lets the run clean up behind itself, the second one ends it at once.
     let mut asked = false;
     let handler = move || {

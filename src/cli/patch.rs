@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::{Rate, THOUGHT};
-use refusal_patch::output::{preflight, preflight_checkpoint, read_direction, write_whole, Provenance};
+use refusal_patch::output::{
+    check_copy, clear_leftovers, preflight, preflight_checkpoint, read_direction, write_whole, Provenance,
+};
 use refusal_patch::report;
 use refusal_patch::search::{
     self, Candidate, Emit, EncodingChoice, Method, Original, Outcome, Patched, Rates, Scores, Settings,
@@ -16,7 +19,7 @@ use refusal_patch::{Error, Result};
 use serde_json::json;
 
 use super::args::{EmitArg, EncodingArg, MethodArg, PatchArgs};
-use super::session::{peak_memory, prompts, Session};
+use super::session::{peak_memory, prompts, say, Session};
 use super::table::{bytes, cells, changes, p_value, percent, rate, table};
 
 pub fn run(args: PatchArgs) -> Result<u8> {
@@ -36,8 +39,20 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     let out = (!args.dry_run).then_some(output.as_path());
     let (html, json_path) = report_paths(output, args.report.as_deref());
     if out.is_some() {
+        // A sidecar is small; of a folder OUT has all that is in it.
+        let bytes = match (&session.model.file, args.emit) {
+            (Checkpoint::Folder(folder), EmitArg::Weights) => {
+                let (bytes, notes) = check_copy(folder)?;
+                say(&notes);
+                bytes
+            }
+            (file, EmitArg::Weights) => file.file_len(),
+            _ => 1 << 20,
+        };
+        // They may take the space that the new file needs.
+        say(&clear_leftovers(output));
         // OUT before what is named after it.
-        preflight_checkpoint(&session.model.file, output, 1 << 20, args.force)?;
+        preflight_checkpoint(&session.model.file, output, bytes, args.force)?;
         for path in [&html, &json_path] {
             if path == output {
                 return Err(Error::Model(format!(

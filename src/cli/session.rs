@@ -6,7 +6,9 @@ use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
-use refusal_patch::text::{folder_template, Chat, ChatTemplate, PromptSet, Thinking, Tokenizer};
+use refusal_patch::text::{
+    folder_template, read_prompts, Chat, ChatTemplate, PromptRecord, PromptSet, Set, Thinking, Tokenizer,
+};
 use refusal_patch::{Error, Result};
 
 use super::args::{RunArgs, ThinkingArg};
@@ -24,6 +26,8 @@ pub struct Session {
 impl Session {
     pub fn open(path: &Path, run: &RunArgs) -> Result<Session> {
         let model = Model::open(path)?;
+        model.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        say(&absent(&model.file));
         let chat = chat(&model.file, run)?;
         let bars = Bars::new(run.quiet || run.json);
         let compute = Compute::new(&run.device)?;
@@ -53,6 +57,20 @@ impl Session {
             progress: &self.bars,
         }
     }
+}
+
+/// What to say of tensors that a folder's index names and no file has.
+fn absent(file: &Checkpoint) -> Vec<String> {
+    let list = file.folder().map_or(&[][..], |f| f.absent());
+    let note = list.first().map(|(name, place)| {
+        let more = if list.len() > 1 { format!(" and {} more", list.len() - 1) } else { String::new() };
+        format!(
+            "{}: its index names tensor `{name}`{more}, which {place} does not have; the decoder \
+             does not need it",
+            file.path().display()
+        )
+    });
+    note.into_iter().collect()
 }
 
 /// The checkpoint's tokenizer, or the user's.
@@ -100,7 +118,22 @@ pub fn chat(file: &Checkpoint, run: &RunArgs) -> Result<Chat> {
 }
 
 pub fn prompts(run: &RunArgs) -> Result<PromptSet> {
-    PromptSet::with_files(run.harmful.as_deref(), run.harmless.as_deref(), run.borderline.as_deref())
+    let files = [&run.harmful, &run.harmless, &run.borderline].map(|f| f.as_deref());
+    let set = PromptSet::with_files(files[0], files[1], files[2])?;
+    say(&set.notes);
+    Ok(set)
+}
+
+/// The prompts of a file for one command.
+pub fn own_prompts(path: &Path) -> Result<Vec<PromptRecord>> {
+    let file = read_prompts(path, Set::Harmless)?;
+    say(&file.notes);
+    Ok(file.prompts)
+}
+
+/// Tells the user what isn't an error.
+pub fn say(notes: &[String]) {
+    notes.iter().for_each(|n| eprintln!("note: {n}"));
 }
 
 /// Half of the memory that is available, at most 2 GiB, or 1 GiB where the system does not say. A power of two: batches,

@@ -3,7 +3,7 @@
 
 use super::{Answer, Asked, Evaluator, KL_POSITIONS};
 use crate::error::Result;
-use crate::forward::{Begun, Generated, Head, Sequence};
+use crate::forward::{Begun, Generated, Sequence};
 use crate::text::Set;
 
 /// A model's own answers, run up to the block where edits begin.
@@ -95,7 +95,7 @@ impl Drafts {
         let states_of =
             |i: usize| &read.states[read.first[i] * d..(read.first[i] + self.answers[i].len() + 1) * d];
         let states: Vec<f32> = prompts.iter().flat_map(|&i| states_of(i)).copied().collect();
-        let says = Head::new(evaluator.model, evaluator.compute)?.read(&states, 1, |_| &[])?;
+        let says = evaluator.read_head(&states, 1, |_| &[])?;
         let mut says = says.iter().map(|r| r.top.first().map_or(0, |t| t.0));
         let mut out = Vec::new();
         // What has to be written: the prompt's place in `out`, with its beginning.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::direction::Sample;
 use crate::error::{Error, Result};
-use crate::forward::{Compute, Generated, Head, Runner, Sequence};
+use crate::forward::{Compute, Generated, Head, Readout, Runner, Sequence};
 use crate::model::{Edit, Model};
 use crate::progress::Progress;
 use crate::text::{thinking, Chat, PromptRecord, Set, Thinking};
@@ -101,6 +101,23 @@ impl<'a> Evaluator<'a> {
         Runner::new(self.model, self.compute, self.edits, self.memory, self.progress)
     }
 
+    /// What the output matrix makes of final hidden states: as [`Head::read`].
+    ///
+    /// # Errors
+    /// Numbers that are not finite, with the tensor that they come from.
+    pub fn read_head<'p>(
+        &self,
+        states: &[f32],
+        k: usize,
+        asked: impl Fn(usize) -> &'p [u32],
+    ) -> Result<Vec<Readout>> {
+        let reads = Head::new(self.model, self.compute)?.read(states, k, asked)?;
+        match reads.iter().all(|r| r.log_sum.is_finite()) {
+            true => Ok(reads),
+            false => Err(self.model.output_damaged()?),
+        }
+    }
+
     /// Renders and tokenizes prompts.
     pub fn samples(&self, prompts: &[&PromptRecord]) -> Result<Vec<Sample>> {
         prompts.iter().map(|p| self.sample(&p.prompt)).collect()
@@ -151,7 +168,7 @@ impl<'a> Evaluator<'a> {
         }
         let masses = |of: &[&Answer]| -> Result<Vec<f64>> {
             let states: Vec<f32> = of.iter().flat_map(|a| a.first.iter().copied()).collect();
-            let reads = Head::new(self.model, self.compute)?.read(&states, 0, |_| &found)?;
+            let reads = self.read_head(&states, 0, |_| &found)?;
             let mean = |k: usize| {
                 reads.iter().map(|r| f64::from(r.asked[k]).exp()).sum::<f64>() / reads.len().max(1) as f64
             };
@@ -167,7 +184,7 @@ impl<'a> Evaluator<'a> {
     /// Fills in the log-odds of answers that were given before it was known which tokens open a refusal.
     pub fn read_openings(&self, answers: &mut [Answer], opening: &[u32]) -> Result<()> {
         let states: Vec<f32> = answers.iter().flat_map(|a| a.first.iter().copied()).collect();
-        let reads = Head::new(self.model, self.compute)?.read(&states, 0, |_| opening)?;
+        let reads = self.read_head(&states, 0, |_| opening)?;
         for (answer, read) in answers.iter_mut().zip(reads) {
             answer.refusal_log_odds = if answer.thinks { f64::NAN } else { log_odds(&read.asked) };
         }
@@ -181,16 +198,11 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Reads the first answer position of each sequence.
-    pub fn first_tokens(
-        &self,
-        sequences: &[Sequence],
-        top: usize,
-        asked: &[u32],
-    ) -> Result<Vec<crate::forward::Readout>> {
+    pub fn first_tokens(&self, sequences: &[Sequence], top: usize, asked: &[u32]) -> Result<Vec<Readout>> {
         let wanted: Vec<(usize, usize)> =
             sequences.iter().enumerate().map(|(i, s)| (i, s.tokens.len().saturating_sub(1))).collect();
         let hidden = self.runner().run(sequences, &[], &wanted, &mut ())?;
-        Head::new(self.model, self.compute)?.read(&hidden, top, |_| asked)
+        self.read_head(&hidden, top, |_| asked)
     }
 
     /// Greedy continuations of sequences.
@@ -235,7 +247,7 @@ impl<'a> Evaluator<'a> {
     ) -> Result<Vec<Answer>> {
         let think = self.chat.template.thinking == Thinking::On;
         let states: Vec<f32> = generated.iter().flat_map(|g| g.first.iter().copied()).collect();
-        let reads = Head::new(self.model, self.compute)?.read(&states, 10, |_| opening)?;
+        let reads = self.read_head(&states, 10, |_| opening)?;
         let tokenizer = &self.chat.tokenizer;
         Ok(prompts
             .iter()
@@ -320,7 +332,7 @@ impl<'a> Evaluator<'a> {
 
     /// Perplexity of given next tokens under given hidden states.
     pub fn perplexity_of(&self, states: &[f32], next: &[u32]) -> Result<f64> {
-        let reads = Head::new(self.model, self.compute)?.read(states, 0, |i| &next[i..i + 1])?;
+        let reads = self.read_head(states, 0, |i| &next[i..i + 1])?;
         let nll = reads.iter().map(|r| -f64::from(r.asked[0])).sum::<f64>() / next.len().max(1) as f64;
         Ok(nll.exp())
     }

@@ -35,15 +35,8 @@ impl Spec {
                 format!("supported: {}", SUPPORTED.map(|s| s.0).join(", ")),
             ));
         };
-        let number = |key: &str| c[key].as_u64().map(|v| v as usize).filter(|&v| v > 0 && v < 1 << 31);
-        let need = |key: &str| {
-            number(key).ok_or_else(|| {
-                let found = &c[key];
-                Error::Model(format!(
-                    "{path}: `{key}` is {found}, expected a positive number; download the file again"
-                ))
-            })
-        };
+        let number = |key: &str| count(c, key);
+        let need = |key: &str| needed(c, key, &path);
         let act = c["hidden_act"].as_str().unwrap_or("silu");
         if act != "silu" {
             let what = format!("{path}: hidden_act {act} can't be run");
@@ -66,7 +59,7 @@ impl Spec {
                 "{path}: {heads} heads of {head_dim} with {kv_heads} key/value heads make no sense"
             )));
         }
-        let norm_eps = c["rms_norm_eps"].as_f64().unwrap_or(1e-6) as f32;
+        let norm_eps = float(c, "rms_norm_eps", &path)?.unwrap_or(1e-6) as f32;
         let mut context = number("max_position_embeddings").unwrap_or(0);
         // Shorter texts than the window see all of it; longer ones are refused.
         let always = ["mistral", "mixtral"].contains(&kind);
@@ -101,12 +94,45 @@ impl Spec {
     }
 }
 
+/// A positive whole number, where there is one.
+pub(super) fn count(c: &Value, key: &str) -> Option<usize> {
+    c[key].as_u64().filter(|&v| v > 0 && v < 1 << 31).map(|v| v as usize)
+}
+
+/// A positive whole number that must be there.
+///
+/// # Errors
+/// It isn't: files may leave out what equals a library's default, and this decoder has no defaults
+/// for widths.
+pub(super) fn needed(c: &Value, key: &str, path: &str) -> Result<usize> {
+    let why = || match c.get(key) {
+        None => {
+            format!("{path} leaves `{key}` out; add it, as the model's class in transformers has it")
+        }
+        Some(found) => format!("{path}: `{key}` is {found}, expected a positive whole number; correct it"),
+    };
+    count(c, key).ok_or_else(|| Error::Model(why()))
+}
+
+/// A number, where the key is there.
+fn float(c: &Value, key: &str, path: &str) -> Result<Option<f64>> {
+    let wrong =
+        |found: &Value| Error::Model(format!("{path}: `{key}` is {found}, expected a number; correct it"));
+    match &c[key] {
+        Value::Null => Ok(None),
+        found => found.as_f64().map(Some).ok_or_else(|| wrong(found)),
+    }
+}
+
 /// `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (4).
 fn rope(c: &Value, path: &str, head_dim: usize) -> Result<Rope> {
     let scaling = [&c["rope_parameters"], &c["rope_scaling"]].into_iter().find(|v| v.is_object());
     let get = |key: &str| scaling.and_then(|s| s[key].as_f64());
-    let theta = get("rope_theta").or(c["rope_theta"].as_f64()).unwrap_or(10000.0);
-    let share = get("partial_rotary_factor").or(c["partial_rotary_factor"].as_f64()).unwrap_or(1.0);
+    let either = |key: &str| -> Result<Option<f64>> {
+        Ok(scaling.map_or(Ok(None), |s| float(s, key, path))?.or(float(c, key, path)?))
+    };
+    let theta = either("rope_theta")?.unwrap_or(10000.0);
+    let share = either("partial_rotary_factor")?.unwrap_or(1.0);
     let dims = (head_dim as f64 * share) as usize;
     let sound = theta.is_finite() && theta > 0.0 && dims > 0 && dims <= head_dim && dims.is_multiple_of(2);
     if !sound {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::{config, spec};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -55,7 +56,7 @@ impl Experts {
         };
         let (count, used) =
             (need("expert_count", count)?, need("expert_used_count", key("expert_used_count"))?);
-        let ffn = key("feed_forward_length");
+        let ffn = spec::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
         let experts = Experts {
             count,
             used,
@@ -80,15 +81,8 @@ impl Experts {
     /// # Errors
     /// A key that is missing or makes no sense.
     pub(super) fn from_config(c: &Value, kind: &str, path: &str) -> Result<Option<Experts>> {
-        let number = |key: &str| c[key].as_u64().filter(|&v| v > 0 && v < 1 << 31).map(|v| v as usize);
-        let need = |key: &str| {
-            number(key).ok_or_else(|| {
-                Error::Model(format!(
-                    "{path}: `{key}` is {}, expected a positive number; download the file again",
-                    c[key]
-                ))
-            })
-        };
+        let number = |key: &str| config::count(c, key);
+        let need = |key: &str| config::needed(c, key, path);
         // Libraries write either name.
         let count = |a: &str, b: &str| number(b).map_or_else(|| need(a), Ok);
         let experts = match kind {

@@ -2,6 +2,7 @@
 
 mod config;
 mod experts;
+mod head;
 mod matrix;
 mod names;
 mod packing;
@@ -115,6 +116,8 @@ pub struct Model {
     pub names: Names,
     /// Tensors that are read from memory in place of the file: a patch that is checked before it is written.
     pub replaced: Vec<Replacement>,
+    /// What the user must know before anything is measured.
+    pub warnings: Vec<String>,
 }
 
 impl Model {
@@ -127,7 +130,8 @@ impl Model {
         let file = Checkpoint::open(path)?;
         let spec = Spec::of(&file)?;
         let names = Names::of(&file);
-        let model = Model { file, spec, names, replaced: Vec::new() };
+        let mut model = Model { file, spec, names, replaced: Vec::new(), warnings: Vec::new() };
+        model.untie()?;
         model.check()?;
         Ok(model)
     }
@@ -138,7 +142,8 @@ impl Model {
     /// The file is gone or was changed.
     pub fn with(&self, replaced: Vec<Replacement>) -> Result<Model> {
         let file = Checkpoint::open(self.file.path())?;
-        Ok(Model { file, spec: self.spec.clone(), names: self.names.clone(), replaced })
+        let (spec, names) = (self.spec.clone(), self.names.clone());
+        Ok(Model { file, spec, names, replaced, warnings: Vec::new() })
     }
 
     /// The name of a block's tensor.
@@ -183,14 +188,6 @@ impl Model {
     /// The token embedding, `[vocab, hidden]`.
     pub fn embedding(&self) -> Result<Matrix<'_>> {
         self.matrix_named(&self.names.embedding())
-    }
-
-    /// The output matrix, `[vocab, hidden]`; tied models use the embedding.
-    pub fn output(&self) -> Result<Matrix<'_>> {
-        match self.spec.tied {
-            true => self.embedding(),
-            false => self.matrix_named(self.names.output()),
-        }
     }
 
     /// The final norm's weight, `[hidden]`.
@@ -305,6 +302,32 @@ impl Model {
     }
 
     fn missing(&self, name: &str) -> Error {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let absent = self.file.folder().map_or(&[][..], |f| f.absent());
+        let of_module =
+            |(n, _): &&(String, String)| n.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
+        if let Some((tensor, file)) = absent.iter().find(of_module) {
+            return Error::Model(format!(
+                "{}: the index says that tensor {tensor} is in {file}, where it is not; download both \
+                 files again",
+                self.path()
+            ));
+        }
+        let fused = ["attn_q", "attn_k", "attn_v"].iter().find_map(|role| {
+            let of_block = name.strip_suffix(".weight")?.strip_suffix(role)?;
+            self.file.tensor(&format!("{of_block}attn_qkv.weight"))
+        });
+        if let Some(fused) = fused {
+            return Error::unsupported(
+                format!(
+                    "{}: {} holds queries, keys and values in one tensor, where {name} is expected; \
+                     such files can't be run",
+                    self.path(),
+                    fused.name
+                ),
+                "convert the model again without --fuse-qkv, or use another file of it",
+            );
+        }
         let folder = self.file.folder().zip(name.strip_suffix(".weight"));
         if let Some(found) = folder.and_then(|(f, module)| packing::unknown(f, module)) {
             return Error::unsupported(

@@ -82,8 +82,9 @@ impl Spec {
     /// # Errors
     /// An architecture or a rope scaling that the decoder does not run; a key that is missing or makes no sense.
     pub fn from_gguf(file: &Gguf) -> Result<Spec> {
-        let arch = file.arch()?.to_string();
         let path = file.path().display().to_string();
+        no_model(file)?;
+        let arch = file.arch()?.to_string();
         if !SUPPORTED.contains(&arch.as_str()) {
             return Err(Error::unsupported(
                 format!("{path}: architecture {arch} can't be run"),
@@ -91,23 +92,23 @@ impl Spec {
             ));
         }
         let key = |k: &str| format!("{arch}.{k}");
-        let optional = |k: &str| file.get_u32(&key(k)).map(|v| v as usize);
+        let optional = |k: &str| number(file, &key(k));
         let need = |k: &str| {
-            optional(k).filter(|&v| v > 0).ok_or_else(|| {
+            optional(k)?.filter(|&v| v > 0).ok_or_else(|| {
                 Error::Model(format!("{path}: metadata key {} is missing or not a positive number", key(k)))
             })
         };
         let experts = Experts::from_gguf(file, &arch)?;
         let hidden = need("embedding_length")?;
         let heads = need("attention.head_count")?;
-        let kv_heads = optional("attention.head_count_kv").unwrap_or(heads);
-        let head_dim = optional("attention.key_length").unwrap_or(hidden / heads);
+        let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
+        let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads);
         if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 {
             return Err(Error::Model(format!(
                 "{path}: {heads} heads of {head_dim} with {kv_heads} key/value heads make no sense"
             )));
         }
-        if optional("attention.value_length").is_some_and(|v| v != head_dim) {
+        if optional("attention.value_length")?.is_some_and(|v| v != head_dim) {
             return Err(Error::unsupported(
                 format!("{path}: values wider or narrower than keys"),
                 "such models can't be run",
@@ -135,7 +136,7 @@ impl Spec {
                 "{path}: norm epsilon {norm_eps} and rope base {theta} make no sense; expected positive numbers"
             )));
         }
-        let dims = optional("rope.dimension_count").unwrap_or(head_dim);
+        let dims = optional("rope.dimension_count")?.unwrap_or(head_dim);
         if dims > head_dim || dims % 2 != 0 {
             return Err(Error::Model(format!(
                 "{path}: rope over {dims} of {head_dim} dimensions makes no sense"
@@ -164,7 +165,7 @@ impl Spec {
             norm_eps,
             rope,
             qk_norm,
-            context: optional("context_length").unwrap_or(0),
+            context: optional("context_length")?.unwrap_or(0),
             tied: file.tensor("output.weight").is_none(),
             arch,
         })
@@ -213,6 +214,48 @@ impl Spec {
         let angles = (0..positions).flat_map(|p| freqs.iter().map(move |f| p as f64 * f));
         angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip()
     }
+}
+
+/// A whole number, or an array of one for each block, as files of pruned models have, where all of
+/// them are equal.
+///
+/// # Errors
+/// Blocks of different sizes.
+pub(super) fn number(file: &Gguf, key: &str) -> Result<Option<usize>> {
+    let Some(all) = file.get_u32s(key) else { return Ok(file.get_u32(key).map(|v| v as usize)) };
+    match (all.iter().min(), all.iter().max()) {
+        (Some(least), Some(most)) if least != most => Err(Error::unsupported(
+            format!(
+                "{}: metadata key {key} holds one number for each block, {least} to {most}; blocks \
+                 of different sizes can't be run",
+                file.path().display()
+            ),
+            "use a model whose blocks are alike",
+        )),
+        (least, _) => Ok(least.map(|&v| v as usize)),
+    }
+}
+
+/// That a file is a model, not what goes beside one.
+fn no_model(file: &Gguf) -> Result<()> {
+    let kind = file.get_str("general.type").unwrap_or("model");
+    let (what, hint) = match (kind, file.get_str("general.architecture")) {
+        ("adapter", _) => {
+            let kind = file.get_str("adapter.type").unwrap_or("lora");
+            let kind = if kind == "lora" { "LoRA" } else { kind };
+            let hint = "give the model that it is for; `eval MODEL --sidecar ADAPTER` measures one \
+                        that --emit lora wrote";
+            (format!("a {kind} adapter"), hint)
+        }
+        (_, Some("controlvector")) => {
+            let hint = "give the model that it is for; `eval MODEL --sidecar VECTOR` measures one \
+                        that --emit control-vector wrote";
+            ("a control vector".to_string(), hint)
+        }
+        ("mmproj" | "imatrix", _) => (format!("of the type {kind}"), "give the model's own file"),
+        _ => return Ok(()),
+    };
+    Err(Error::unsupported(format!("{}: is {what}, not a model", file.path().display()), hint))
 }
 
 fn rope_scale(file: &Gguf, arch: &str) -> Result<f32> {

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::layout::Piece;
-use super::sidecar::quote;
 use super::{copy_pieces, place, Patch, Provenance, Staged, Temporary, Written};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Folder, Tensor};
 use crate::progress::Progress;
@@ -53,7 +53,7 @@ pub fn stage_folder(
         }
         list.push((t, p));
     }
-    let entries = entries(folder)?;
+    let Copied { entries, .. } = entries(folder)?;
     let total = entries.iter().map(|e| e.bytes).sum();
     check_folder(folder, out, force)?;
     place::check_space(out, total)?;
@@ -94,15 +94,6 @@ pub fn stage_folder(
     Ok(Staged { temp: Temporary::Folder(temp), force, written })
 }
 
-/// What a user types to load a folder.
-pub fn load_command(out: &Path) -> String {
-    format!(
-        "python -c \"import sys; from transformers import AutoModelForCausalLM as M; \
-         M.from_pretrained(sys.argv[1], dtype='auto')\" {}",
-        quote(out)
-    )
-}
-
 /// Files of weights that a copy carries along unpatched: other forms of the same model.
 pub fn unpatched(folder: &Folder) -> Result<Vec<String>> {
     let is_weights = |e: &Entry| {
@@ -110,7 +101,12 @@ pub fn unpatched(folder: &Folder) -> Result<Vec<String>> {
         ["safetensors", "bin", "pt", "pth", "gguf", "onnx", "h5", "msgpack"].contains(&ending)
             && !folder.files().any(|(path, _)| path == e.from)
     };
-    Ok(entries(folder)?.iter().filter(|e| is_weights(e)).map(|e| e.to.display().to_string()).collect())
+    Ok(entries(folder)?
+        .entries
+        .iter()
+        .filter(|e| is_weights(e))
+        .map(|e| e.to.display().to_string())
+        .collect())
 }
 
 /// Names of the files of a folder that hold no weights of the checkpoint and no record of a patch.
@@ -119,14 +115,42 @@ pub fn unpatched(folder: &Folder) -> Result<Vec<String>> {
 /// What the file system says.
 pub fn other_files(folder: &Folder) -> Result<Vec<(String, PathBuf)>> {
     let other = |e: &Entry| !folder.files().any(|(path, _)| path == e.from);
-    let named = entries(folder)?.into_iter().filter(other).map(|e| (e.to.display().to_string(), e.from));
+    let named =
+        entries(folder)?.entries.into_iter().filter(other).map(|e| (e.to.display().to_string(), e.from));
     Ok(named.collect())
 }
 
+/// What a copy of a folder consists of.
+#[derive(Default)]
+struct Copied {
+    entries: Vec<Entry>,
+    /// Links to nowhere, which it leaves out.
+    dead: Vec<PathBuf>,
+}
+
+/// What a patched folder will consist of, before hours of work: the bytes of its files, each of
+/// which can be read, and what the user should know of it.
+///
+/// # Errors
+/// A file that can't be read, or a folder that can't be copied.
+pub fn check_copy(folder: &Folder) -> Result<(u64, Vec<String>)> {
+    let Copied { entries, dead } = entries(folder)?;
+    for e in &entries {
+        File::open(&e.from).map_err(Error::io(&e.from))?;
+    }
+    if let Some((path, _)) = folder.files().find(|(path, _)| !entries.iter().any(|e| e.from == *path)) {
+        let what = format!("{}: would not be copied", path.display());
+        return Err(Error::unsupported(what, "name the model's folder in place of the file"));
+    }
+    let note = |p: &PathBuf| format!("{}: is a link to nowhere, so OUT won't have it", p.display());
+    Ok((entries.iter().map(|e| e.bytes).sum(), dead.iter().map(note).collect()))
+}
+
 /// Everything that a copy takes over. Of a single file: itself, under the name that loaders look for, and what is beside it.
-fn entries(folder: &Folder) -> Result<Vec<Entry>> {
-    let mut all = Vec::new();
-    walk(folder.dir(), Path::new(""), 0, &mut all)?;
+fn entries(folder: &Folder) -> Result<Copied> {
+    let mut copied = Copied::default();
+    walk(folder.dir(), Path::new(""), 0, &mut copied)?;
+    let all = &mut copied.entries;
     if folder.path() != folder.dir() {
         all.retain(|e| {
             let name = e.to.to_string_lossy();
@@ -138,15 +162,25 @@ fn entries(folder: &Folder) -> Result<Vec<Entry>> {
         }
     }
     all.sort_by(|a, b| a.to.cmp(&b.to));
-    Ok(all)
+    copied.dead.sort();
+    Ok(copied)
 }
 
-fn walk(dir: &Path, inside: &Path, depth: usize, all: &mut Vec<Entry>) -> Result<()> {
+fn walk(dir: &Path, inside: &Path, depth: usize, all: &mut Copied) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let (from, to) = (entry.path(), inside.join(entry.file_name()));
         // Links are followed: a downloaded folder consists of them.
-        let meta = fs::metadata(&from).map_err(Error::io(&from))?;
+        let meta = match fs::metadata(&from) {
+            Ok(meta) => meta,
+            // A file that was never downloaded, or deleted since. The model's own files are open by
+            // now.
+            Err(e) if e.kind() == ErrorKind::NotFound && fs::symlink_metadata(&from).is_ok() => {
+                all.dead.push(from);
+                continue;
+            }
+            Err(e) => return Err(Error::io(&from)(e)),
+        };
         if meta.is_dir() {
             // The records of git and of downloads belong to the folder that they are in.
             if entry.file_name().to_string_lossy().starts_with('.') {
@@ -161,7 +195,7 @@ fn walk(dir: &Path, inside: &Path, depth: usize, all: &mut Vec<Entry>) -> Result
             }
             walk(&from, &to, depth + 1, all)?;
         } else if meta.is_file() && to != Path::new(RECORD) {
-            all.push(Entry { from, to, bytes: meta.len() });
+            all.entries.push(Entry { from, to, bytes: meta.len() });
         }
     }
     Ok(())

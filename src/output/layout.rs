@@ -13,6 +13,10 @@ pub(super) const PADDING_KEY: &str = "refusal_patch.padding";
 /// The size of an empty padding entry: length and bytes of the key, type, length of the value.
 const PADDING_LEAST: u64 = 8 + PADDING_KEY.len() as u64 + 4 + 8;
 
+/// Data begin at a multiple of this, whatever the file's own alignment: llama.cpp maps no other
+/// file.
+const MAPPED: u64 = 32;
+
 /// A run of bytes of the new file.
 #[derive(Debug)]
 pub(super) enum Piece<'a> {
@@ -161,10 +165,10 @@ fn in_place<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]
     let source = plan.source;
     let infos = source.raw(source.tensor_infos_span());
     let mut head = header(plan, &entries, infos);
-    if head.len() as u64 % BLOCK != source.data_start() % BLOCK {
-        let unpadded = 24 + entries.iter().map(|e| e.len()).sum::<usize>() + infos.len();
-        entries.push(Cow::Owned(padding(unpadded as u64, source.data_start())));
-        head = header(plan, &entries, infos);
+    // Where IN's data begin at a place that can't be mapped, at one that can.
+    let place = if source.data_start().is_multiple_of(MAPPED) { source.data_start() % BLOCK } else { 0 };
+    if head.len() as u64 % BLOCK != place {
+        head = padded(plan, &mut entries, infos, place);
     }
     let mut pieces = vec![Piece::Bytes(Cow::Owned(head))];
     let mut at = source.data_start();
@@ -182,6 +186,13 @@ fn in_place<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]
     pieces
 }
 
+/// A header that ends at this place within a block.
+fn padded(plan: &Plan, entries: &mut Vec<Cow<[u8]>>, infos: &[u8], place: u64) -> Vec<u8> {
+    let unpadded = 24 + entries.iter().map(|e| e.len()).sum::<usize>() + infos.len();
+    entries.push(Cow::Owned(padding(unpadded as u64, place)));
+    header(plan, entries, infos)
+}
+
 /// An entry of spaces that moves the end of a header of `unpadded` bytes to the same place within a block as
 /// `data_start`. That is a multiple of the alignment, so that no other padding follows.
 fn padding(unpadded: u64, data_start: u64) -> Vec<u8> {
@@ -192,7 +203,7 @@ fn padding(unpadded: u64, data_start: u64) -> Vec<u8> {
 
 /// Some tensor changes its size or is new: offsets are computed anew, without gaps, in the order of the list, as
 /// llama.cpp demands.
-fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
+fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
     let source = plan.source;
     let old = source.tensors().iter().map(|t| {
         let piece = match patches.get(t.name.as_str()) {
@@ -220,7 +231,11 @@ fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, entries: Vec<Cow<[u8]>>) -> 
         data.push(Piece::Zeros(padded - len));
         offset += padded;
     }
-    let mut pieces = vec![Piece::Bytes(Cow::Owned(header(plan, &entries, &infos)))];
+    let mut head = header(plan, &entries, &infos);
+    if !(head.len() as u64).is_multiple_of(MAPPED) {
+        head = padded(plan, &mut entries, &infos, 0);
+    }
+    let mut pieces = vec![Piece::Bytes(Cow::Owned(head))];
     pieces.extend(data);
     pieces
 }

@@ -6,10 +6,12 @@
 mod direction;
 mod folder;
 mod layout;
+mod leftovers;
 mod peft;
 mod place;
 mod provenance;
 mod sidecar;
+mod transformers;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -23,10 +25,12 @@ use crate::{Error, Result};
 use layout::{Layout, Piece};
 
 pub use direction::{read_direction, write_direction, Saved};
-pub use folder::{load_command, other_files, stage_folder, unpatched};
+pub use folder::{check_copy, other_files, stage_folder, unpatched};
+pub use leftovers::clear_leftovers;
 pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
+pub use transformers::load_command;
 
 /// How much is copied between two looks at whether the user wants to stop.
 const CHUNK: u64 = 64 << 20;
@@ -99,8 +103,8 @@ pub struct Staged {
 
 #[derive(Debug)]
 enum Temporary {
-    File(NamedTempFile),
-    Folder(TempDir),
+    File(place::Held<NamedTempFile>),
+    Folder(place::Held<TempDir>),
 }
 
 impl Staged {

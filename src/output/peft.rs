@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 
 use super::sidecar::{belongs, later, quote, terms, Kind, Sidecar, VERSION};
+use super::transformers::{in_tree, loader};
 use super::{folder::check_folder, place, Staged, Temporary, Written};
 use crate::checkpoint::{read_json, sha256_file, Folder};
 use crate::error::{Error, Result};
@@ -38,11 +39,12 @@ struct About {
 }
 
 /// What a user types to load it.
-pub(super) fn command(base: &Path, adapter: &Path) -> String {
+pub(super) fn command(base: &Folder, adapter: &Path) -> String {
     format!(
-        "python -c \"import sys; from transformers import AutoModelForCausalLM as M; from peft import PeftModel as P; \
+        "python -c \"import sys; from transformers import {} as M; from peft import PeftModel as P; \
          P.from_pretrained(M.from_pretrained(sys.argv[1], dtype='auto'), sys.argv[2])\" {} {}",
-        quote(base),
+        loader(base),
+        quote(base.dir()),
         quote(adapter)
     )
 }
@@ -115,7 +117,8 @@ impl Target {
     fn of(part: &Part, model: &Model) -> Target {
         let module = |of: &str| of.rsplit_once('.').map_or("", |(module, _)| module).to_string();
         let parameter = |name: String| Target { module: module(&name), name, stacked: true };
-        let Some(name) = part.tensor.strip_suffix(".weight") else { return parameter(part.tensor.clone()) };
+        let tensor = in_tree(model, &part.tensor);
+        let Some(name) = tensor.strip_suffix(".weight") else { return parameter(tensor) };
         match name.split_once(".experts.").filter(|_| model.spec.arch == "qwen2moe") {
             // transformers 5 stacks experts when it loads them. PEFT turns adapters of modules of their own into adapters of
             // the stack, but not for this architecture.

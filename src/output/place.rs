@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tempfile::{NamedTempFile, TempDir};
 
+use super::leftovers::{lock, ASIDE, PREFIX, SUFFIX};
 use crate::{Error, Result};
 
 /// Checks that a file of `bytes` could be written, before hours of work: not the input itself, not an existing file
@@ -19,13 +20,14 @@ pub fn preflight(source: &Path, out: &Path, bytes: u64, force: bool) -> Result<(
 /// Writes a small file, whole or not at all.
 pub fn write_whole(out: &Path, bytes: &[u8], force: bool) -> Result<()> {
     let mut temp = temporary(out)?;
-    io::Write::write_all(&mut temp, bytes)
+    io::Write::write_all(&mut *temp, bytes)
         .and_then(|()| temp.as_file().sync_all())
         .map_err(|e| write_error(out, 0, bytes.len() as u64, e))?;
     rename(temp, out, force)
 }
 
-fn folder(out: &Path) -> &Path {
+/// The folder that OUT goes to.
+pub(super) fn folder(out: &Path) -> &Path {
     out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -161,23 +163,57 @@ fn size(bytes: u64) -> String {
     }
 }
 
+/// A temporary file or folder that other runs leave alone, since this one holds a lock on it.
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    // Dropped, and so deleted, before the lock.
+    temp: T,
+    _lock: Option<lock::Lock>,
+}
+
+impl<T> std::ops::Deref for Held<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.temp
+    }
+}
+
+impl<T> std::ops::DerefMut for Held<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.temp
+    }
+}
+
+impl<T: AsRef<Path>> Held<T> {
+    /// Another run may take a new file for a leftover before it's locked. Then there is another one.
+    fn new(create: impl Fn() -> io::Result<T>) -> io::Result<Held<T>> {
+        for _ in 0..8 {
+            let temp = create()?;
+            if let Some(lock) = lock::of(temp.as_ref()) {
+                return Ok(Held { temp, _lock: Some(lock) });
+            }
+        }
+        Ok(Held { temp: create()?, _lock: None })
+    }
+}
+
 /// A new file in OUT's folder (a rename doesn't cross file systems), with the permissions that any program's new
 /// file would have. It is deleted when it's dropped.
-pub(super) fn temporary(out: &Path) -> Result<NamedTempFile> {
+pub(super) fn temporary(out: &Path) -> Result<Held<NamedTempFile>> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".refusal-patch-").suffix(".tmp");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder(out)).map_err(Error::io(folder(out)))
+    Held::new(|| builder.tempfile_in(folder(out))).map_err(Error::io(folder(out)))
 }
 
 /// A new folder beside OUT, deleted with all that is in it when it's dropped.
-pub(super) fn temporary_folder(out: &Path) -> Result<TempDir> {
+pub(super) fn temporary_folder(out: &Path) -> Result<Held<TempDir>> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".refusal-patch-").suffix(".tmp");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(folder(out)).map_err(Error::io(folder(out)))
+    Held::new(|| builder.tempdir_in(folder(out))).map_err(Error::io(folder(out)))
 }
 
 /// What a failed write means to the user.
@@ -197,7 +233,8 @@ pub(super) fn write_error(out: &Path, done: u64, total: u64, e: io::Error) -> Er
 
 /// Gives a finished file its name. With `force` it replaces a file of that name; if the name is a symbolic link, the
 /// link is replaced, not the file that it leads to.
-pub(super) fn rename(temp: NamedTempFile, out: &Path, force: bool) -> Result<()> {
+pub(super) fn rename(held: Held<NamedTempFile>, out: &Path, force: bool) -> Result<()> {
+    let Held { temp, _lock } = held;
     let persisted = if force {
         temp.persist(out)
     } else {
@@ -220,7 +257,8 @@ pub(super) fn rename(temp: NamedTempFile, out: &Path, force: bool) -> Result<()>
 }
 
 /// Gives a finished folder its name. With `force` a folder of that name is set aside first, and deleted afterwards.
-pub(super) fn rename_folder(temp: TempDir, out: &Path, force: bool) -> Result<()> {
+pub(super) fn rename_folder(held: Held<TempDir>, out: &Path, force: bool) -> Result<()> {
+    let Held { temp, _lock } = held;
     sync_folder(temp.path());
     let old = match fs::symlink_metadata(out) {
         Err(_) => None,
@@ -232,13 +270,13 @@ pub(super) fn rename_folder(temp: TempDir, out: &Path, force: bool) -> Result<()
         }
         Ok(_) => {
             let aside = temporary_folder(out)?;
-            fs::rename(out, aside.path().join("old")).map_err(Error::io(out))?;
+            fs::rename(out, aside.path().join(ASIDE)).map_err(Error::io(out))?;
             Some(aside)
         }
     };
     if let Err(e) = fs::rename(temp.path(), out) {
         if let Some(aside) = &old {
-            let _ = fs::rename(aside.path().join("old"), out);
+            let _ = fs::rename(aside.path().join(ASIDE), out);
         }
         return Err(Error::io(out)(e));
     }

@@ -48,8 +48,8 @@ impl Kind {
     /// What a user types to load it.
     pub fn command(self, model: &Model, sidecar: &Path) -> String {
         let base = model.file.path();
-        if model.file.folder().is_some() {
-            return peft::command(base, sidecar);
+        if let Some(folder) = model.file.folder() {
+            return peft::command(folder, sidecar);
         }
         let option = match self {
             Kind::Lora => "--lora",
@@ -102,7 +102,7 @@ impl Sidecar {
         let total = bytes.len() as u64;
         place::check_space(out, total)?;
         let mut temp = place::temporary(out)?;
-        std::io::Write::write_all(&mut temp, &bytes)
+        std::io::Write::write_all(&mut *temp, &bytes)
             .and_then(|()| temp.as_file().sync_all())
             .map_err(|e| place::write_error(out, 0, total, e))?;
         let sha256 = sha256_file(temp.path(), &Silent)?;

@@ -180,7 +180,7 @@ impl Ground<'_> {
                         others.join(", ")
                     ));
                 }
-                patched.load = Some(load_command(out));
+                patched.load = Some(load_command(f, out));
                 let record = self.provenance(patched, sha_in)?;
                 stage_folder(f, &patches(self.evaluator.model, replaced), &record, out, force, progress)
             }

@@ -67,23 +67,11 @@ impl Chat {
 
     fn render(&self, messages: &[Message], thinking: Thinking) -> Result<Prompt> {
         let mut text = self.template.render(messages, true, thinking)?;
-        // Where each message's own text lies: special tokens are parsed everywhere else only.
-        let mut contents: Vec<Range<usize>> = Vec::new();
-        let mut from = 0;
-        for m in messages {
-            let content = m.content.trim();
-            let Some(at) = text[from..].find(content) else {
-                if m.role == "system" {
-                    continue;
-                }
-                return Err(Error::Model(format!(
-                    "the chat template does not show the {} message {content:?} as it is; use --chat-template",
-                    m.role
-                )));
-            };
-            contents.push(from + at..from + at + content.len());
-            from += at + content.len();
-        }
+        // Special tokens are parsed outside of the messages' own texts only.
+        let contents = match self.by_marks(messages, thinking, &text) {
+            Some(contents) => contents,
+            None => from_the_end(messages, &text)?,
+        };
         let end = contents.last().map_or(text.len(), |c| c.end);
         if let (Thinking::Off, Some((_, close))) = (thinking, left_open(&text[end..])) {
             // The template has no switch, or not this one: an empty block, as those write it that have one.
@@ -104,5 +92,123 @@ impl Chat {
         }
         let post_instruction = tokens.len() - tail..tokens.len();
         Ok(Prompt { text, tokens, post_instruction })
+    }
+
+    /// Where each message's text lies in a rendered chat, by a second rendering with marks in place
+    /// of the texts: a request may also be words of the template's own. `None` where the template
+    /// does more with a text than to show it.
+    fn by_marks(&self, messages: &[Message], thinking: Thinking, text: &str) -> Option<Vec<Range<usize>>> {
+        let mark = |i: usize| format!("message{i}of{}x{}", messages.len(), text.len());
+        let marked = messages.iter().enumerate().map(|(i, m)| Message::new(&m.role, &mark(i)));
+        let marked = self.template.render(&marked.collect::<Vec<_>>(), true, thinking).ok()?;
+        let (mut rest, mut shown) = (marked.as_str(), Vec::new());
+        for (i, m) in messages.iter().enumerate() {
+            match rest.split_once(&mark(i)) {
+                Some((own, after)) => {
+                    shown.push((own, m.content.as_str()));
+                    rest = after;
+                }
+                // Templates may have no place for a system prompt.
+                None if m.role == "system" => {}
+                None => return None,
+            }
+        }
+        if (0..messages.len()).any(|i| rest.contains(&mark(i))) {
+            return None;
+        }
+        let mut contents = Vec::new();
+        let mut at = 0;
+        for (i, &(own, content)) in shown.iter().enumerate() {
+            at += text[at..].strip_prefix(own).map(|_| own.len())?;
+            let follows = shown.get(i + 1).map_or(rest, |&(own, _)| own);
+            // As it is, or trimmed by the template on a side or on both.
+            let forms = [content, content.trim_end(), content.trim_start(), content.trim()];
+            let last = i + 1 == shown.len();
+            let fits = |form: &&str| {
+                text[at..].strip_prefix(*form).is_some_and(|t| match last {
+                    true => t == follows,
+                    false => t.starts_with(follows),
+                })
+            };
+            let form = forms.into_iter().find(fits)?;
+            contents.push(at..at + form.len());
+            at += form.len();
+        }
+        Some(contents)
+    }
+}
+
+/// Where each message's text lies, sought from the end, since templates open with texts of their
+/// own.
+fn from_the_end(messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
+    let mut contents: Vec<Range<usize>> = Vec::new();
+    let mut to = text.len();
+    for m in messages.iter().rev() {
+        let content = m.content.trim();
+        let Some(at) = text[..to].rfind(content) else {
+            if m.role == "system" {
+                continue;
+            }
+            return Err(Error::Model(format!(
+                "the chat template does not show the {} message {content:?} as it is; use --chat-template",
+                m.role
+            )));
+        };
+        contents.push(at..at + content.len());
+        to = at;
+    }
+    contents.reverse();
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chat whose tokens don't matter.
+    fn chat(template: &str) -> Chat {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let json = r#"{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "<": 1}, "merges": []}}"#;
+        std::fs::write(file.path(), json).unwrap();
+        let tokenizer = Tokenizer::plain_json(file.path()).unwrap();
+        Chat { tokenizer, template: ChatTemplate::new(template, "", "").unwrap(), system: None }
+    }
+
+    /// What a template writes in front of the request, the request, and what is behind it.
+    fn parts(template: &str, request: &str) -> [String; 3] {
+        let chat = chat(template);
+        let messages = [Message::new("user", request)];
+        let text = chat.template.render(&messages, true, Thinking::Off).unwrap();
+        let by_marks = chat.by_marks(&messages, Thinking::Off, &text);
+        let range = by_marks.unwrap_or_else(|| from_the_end(&messages, &text).unwrap())[0].clone();
+        [&text[..range.start], &text[range.clone()], &text[range.end..]].map(str::to_string)
+    }
+
+    #[test]
+    fn a_request_is_found_though_the_template_holds_its_words_itself() {
+        let template = "You are a helpful assistant.\n{% for m in messages %}user: {{ m.content }}<e>{% endfor %}assistant:";
+        for request in ["assistant", "a", "user", "e", "You are", "<e>assistant:"] {
+            let [before, own, after] = parts(template, request);
+            assert_eq!(before, "You are a helpful assistant.\nuser: ");
+            assert_eq!((own.as_str(), after.as_str()), (request, "<e>assistant:"));
+        }
+    }
+
+    #[test]
+    fn a_request_is_found_trimmed_or_as_it_is() {
+        let plain = "U:{% for m in messages %} {{ m.content }} {% endfor %}A:";
+        assert_eq!(parts(plain, " a\n"), ["U: ", " a\n", " A:"]);
+        assert_eq!(parts(&plain.replace("content", "content | trim"), " a\n"), ["U: ", "a", " A:"]);
+        assert_eq!(parts(&plain.replace("content", "content.rstrip()"), " a\n"), ["U: ", " a", " A:"]);
+        // Shown twice: what follows the last one decides.
+        let twice = "{% for m in messages %}{{ m.content }}, I say {{ m.content }}{% endfor %}. A:";
+        assert_eq!(parts(twice, "a"), ["a, I say ", "a", ". A:"]);
+    }
+
+    #[test]
+    fn a_template_that_rewrites_the_request_is_an_error() {
+        let chat = chat("{% for m in messages %}{{ m.content | upper }}{% endfor %}");
+        let error = chat.prompt("how so").unwrap_err().to_string();
+        assert!(error.contains("user message \"how so\"") && error.contains("--chat-template"), "{error}");
     }
 }

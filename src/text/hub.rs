@@ -77,7 +77,7 @@ pub fn folder_template(folder: &Folder) -> Result<Option<String>> {
 }
 
 /// A token as text, or as an object with its text.
-fn spelled(token: &Value) -> Option<&str> {
+pub(super) fn spelled(token: &Value) -> Option<&str> {
     token.as_str().or(token["content"].as_str())
 }
 

@@ -1,14 +1,19 @@
 //! Prompts, tokenizer and chat template, from the checkpoint alone.
 
+mod added;
 mod bpe;
 mod chat;
+mod date;
 mod hub;
 mod merge;
 mod pre;
+mod prompt_file;
 mod prompts;
+mod source;
 mod special;
 mod split;
 mod spm;
+mod table;
 mod template;
 pub mod thinking;
 mod tokenizer;
@@ -16,7 +21,8 @@ mod vocab;
 
 pub use chat::{Chat, Message, Prompt};
 pub use hub::folder_template;
-pub use prompts::{read as read_prompts, PromptRecord, PromptSet, Set, Split};
+pub use prompt_file::{read as read_prompts, PromptFile};
+pub use prompts::{PromptRecord, PromptSet, Set, Split};
 pub use template::ChatTemplate;
 pub use thinking::Thinking;
 pub use tokenizer::Tokenizer;

@@ -1,12 +1,11 @@
 //! Prompt sets: the built-in one and the user's files.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::error::Category;
 use sha2::{Digest, Sha256};
 
+use super::prompt_file::read;
 use crate::checkpoint::hex;
 use crate::error::{Error, Result};
 
@@ -73,14 +72,8 @@ pub struct PromptSet {
     pub sources: Vec<(Set, String)>,
     /// Whether the borderline prompts belong to the same set as the harmful ones, so that their limit binds.
     pub borderline_binds: bool,
-}
-
-/// A line of a user's file.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Text(String),
-    Record { id: Option<String>, prompt: String, category: Option<String>, split: Option<Split> },
+    /// What the user should know of the files.
+    pub notes: Vec<String>,
 }
 
 impl PromptSet {
@@ -92,7 +85,7 @@ impl PromptSet {
             .collect();
         let sources =
             [Set::Harmful, Set::Harmless, Set::Borderline].map(|s| (s, "built in".to_string())).to_vec();
-        PromptSet { prompts, sources, borderline_binds: true }
+        PromptSet { prompts, sources, borderline_binds: true, notes: Vec::new() }
     }
 
     /// The built-in prompts with the classes replaced that the user has files for. The built-in borderline prompts beside
@@ -110,7 +103,9 @@ impl PromptSet {
         {
             let Some(path) = path else { continue };
             out.prompts.retain(|p| p.set != set);
-            out.prompts.extend(read(path, set)?);
+            let file = read(path, set)?;
+            out.prompts.extend(file.prompts);
+            out.notes.extend(file.notes);
             out.sources
                 .iter_mut()
                 .filter(|(s, _)| *s == set)
@@ -164,106 +159,8 @@ impl PromptSet {
     }
 }
 
-/// Reads a file of one class: `.txt`, `.json`, `.jsonl` or `.csv`. Without a split of its own a prompt is put by the
-/// sha256 of its text: half train, a fifth validation, the rest test.
-pub fn read(path: &Path, set: Set) -> Result<Vec<PromptRecord>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Error::format(path, e.utf8_error().valid_up_to() as u64, "not UTF-8 text; expected prompts")
-    })?;
-    let text = text.trim_start_matches('\u{feff}');
-    // `line`: of the file, where one line was parsed alone.
-    let json = |line: Option<usize>| {
-        move |e: serde_json::Error| {
-            let at = line.unwrap_or(e.line());
-            let what = match e.classify() {
-                // The text is JSON, but no prompt.
-                Category::Data => "expected strings, or objects with `prompt`, and if wanted with `id`, `category` and `split` \
-                                   (train, validation or test)".to_string(),
-                _ => {
-                    let text = e.to_string();
-                    let why = text.split(" at line ").next().unwrap_or_default();
-                    format!("not JSON: {why} (column {})", e.column())
-                }
-            };
-            Error::format(path, None, format!("line {at}: {what}"))
-        }
-    };
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    let lines: Vec<Line> = match extension.as_str() {
-        _ if text.trim().is_empty() => Vec::new(),
-        "json" => serde_json::from_str(text).map_err(json(None))?,
-        "jsonl" => text
-            .lines()
-            .enumerate()
-            .filter(|(_, l)| !l.trim().is_empty())
-            .map(|(i, l)| serde_json::from_str(l).map_err(json(Some(i + 1))))
-            .collect::<Result<_>>()?,
-        "csv" => {
-            let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
-            let bad = |e: csv::Error| Error::format(path, None, format!("not a table: {e}"));
-            let header = reader.headers().map_err(bad)?.clone();
-            let column = |name: &str| header.iter().position(|h| h.trim().eq_ignore_ascii_case(name));
-            let at = column("prompt").ok_or_else(|| {
-                Error::format(
-                    path,
-                    None,
-                    format!("no column `prompt` among {:?}", header.iter().collect::<Vec<_>>()),
-                )
-            })?;
-            let (id, category, split) = (column("id"), column("category"), column("split"));
-            let mut lines = Vec::new();
-            for row in reader.records() {
-                let row = row.map_err(bad)?;
-                let split = match split.and_then(|i| row.get(i)).map(str::trim).filter(|s| !s.is_empty()) {
-                    None => None,
-                    Some(name) => Some(serde_json::from_value(name.into()).map_err(|_| {
-                        let what = format!("split {name:?}; expected train, validation or test");
-                        Error::format(path, None, what)
-                    })?),
-                };
-                let cell = |i: Option<usize>| i.and_then(|i| row.get(i)).map(str::to_string);
-                lines.push(Line::Record {
-                    id: cell(id),
-                    prompt: row.get(at).unwrap_or_default().to_string(),
-                    category: cell(category),
-                    split,
-                });
-            }
-            lines
-        }
-        _ => text.lines().map(|l| Line::Text(l.to_string())).collect(),
-    };
-    let mut seen = HashSet::new();
-    let mut out = Vec::new();
-    for (i, line) in lines.into_iter().enumerate() {
-        let (id, prompt, category, split) = match line {
-            Line::Text(prompt) => (None, prompt, None, None),
-            Line::Record { id, prompt, category, split } => (id, prompt, category, split),
-        };
-        let prompt = prompt.trim().to_string();
-        if prompt.is_empty() || !seen.insert(prompt.clone()) {
-            continue;
-        }
-        out.push(PromptRecord {
-            id: id.unwrap_or_else(|| format!("{}-{}", set.name(), i + 1)),
-            set,
-            category: category.unwrap_or_default(),
-            split: split.unwrap_or_else(|| split_of(&prompt)),
-            prompt,
-        });
-    }
-    if out.is_empty() {
-        return Err(Error::format(
-            path,
-            None,
-            "no prompts in it; expected a prompt a line, or .json, .jsonl, .csv",
-        ));
-    }
-    Ok(out)
-}
-
-fn split_of(prompt: &str) -> Split {
+/// The split of a prompt that has none of its own.
+pub(super) fn split_of(prompt: &str) -> Split {
     match Sha256::digest(prompt.as_bytes())[0] {
         0..=127 => Split::Train,
         128..=178 => Split::Validation,

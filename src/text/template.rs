@@ -2,6 +2,8 @@
 
 use minijinja::{context, Environment, Error as JinjaError, ErrorKind};
 
+use super::date::strftime;
+use super::source::normal;
 use super::thinking::BLOCKS;
 use super::{Message, Thinking};
 use crate::error::{Error, Result};
@@ -30,25 +32,15 @@ impl ChatTemplate {
         env.add_function("raise_exception", |message: String| -> Result<String, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, message))
         });
-        env.add_function("strftime_now", |format: String| -> String {
-            // A pinned date, so that results do not change overnight.
-            let names =
-                [("%Y", "2026"), ("%m", "01"), ("%d", "01"), ("%b", "Jan"), ("%B", "January"), ("%y", "26")];
-            names.iter().fold(format, |f, (from, to)| f.replace(from, to))
+        env.add_function("strftime_now", |format: String| -> Result<String, JinjaError> {
+            strftime(&format).map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e))
         });
         // Hugging Face's filter does not escape for HTML.
         env.add_filter("tojson", |value: minijinja::Value| -> Result<String, JinjaError> {
             serde_json::to_string(&value)
                 .map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))
         });
-        let plain = source
-            .replace("{% generation %}", "")
-            .replace("{% endgeneration %}", "")
-            .replace("{%- generation %}", "")
-            .replace("{%- endgeneration %}", "")
-            .replace("{%- generation -%}", "")
-            .replace("{%- endgeneration -%}", "");
-        env.add_template_owned("chat", plain).map_err(|e| {
+        env.add_template_owned("chat", normal(source)).map_err(|e| {
             Error::Model(format!("the chat template can't be read: {e:#}; use --chat-template FILE"))
         })?;
         Ok(ChatTemplate {
@@ -87,5 +79,46 @@ impl ChatTemplate {
                 thinking => thinking == Thinking::On,
             })
             .map_err(render)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String> {
+        let messages = [Message::new("user", "Hi"), Message::new("assistant", "Yes")];
+        ChatTemplate::new(source, "<s>", "</s>")?.render(&messages, false, Thinking::Off)
+    }
+
+    #[test]
+    fn a_template_with_windows_line_ends_renders_as_with_others() {
+        let source = "\u{feff}{% for m in messages %}\n[{{ m.role }}]\n{{ m.content }}\n\n{% endfor %}\n{{ 'a\\r\\n' }}\n";
+        let expected = render(source).unwrap();
+        assert_eq!(expected, "[user]\nHi\n\n[assistant]\nYes\n\na\r\n");
+        assert_eq!(render(&source.replace('\n', "\r\n")).unwrap(), expected);
+        assert_eq!(render(&source.replace('\n', "\r")).unwrap(), expected);
+    }
+
+    #[test]
+    fn generation_tags_trim_as_jinja_trims() {
+        for (open, close, expected) in [
+            ("{% generation %}", "{% endgeneration %}", "[Hi]  Yes [Yes]"),
+            ("{%- generation -%}", "{%- endgeneration -%}", "[Hi]Yes[Yes]"),
+            ("{%generation -%}", "{%- endgeneration%}", "[Hi] Yes[Yes]"),
+        ] {
+            let source = format!(
+                "[{{{{ messages[0].content }}}}] {open} {{{{ messages[1].content }}}} {close}[{{{{ messages[1].content }}}}]"
+            );
+            assert_eq!(render(&source).unwrap(), expected, "{open}");
+        }
+    }
+
+    #[test]
+    fn dates_are_pinned_and_a_wrong_format_is_an_error() {
+        assert_eq!(render("{{ strftime_now('%d %b %Y') }}").unwrap(), "01 Jan 2026");
+        assert_eq!(render("{{ strftime_now('%A, %-d %B %Y') }}").unwrap(), "Thursday, 1 January 2026");
+        let error = render("{{ strftime_now('%d.%N') }}").unwrap_err().to_string();
+        assert!(error.contains("`%N`") && error.contains("%d %B %Y"), "{error}");
     }
 }

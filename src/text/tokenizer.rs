@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
+use super::added;
 use super::bpe::Bpe;
 use super::pre::{self, Pre, Spelling};
 use super::special::{Part, Special, Specials};
@@ -100,13 +101,20 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The tokenizer of a `tokenizer.json`, which doesn't say what begins and ends a text.
+    /// The tokenizer of a `tokenizer.json` with the tokens that only files beside it know. It
+    /// doesn't say what begins and ends a text.
     pub(super) fn plain_json(path: &Path) -> Result<Tokenizer> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let wrong =
             |e: &dyn std::fmt::Display| Error::format(path, None, format!("not a tokenizer.json: {e}"));
+        let more = added::beside(path)?;
         let parse = |bytes: &[u8]| {
             let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
+            // How batches were padded and cut in training is no part of a chat: transformers sets
+            // it call by call.
+            inner.with_padding(None);
+            inner.with_truncation(None).map_err(|e| wrong(&e))?;
+            added::add(&mut inner, &more, path)?;
             // Special tokens are found here, where it is known which text is the user's.
             inner.set_encode_special_tokens(true);
             Ok(inner)

@@ -281,9 +281,16 @@ impl<'a> Module<'a, '_> {
             other => return Err(self.unreadable(t, &format!("GPTQ, checkpoint_format {other}"))),
         };
         let (words, rows) = self.shape(t)?;
-        let bits = self.config["bits"].as_u64().unwrap_or(0) as usize;
+        let zeros = self.need("qzeros")?;
+        // Bits and groups may differ by module: the shapes say what this one has.
+        let dynamic = self.config["dynamic"].as_object().is_some_and(|d| !d.is_empty());
+        let bits = match dynamic {
+            true => self.shape(zeros)?.1 * 32 / rows.max(1),
+            false => self.config["bits"].as_u64().unwrap_or(0) as usize,
+        };
         if ![2, 3, 4, 8].contains(&bits) {
-            return Err(self.unreadable(t, &format!("GPTQ of {bits} bits")));
+            let by = if dynamic { " by its shapes (`dynamic` gives modules other bits)" } else { "" };
+            return Err(self.unreadable(t, &format!("GPTQ of {bits} bits{by}")));
         }
         if !(words * 32).is_multiple_of(bits) || !(rows * bits).is_multiple_of(32) || t.type_name() != "I32" {
             return Err(self.wrong(&format!(
@@ -297,9 +304,10 @@ impl<'a> Module<'a, '_> {
         let scale = self.need("scales")?;
         let groups = scale.elements() as usize / rows.max(1);
         let (scales, round) = self.scales(scale, rows * groups)?;
-        let zeros = self.exact(self.need("qzeros")?, &["I32"], groups * (rows * bits / 32))?;
+        let zeros = self.exact(zeros, &["I32"], groups * (rows * bits / 32))?;
         let index = self.index(self.get("g_idx"), cols, groups)?;
         let size = match self.config["group_size"].as_i64() {
+            _ if dynamic => cols.div_ceil(groups.max(1)),
             Some(n) if n > 0 => n as usize,
             _ => cols,
         };

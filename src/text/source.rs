@@ -1,0 +1,123 @@
+//! A chat template's text as Jinja takes it, before it is compiled.
+
+/// The text with line ends as Jinja has them, without a byte order mark, and with transformers' `{%
+/// generation %}`, which marks what a model is trained on, as a condition that always holds: blanks
+/// around it are trimmed as they would be.
+pub(super) fn normal(source: &str) -> String {
+    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source.as_str();
+    while let Some(at) = rest.find('{') {
+        let (text, tag) = rest.split_at(at);
+        out += text;
+        let len = match tag.as_bytes().get(1) {
+            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
+            Some(b'{') => length(tag, "}}"),
+            Some(b'%') => length(tag, "%}"),
+            _ => 1,
+        };
+        let (tag, after) = tag.split_at(len);
+        rest = after;
+        match word(tag) {
+            Some((start, "generation")) => {
+                out += &format!("{}if true{}", &tag[..start], &tag[start + "generation".len()..]);
+            }
+            Some((start, "endgeneration")) => {
+                out += &format!("{}endif{}", &tag[..start], &tag[start + "endgeneration".len()..]);
+            }
+            Some((_, "raw")) => {
+                // Nothing is a tag until the end of it.
+                let end = raw_end(rest);
+                out += tag;
+                out += &rest[..end];
+                rest = &rest[end..];
+            }
+            _ => out += tag,
+        }
+    }
+    out + rest
+}
+
+/// The length of a tag that ends with `close` outside of strings; of one that doesn't end, all of
+/// it.
+fn length(tag: &str, close: &str) -> usize {
+    let bytes = tag.as_bytes();
+    let mut at = 2;
+    let mut quote = None;
+    while at < bytes.len() {
+        match (quote, bytes[at]) {
+            (Some(_), b'\\') => at += 1,
+            (Some(q), b) if q == b => quote = None,
+            (None, b @ (b'\'' | b'"')) => quote = Some(b),
+            (None, _) if bytes[at..].starts_with(close.as_bytes()) => return at + close.len(),
+            _ => {}
+        }
+        at += 1;
+    }
+    tag.len()
+}
+
+/// The only word of a statement, and where it begins; `None` for other tags and statements of more
+/// words.
+fn word(tag: &str) -> Option<(usize, &str)> {
+    let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
+    let trim = ['-', '+'];
+    let left = inner.strip_prefix(trim).unwrap_or(inner);
+    let left = left.trim_start();
+    let start = tag.len() - "%}".len() - left.len();
+    let word = left.strip_suffix(trim).unwrap_or(left).trim_end();
+    word.bytes().all(|b| b.is_ascii_alphabetic()).then_some((start, word))
+}
+
+/// Where a raw block's text ends, in front of its `{% endraw %}`.
+fn raw_end(text: &str) -> usize {
+    let is_end = |at: &usize| {
+        let tag = &text[*at..];
+        let close = tag.find("%}").map_or(0, |end| end + 2);
+        word(&tag[..close]).is_some_and(|(_, w)| w == "endraw")
+    };
+    text.match_indices("{%").map(|(at, _)| at).find(is_end).unwrap_or(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_tags_become_conditions_however_they_are_spelled() {
+        for (tags, expected) in [
+            ("{% generation %}a{% endgeneration %}", "{% if true %}a{% endif %}"),
+            ("{%generation%}a{%endgeneration%}", "{%if true%}a{%endif%}"),
+            ("{%- generation -%} a {%- endgeneration -%}", "{%- if true -%} a {%- endif -%}"),
+            ("{%-generation+%}a{%+ endgeneration-%}", "{%-if true+%}a{%+ endif-%}"),
+            ("{%\n  generation\t%}a{%-  endgeneration\n-%}", "{%\n  if true\t%}a{%-  endif\n-%}"),
+        ] {
+            assert_eq!(normal(tags), expected);
+        }
+    }
+
+    #[test]
+    fn other_text_stays_as_it_is() {
+        for text in [
+            "{# {% generation %} #}",
+            "{{ '{% generation %}' }}",
+            "{{ \"a\\\"{% generation %}\" }}{ generation }",
+            "{% raw %}{% generation %}{% endraw %}",
+            "{%- raw -%}{{ '{% generation %}{%- endraw %}{% set generation = 1 %}",
+            "{% if generation %}{% endif %}{% unclosed",
+            "{",
+        ] {
+            assert_eq!(normal(text), text);
+        }
+        assert_eq!(
+            normal("{% raw %}{%x%}{% endraw %}{% generation %}"),
+            "{% raw %}{%x%}{% endraw %}{% if true %}"
+        );
+    }
+
+    #[test]
+    fn line_ends_are_jinjas_and_a_byte_order_mark_is_dropped() {
+        assert_eq!(normal("\u{feff}a\r\n\r\nb\rc\n\u{feff}"), "a\n\nb\nc\n\u{feff}");
+    }
+}
