@@ -9,6 +9,7 @@ mod fit;
 mod gates;
 mod ground;
 mod layers;
+mod lengths;
 mod material;
 mod outcome;
 mod patch;
