@@ -167,11 +167,52 @@ fn every_dialect_of_a_configuration_means_the_same() {
 }
 
 #[test]
+fn what_a_configuration_leaves_out_is_as_its_class_has_it() {
+    // All that Gemma 3 4B's file says of its text model.
+    let text = json!({
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+        "num_hidden_layers": 34, "rope_scaling": { "factor": 8.0, "rope_type": "linear" },
+        "sliding_window": 1024,
+    });
+    let s = spec(json!({ "model_type": "gemma3", "text_config": text })).unwrap();
+    assert_eq!((s.heads, s.kv_heads, s.head_dim, s.vocab, s.tied), (8, 4, 256, 262_208, true));
+    let local = s.local_rope.as_ref().unwrap();
+    assert_eq!((s.rope.theta, s.rope.scale, local.theta, local.scale), (1e6, 0.125, 1e4, 1.0));
+    let sees_all = (0..34).filter(|&l| s.attends[l].window.is_none()).collect::<Vec<_>>();
+    assert_eq!(sees_all, [5, 11, 17, 23, 29]);
+    assert_eq!(s.attends[0].window, Some(1024));
+    assert_eq!((s.scales.embedding, s.scales.attention), (2560f32.sqrt(), 0.0625));
+    // Phi-3's older name of its rope, and where the short set ends.
+    let (short, long) = (vec![1.5; 8], vec![9.0; 8]);
+    let factors = json!({ "type": "su", "short_factor": short, "long_factor": long });
+    let phi = spec(with(json!({
+        "model_type": "phi3", "max_position_embeddings": 131_072, "rope_scaling": factors,
+    })))
+    .unwrap();
+    assert_eq!((phi.context, phi.rope.factors.as_ref().unwrap()[7]), (4096, 1.5));
+    assert!((phi.rope.magnitude - (1.0f32 + 32f32.ln() / 4096f32.ln()).sqrt()).abs() < 1e-6);
+    // Granite's factors default to 1, that of attention, too.
+    let granite = spec(with(json!({ "model_type": "granite", "logits_scaling": 4.0 }))).unwrap();
+    assert_eq!((granite.scales.attention, granite.scales.logits), (1.0, 0.25));
+}
+
+#[test]
 fn a_configuration_that_cannot_be_run_is_an_error() {
     for (config, saying) in [
         (with(json!({ "model_type": "mamba" })), "supported: llama, mistral"),
         (with(json!({ "hidden_act": "gelu" })), "hidden_act gelu"),
-        (with(json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } })), "yarn"),
+        (with(json!({ "rope_scaling": { "rope_type": "ntk", "factor": 4.0 } })), "\"ntk\" can't be run"),
+        (with(json!({ "model_type": "gpt_oss" })), "gpt_oss can't be run: it has attention sinks"),
+        (with(json!({ "model_type": "exaone4", "layer_types": ["chunked"] })), "fewer elements"),
+        (
+            with(json!({ "model_type": "exaone4", "layer_types": ["full_attention", "chunked"] })),
+            "layer_types names chunked",
+        ),
+        (
+            with(json!({ "model_type": "phi3", "rope_scaling": { "type": "su", "short_factor": [1.0] } })),
+            "`short_factor` must hold 8",
+        ),
+        (with(json!({ "model_type": "gemma2", "use_bidirectional_attention": true })), "later tokens"),
         (with(json!({ "rope_scaling": { "rope_type": "linear" } })), "`factor`"),
         (with(json!({ "hidden_size": -1 })), "`hidden_size` is -1"),
         (with(json!({ "num_hidden_layers": 1u64 << 40 })), "num_hidden_layers"),

@@ -103,14 +103,15 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     match &spec {
         Ok(s) => {
             out += &format!(
-                "{} blocks, hidden {}, {} heads of {} ({} key/value), {}, vocabulary {}\n",
+                "{} blocks, hidden {}, {} heads of {} ({} key/value), {}, vocabulary {}{}\n",
                 s.layers,
                 s.hidden,
                 s.heads,
                 s.head_dim,
                 s.kv_heads,
                 feed_forward(s),
-                s.vocab
+                s.vocab,
+                block(s)
             )
         }
         Err(e) => out += &format!("can't be run: {e}\n"),
@@ -162,6 +163,19 @@ fn feed_forward(s: &Spec) -> String {
         n => format!(", in {n} blocks feed-forward {}", s.ffn),
     };
     format!("{} of {} experts of {}{shared}{weights}{dense}", e.used, e.count, e.ffn)
+}
+
+/// What else is to be known of its blocks, in words.
+fn block(s: &Spec) -> String {
+    let windows: Vec<usize> = s.attends.iter().filter_map(|a| a.window).collect();
+    let mut out = match windows.first() {
+        Some(window) => format!(", windows of {window} tokens in {} blocks", windows.len()),
+        None => String::new(),
+    };
+    if s.norms.after() {
+        out += ", norms behind the writers: an edit turns what they add, and can't lengthen it";
+    }
+    out
 }
 
 fn show_prompts(args: &InspectArgs, file: &Checkpoint) -> Result<u8> {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::model::{RopeStyle, Spec};
+use crate::model::{Rope, RopeStyle, Spec};
 
 /// Keys and values of one layer: `[rows, kv_heads * head_dim]` each, sequences at their own offsets.
 #[derive(Default)]
@@ -22,12 +22,12 @@ pub struct Span {
     pub seen: usize,
 }
 
-/// Rotates `heads` heads of `x` in place. `cos` and `sin`: `[rope.dims / 2]` of the row's position.
-pub fn rotate(x: &mut [f32], spec: &Spec, cos: &[f32], sin: &[f32]) {
-    let half = spec.rope.dims / 2;
-    for head in x.chunks_exact_mut(spec.head_dim) {
+/// Rotates the heads of `x` in place. `cos` and `sin`: `[rope.dims / 2]` of the row's position.
+pub fn rotate(x: &mut [f32], rope: &Rope, head_dim: usize, cos: &[f32], sin: &[f32]) {
+    let half = rope.dims / 2;
+    for head in x.chunks_exact_mut(head_dim) {
         for i in 0..half {
-            let (a, b) = match spec.rope.style {
+            let (a, b) = match rope.style {
                 RopeStyle::Interleaved => (2 * i, 2 * i + 1),
                 RopeStyle::Neox => (i, i + half),
             };
@@ -38,13 +38,13 @@ pub fn rotate(x: &mut [f32], spec: &Spec, cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// softmax(q kᵀ / √d) v for each row. `q`: `[n, heads * head_dim]`; `spans`: what each row sees in `kv`; `own`: rows that
+/// softmax(q kᵀ · scale) v for each row. `q`: `[n, heads * head_dim]`; `spans`: what each row sees in `kv`; `own`: rows that
 /// see themselves besides (forks, whose keys and values are not in `kv`): `[n, kv_heads * head_dim]` keys and values.
 pub fn attend(q: &[f32], kv: &Kv, spans: &[Span], own: Option<(&[f32], &[f32])>, spec: &Spec) -> Vec<f32> {
     let (hd, kvw) = (spec.head_dim, spec.kv_heads * spec.head_dim);
     let width = spec.heads * hd;
     let group = spec.heads / spec.kv_heads;
-    let scale = 1.0 / (hd as f32).sqrt();
+    let scale = spec.scales.attention;
     let mut out = vec![0.0f32; q.len()];
     out.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |scores: &mut Vec<f32>, (row, out)| {
         let span = spans[row];
@@ -57,6 +57,9 @@ pub fn attend(q: &[f32], kv: &Kv, spans: &[Span], own: Option<(&[f32], &[f32])>,
             scores.extend((0..span.seen).map(|j| dot(query, key(j)) * scale));
             if let Some((k, _)) = own {
                 scores.push(dot(query, &k[row * kvw + at..][..hd]) * scale);
+            }
+            if let Some(cap) = spec.scales.attention_cap {
+                scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
             }
             softmax(scores);
             let out = &mut out[h * hd..][..hd];

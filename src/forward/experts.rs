@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::attention::dot;
-use super::runner::{swish, Row, Runner, Site, Tap};
+use super::block::swish;
+use super::runner::{Row, Runner, Site, Tap};
 use crate::error::Result;
 use crate::model::{Experts, Role, Writer};
 use crate::progress;

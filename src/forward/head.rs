@@ -1,9 +1,11 @@
 //! From final hidden states to token probabilities, the vocabulary matrix a tile at a time.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::model::{Matrix, Model};
+use crate::model::{Matrix, Model, Scales};
 
 use super::matmul::Compute;
 
@@ -29,12 +31,13 @@ pub struct Readout {
 pub struct Head<'m> {
     compute: &'m Compute,
     output: Matrix<'m>,
+    scales: Scales,
 }
 
 impl<'m> Head<'m> {
     /// The model's output matrix on a device.
     pub fn new(model: &'m Model, compute: &'m Compute) -> Result<Head<'m>> {
-        Ok(Head { compute, output: model.output()? })
+        Ok(Head { compute, output: model.output()?, scales: model.spec.scales })
     }
 
     /// The `k` likeliest tokens of each row, and the log-probabilities of `asked(row)`.
@@ -55,7 +58,7 @@ impl<'m> Head<'m> {
                 .map(|asked| Readout { asked: vec![f32::NAN; asked.len()], ..Readout::default() })
                 .collect();
             let mut sums = vec![Sum::default(); n];
-            self.compute.tiles(hidden, n, &self.output, |tokens, logits| {
+            self.tiles(hidden, n, |tokens, logits| {
                 let of_rows = logits.par_chunks(tokens.len()).zip(&asked);
                 rows.par_iter_mut().zip(&mut sums).zip(of_rows).for_each(|((row, sum), (logits, asked))| {
                     for (slot, &t) in row.asked.iter_mut().zip(*asked) {
@@ -82,6 +85,26 @@ impl<'m> Head<'m> {
         Ok(all)
     }
 
+    /// Hands the logits to `f` a tile at a time: the tokens, and `[n, tokens]`.
+    fn tiles(
+        &self,
+        hidden: &[f32],
+        n: usize,
+        mut f: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let Scales { logits: scale, logit_cap: cap, .. } = self.scales;
+        if scale == 1.0 && cap.is_none() {
+            return self.compute.tiles(hidden, n, &self.output, f);
+        }
+        let mut last = Vec::new();
+        self.compute.tiles(hidden, n, &self.output, |tokens, logits| {
+            let capped = |x: f32| cap.map_or(x, |cap| cap * (x / cap).tanh());
+            last.clear();
+            last.par_extend(logits.par_iter().map(|&x| capped(x * scale)));
+            f(tokens, &last)
+        })
+    }
+
     /// KL(p ‖ q) in nats for each pair of rows, p's and q's hidden states under the same output
     /// matrix.
     pub fn kl(&self, p: &[f32], q: &[f32]) -> Result<Vec<f64>> {
@@ -93,7 +116,7 @@ impl<'m> Head<'m> {
             let mut sums = vec![Sum::default(); 2 * n];
             // Σ e^{lp - max} (lp - lq), with the same running maximum as p's sum.
             let mut cross = vec![0.0f64; n];
-            self.compute.tiles(&both, 2 * n, &self.output, |tokens, logits| {
+            self.tiles(&both, 2 * n, |tokens, logits| {
                 let (of_p, of_q) = logits.split_at(n * tokens.len());
                 let (sums_p, sums_q) = sums.split_at_mut(n);
                 let of_p = of_p.par_chunks(tokens.len()).zip(sums_p);

@@ -2,6 +2,7 @@
 //! time, activations tapped on the way, candidate edits as rank-one terms.
 
 pub mod attention;
+mod block;
 mod cache;
 mod experts;
 mod head;

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::attention::{attend, dot, rotate, Span};
+use super::block::rms_norm;
 use super::cache::{batches, common_prefix, Cache};
 use super::head::Head;
 use super::matmul::Compute;
 use crate::error::{Error, Result};
-use crate::model::{Edit, Model, Role, Writer};
+use crate::model::{Edit, Model, Role, Turn, Writer};
 use crate::progress::{self, Progress};
 
 /// A token sequence, run under one of the runner's edits.
@@ -114,7 +114,7 @@ impl Begun {
 pub struct Runner<'m> {
     pub(super) model: &'m Model,
     pub(super) compute: &'m Compute,
-    edits: &'m [Edit],
+    pub(super) edits: &'m [Edit],
     progress: &'m dyn Progress,
     /// Bytes that activations and caches may take.
     memory: usize,
@@ -316,10 +316,13 @@ impl<'m> Runner<'m> {
         let s = &self.model.spec;
         // The router's logits, and where it sends a row.
         let routed = s.experts.as_ref().map_or(0, |e| e.count + 4 * e.used);
+        // A product of gate and up is there until it is split.
+        let split = if s.fused_gate_up { s.ffn } else { 0 };
         4 * (3 * s.hidden
             + 2 * s.heads * s.head_dim
             + 4 * s.kv_heads * s.head_dim
             + 3 * s.widest_ffn()
+            + split
             + routed)
     }
 
@@ -340,11 +343,11 @@ impl<'m> Runner<'m> {
         tap: &mut dyn Tap,
     ) -> Result<(Vec<Row>, Vec<f32>)> {
         let spec = &self.model.spec;
-        let (d, eps) = (spec.hidden, spec.norm_eps);
+        let d = spec.hidden;
         let plain = rows.len();
         let longest = rows.iter().map(|r| r.pos + 1).max().unwrap_or(0);
-        let (cos, sin) = spec.rope_table(longest);
-        let half = spec.rope.dims / 2;
+        let global = spec.rope.table(longest);
+        let local = spec.local_rope.as_ref().map(|rope| rope.table(longest));
         let index: HashMap<(usize, usize), usize> = if forks.is_empty() {
             Default::default()
         } else {
@@ -361,47 +364,21 @@ impl<'m> Runner<'m> {
                     hidden.extend_from_within(parent * d..(parent + 1) * d);
                 }
             }
-            let normed = rms_norm(&hidden, &self.model.vector(Role::AttnNorm, layer)?, eps);
-            let mut q = self.project(Role::AttnQ, layer, &normed, rows.len())?;
-            let mut k = self.project(Role::AttnK, layer, &normed, rows.len())?;
-            let v = self.project(Role::AttnV, layer, &normed, rows.len())?;
-            drop(normed);
-            if spec.qk_norm {
-                q = rms_norm(&q, &self.model.vector(Role::AttnQNorm, layer)?, eps);
-                k = rms_norm(&k, &self.model.vector(Role::AttnKNorm, layer)?, eps);
-            }
-            let (qw, kvw) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-            let table = |i: usize| {
-                let at = rows[i].pos * half;
-                (&cos[at..at + half], &sin[at..at + half])
+            let turn = match spec.attends[layer].turn {
+                Turn::Global => Some((&spec.rope, &global)),
+                Turn::Local => spec.local_rope.as_ref().zip(local.as_ref()),
+                Turn::Still => None,
             };
-            q.par_chunks_mut(qw).enumerate().for_each(|(i, x)| rotate(x, spec, table(i).0, table(i).1));
-            k.par_chunks_mut(kvw).enumerate().for_each(|(i, x)| rotate(x, spec, table(i).0, table(i).1));
-            cache.keep(layer, &rows[..plain], &k, &v);
-            let kv = cache.layer(layer);
-            // A fork sees its parent's earlier tokens, and itself.
-            let spans: Vec<Span> = rows
-                .iter()
-                .map(|r| Span { start: r.base, seen: r.pos + usize::from(r.fork.is_none()) })
-                .collect();
-            let mut mixed = attend(&q[..plain * qw], kv, &spans[..plain], None, spec);
-            if rows.len() > plain {
-                let own = (&k[plain * kvw..], &v[plain * kvw..]);
-                mixed.extend(attend(&q[plain * qw..], kv, &spans[plain..], Some(own), spec));
-            }
-            drop((q, k, v));
+            let mixed = self.attention(layer, &rows, plain, &hidden, turn, cache)?;
             self.write(layer, Writer::Attention, &rows, &mixed, &mut hidden, tap)?;
             drop(mixed);
-
-            let normed = rms_norm(&hidden, &self.model.vector(Role::FfnNorm, layer)?, eps);
+            let normed = self.read(Role::FfnNorm, layer, &hidden)?;
             match spec.experts.as_ref().filter(|_| spec.is_sparse(layer)) {
                 Some(experts) => self.mixture(layer, experts, &rows, &normed, &mut hidden, tap)?,
                 None => {
-                    let mut gate = self.project(Role::FfnGate, layer, &normed, rows.len())?;
-                    let up = self.project(Role::FfnUp, layer, &normed, rows.len())?;
-                    swish(&mut gate, &up);
-                    drop((normed, up));
-                    self.write(layer, Writer::Ffn, &rows, &gate, &mut hidden, tap)?;
+                    let gated = self.feed_forward(layer, &normed, rows.len())?;
+                    drop(normed);
+                    self.write(layer, Writer::Ffn, &rows, &gated, &mut hidden, tap)?;
                 }
             }
             if !hidden.par_iter().all(|x| x.is_finite()) {
@@ -433,66 +410,10 @@ impl<'m> Runner<'m> {
             }
             embedding.decode_row(token, out);
         }
+        let scale = self.model.spec.scales.embedding;
+        if scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
         Ok(out)
     }
-
-    pub(super) fn project(&self, role: Role, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
-        let mut y = self.compute.matmul(x, n, &self.model.matrix(role, layer)?)?;
-        if let Some(bias) = self.model.bias(role, layer)? {
-            y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
-        }
-        Ok(y)
-    }
-
-    /// A writer's part of a block: projects, adds the rows' edits, adds the result to the residual stream.
-    pub(super) fn write(
-        &self,
-        layer: usize,
-        writer: Writer,
-        rows: &[Row],
-        x: &[f32],
-        hidden: &mut [f32],
-        tap: &mut dyn Tap,
-    ) -> Result<()> {
-        let width = x.len() / rows.len().max(1);
-        let site = Site { layer, writer, expert: 0 };
-        tap.writer_input(site, rows, x, width);
-        let y = self.project(writer.role(), layer, x, rows.len())?;
-        let d = self.model.spec.hidden;
-        hidden.par_chunks_mut(d).zip(y.par_chunks(d)).enumerate().for_each(|(i, (h, y))| {
-            h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
-            self.add_edit(site, &rows[i], &x[i * width..(i + 1) * width], h);
-        });
-        Ok(())
-    }
-
-    /// Adds to `out`, `[hidden]`, what a row's edit makes of a matrix's input.
-    pub(super) fn add_edit(&self, site: Site, row: &Row, x: &[f32], out: &mut [f32]) {
-        let Some(edit) = row.edit.checked_sub(1).map(|e| &self.edits[e]) else { return };
-        for term in edit.iter().filter(|t| t.layer == site.layer && t.writer == site.writer) {
-            let gate = match term.v.get(site.expert * x.len()..) {
-                Some(v) if !term.v.is_empty() => dot(&v[..x.len()], x),
-                _ => 1.0,
-            };
-            out.iter_mut().zip(&term.u).for_each(|(o, u)| *o += gate * u);
-        }
-    }
-}
-
-/// gate ← silu(gate) · up
-pub(super) fn swish(gate: &mut [f32], up: &[f32]) {
-    gate.par_iter_mut().zip(up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-}
-
-/// x / rms(x) · w over chunks of `w.len()`.
-fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
-    let mut out = vec![0.0f32; x.len()];
-    out.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).for_each(|(out, x)| {
-        let mean = dot(x, x) / w.len() as f32;
-        let scale = 1.0 / (mean + eps).sqrt();
-        for i in 0..w.len() {
-            out[i] = x[i] * scale * w[i];
-        }
-    });
-    out
 }

@@ -1,24 +1,13 @@
 //! The decoder's description from a Hugging Face `config.json`.
 
-use std::f64::consts::TAU;
-
 use serde_json::Value;
 
+use super::arch::{Arch, Windows};
 use super::experts::Experts;
-use super::spec::{Rope, RopeStyle, Spec};
+use super::rope::{self, Rope};
+use super::spec::{self, Attends, Scales, Shape, Spec, Turn};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
-
-/// Values of `model_type` that the decoder runs, with the architecture's name in GGUF.
-const SUPPORTED: [(&str, &str); 7] = [
-    ("llama", "llama"),
-    ("mistral", "llama"),
-    ("qwen2", "qwen2"),
-    ("qwen3", "qwen3"),
-    ("mixtral", "llama"),
-    ("qwen2_moe", "qwen2moe"),
-    ("qwen3_moe", "qwen3moe"),
-];
 
 impl Spec {
     /// Reads the description from `config.json`; of a multimodal model from its `text_config`.
@@ -26,27 +15,29 @@ impl Spec {
     /// # Errors
     /// An architecture, an activation or a rope scaling that the decoder does not run; a key that is missing or makes no sense.
     pub fn from_config(folder: &Folder) -> Result<Spec> {
-        let c = folder.text_config();
         let path = folder.dir().join("config.json").display().to_string();
-        let kind = c["model_type"].as_str().unwrap_or("missing");
-        let Some((_, arch)) = SUPPORTED.iter().find(|(k, _)| *k == kind) else {
-            return Err(Error::unsupported(
-                format!("{path}: model_type {kind} can't be run"),
-                format!("supported: {}", SUPPORTED.map(|s| s.0).join(", ")),
-            ));
-        };
+        let kind = folder.text_config()["model_type"].as_str().unwrap_or("missing");
+        let arch = Arch::of_model_type(kind).ok_or_else(|| Arch::unknown(&path, "model_type", kind))?;
+        let c = &with_defaults(folder.text_config(), arch);
         let number = |key: &str| count(c, key);
         let need = |key: &str| needed(c, key, &path);
-        let act = c["hidden_act"].as_str().unwrap_or("silu");
-        if act != "silu" {
+        let act = c["hidden_activation"].as_str().or(c["hidden_act"].as_str());
+        let names = arch.activation.names();
+        if let Some(act) = act.filter(|a| !names.contains(a)) {
             let what = format!("{path}: hidden_act {act} can't be run");
-            return Err(Error::unsupported(what, "supported: silu"));
+            return Err(Error::unsupported(what, format!("supported: {}", names[0])));
+        }
+        if c["use_bidirectional_attention"] == true {
+            let what = format!("{path}: attention to later tokens can't be run");
+            return Err(Error::unsupported(what, "use a model that writes answers, not embeddings"));
         }
         let hidden = need("hidden_size")?;
         let heads = need("num_attention_heads")?;
-        // Of these architectures only llama has as many key/value heads as heads when the file doesn't say.
+        // Of these architectures only some have as many key/value heads as heads when the file doesn't say.
         let kv_heads = match kind {
-            "llama" => number("num_key_value_heads").unwrap_or(heads),
+            "llama" | "phi3" | "olmo2" | "olmo3" | "granite" => {
+                number("num_key_value_heads").unwrap_or(heads)
+            }
             _ => need("num_key_value_heads")?,
         };
         let head_dim = match (number("head_dim"), kind) {
@@ -60,23 +51,26 @@ impl Spec {
             )));
         }
         let norm_eps = float(c, "rms_norm_eps", &path)?.unwrap_or(1e-6) as f32;
-        let mut context = number("max_position_embeddings").unwrap_or(0);
+        let rope = rope::from_config(c, &path, arch, head_dim, "full_attention")?;
         // Shorter texts than the window see all of it; longer ones are refused.
-        let always = ["mistral", "mixtral"].contains(&kind);
-        let window = number("sliding_window").filter(|_| always || c["use_sliding_window"] == true);
-        if let Some(window) = window {
-            context = if context == 0 { window } else { context.min(window) };
-        }
-        let rope = rope(c, &path, head_dim)?;
+        let always = ["mistral", "mixtral", "phi3", "ministral3"].contains(&kind);
+        let one_window = arch.windows == Windows::Uniform && (always || c["use_sliding_window"] == true);
+        let window = number("sliding_window").filter(|_| one_window);
+        let known = number("max_position_embeddings");
+        let context = [known, window, rope.longest].into_iter().flatten().min().unwrap_or(0);
         if !(norm_eps.is_finite() && norm_eps >= 0.0) {
             return Err(Error::Model(format!("{path}: rms_norm_eps {norm_eps} makes no sense")));
         }
         let layers = need("num_hidden_layers")?;
         let experts = Experts::from_config(c, kind, &path)?;
         let dense = experts.as_ref().is_none_or(|e| e.every > 1 || !e.dense.is_empty());
+        let (attends, local_rope) = windows(c, arch, layers, head_dim, &path)?;
+        let shape = Shape { layers, hidden, heads, head_dim };
         let tied = |v: &Value| v["tie_word_embeddings"].as_bool();
+        // A wrapper's own word goes before the default of the text model's class.
+        let said = tied(folder.text_config()).or(tied(folder.config())).or(tied(c));
         Ok(Spec {
-            arch: arch.to_string(),
+            arch: arch.gguf.to_string(),
             layers,
             hidden,
             heads,
@@ -86,12 +80,101 @@ impl Spec {
             experts,
             vocab: need("vocab_size")?,
             norm_eps,
+            norm_offset: if arch.norms_minus_one { 1.0 } else { 0.0 },
+            norms: arch.norms,
+            activation: arch.activation,
+            fused_gate_up: arch.fused_gate_up,
             rope,
-            qk_norm: kind.starts_with("qwen3"),
+            local_rope,
+            attends,
+            qk_norm: arch.qk_norm,
+            scales: scales(c, arch, &shape, &path)?,
             context,
-            tied: tied(c).or(tied(folder.config())).unwrap_or(false),
+            tied: said.unwrap_or(false),
         })
     }
+}
+
+/// The configuration, with what the model's class takes for keys that are left out.
+fn with_defaults(c: &Value, arch: &Arch) -> Value {
+    let mut all = c.clone();
+    let defaults: Value = serde_json::from_str(arch.defaults).unwrap_or_default();
+    for (key, value) in defaults.as_object().into_iter().flatten() {
+        if c.get(key).is_none() {
+            all[key] = value.clone();
+        }
+    }
+    all
+}
+
+/// Windows, and the rotary embedding of the blocks that have one.
+fn windows(
+    c: &Value,
+    arch: &Arch,
+    layers: usize,
+    head_dim: usize,
+    path: &str,
+) -> Result<(Vec<Attends>, Option<Rope>)> {
+    let Windows::AllBut(every) = arch.windows else {
+        let mut all = spec::attends(arch, layers, None, |_| false, false);
+        // The list of blocks that rotate, where a file has one.
+        let listed = c["no_rope_layers"].as_array().filter(|_| arch.rope_free_every > 0);
+        for (block, turns) in all.iter_mut().zip(listed.into_iter().flatten()) {
+            block.turn = if *turns == 0 { Turn::Still } else { Turn::Global };
+        }
+        return Ok((all, None));
+    };
+    let window = count(c, "sliding_window");
+    let every = c["sliding_window_pattern"].as_u64().map_or(every, |n| n as usize);
+    let listed = c["layer_types"].as_array();
+    if listed.is_some_and(|l| l.len() < layers) {
+        return Err(Error::Model(format!(
+            "{path}: `layer_types` has fewer elements than the {layers} blocks"
+        )));
+    }
+    if let Some(other) = listed
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .find(|kind| !["full_attention", "sliding_attention"].contains(kind))
+    {
+        let what = format!("{path}: layer_types names {other}, which can't be run");
+        return Err(Error::unsupported(what, "supported: full_attention, sliding_attention"));
+    }
+    let slides = |layer: usize| match listed {
+        Some(list) => list[layer] == "sliding_attention",
+        None => every == 0 || !(layer + 1).is_multiple_of(every),
+    };
+    let kind = "sliding_attention";
+    let own = c["rope_parameters"][kind].is_object()
+        || c["rope_local_base_freq"].is_number()
+        || (arch.gguf == "olmo2" && c["rope_scaling"].is_object());
+    let local = match window {
+        Some(_) if own => Some(rope::from_config(c, path, arch, head_dim, kind)?),
+        _ => None,
+    };
+    Ok((spec::attends(arch, layers, window, slides, local.is_some()), local))
+}
+
+fn scales(c: &Value, arch: &Arch, shape: &Shape, path: &str) -> Result<Scales> {
+    let mut scales = shape.scales(arch);
+    let cap = |key: &str| -> Result<Option<f32>> {
+        Ok(float(c, key, path)?.filter(|v| *v != 0.0).map(|v| v as f32))
+    };
+    if let Some(query) = cap("query_pre_attn_scalar")? {
+        scales.attention = 1.0 / query.sqrt();
+    }
+    if arch.gguf == "granite" {
+        let or_one = |key: &str| -> Result<f32> { Ok(cap(key)?.unwrap_or(1.0)) };
+        scales.embedding = or_one("embedding_multiplier")?;
+        scales.residual = or_one("residual_multiplier")?;
+        scales.attention = or_one("attention_multiplier")?;
+        scales.logits = 1.0 / or_one("logits_scaling")?;
+    }
+    scales.logit_cap = cap("final_logit_softcapping")?;
+    // Gemma 3's class has the key and never reads it.
+    scales.attention_cap = cap("attn_logit_softcapping")?.filter(|_| arch.gguf == "gemma2");
+    scales.checked(path)
 }
 
 /// A positive whole number, where there is one.
@@ -115,65 +198,14 @@ pub(super) fn needed(c: &Value, key: &str, path: &str) -> Result<usize> {
 }
 
 /// A number, where the key is there.
-fn float(c: &Value, key: &str, path: &str) -> Result<Option<f64>> {
+///
+/// # Errors
+/// It is none.
+pub(super) fn float(c: &Value, key: &str, path: &str) -> Result<Option<f64>> {
     let wrong =
         |found: &Value| Error::Model(format!("{path}: `{key}` is {found}, expected a number; correct it"));
     match &c[key] {
         Value::Null => Ok(None),
         found => found.as_f64().map(Some).ok_or_else(|| wrong(found)),
     }
-}
-
-/// `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (4).
-fn rope(c: &Value, path: &str, head_dim: usize) -> Result<Rope> {
-    let scaling = [&c["rope_parameters"], &c["rope_scaling"]].into_iter().find(|v| v.is_object());
-    let get = |key: &str| scaling.and_then(|s| s[key].as_f64());
-    let either = |key: &str| -> Result<Option<f64>> {
-        Ok(scaling.map_or(Ok(None), |s| float(s, key, path))?.or(float(c, key, path)?))
-    };
-    let theta = either("rope_theta")?.unwrap_or(10000.0);
-    let share = either("partial_rotary_factor")?.unwrap_or(1.0);
-    let dims = (head_dim as f64 * share) as usize;
-    let sound = theta.is_finite() && theta > 0.0 && dims > 0 && dims <= head_dim && dims.is_multiple_of(2);
-    if !sound {
-        return Err(Error::Model(format!(
-            "{path}: a rope base of {theta} over {dims} of {head_dim} dimensions makes no sense"
-        )));
-    }
-    let need = |key: &str| {
-        get(key).filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
-            Error::Model(format!("{path}: the rope scaling's `{key}` is missing or not a positive number"))
-        })
-    };
-    let kind = scaling.and_then(|s| s["rope_type"].as_str().or(s["type"].as_str())).unwrap_or("default");
-    let (mut scale, mut factors) = (1.0, None);
-    match kind {
-        // Dynamic scaling begins behind the context that the model was trained for.
-        "default" | "dynamic" => {}
-        "linear" => scale = 1.0 / need("factor")?,
-        "llama3" => {
-            let (factor, low, high) = (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
-            let context = need("original_max_position_embeddings")?;
-            let of = |i: usize| {
-                let wavelength = TAU * theta.powf(2.0 * i as f64 / dims as f64);
-                let divisor = if wavelength < context / high {
-                    1.0
-                } else if wavelength > context / low {
-                    factor
-                } else {
-                    let smooth = (context / wavelength - low) / (high - low);
-                    1.0 / ((1.0 - smooth) / factor + smooth)
-                };
-                divisor as f32
-            };
-            factors = Some((0..dims / 2).map(of).collect());
-        }
-        other => {
-            return Err(Error::unsupported(
-                format!("{path}: rope scaling {other:?} can't be run"),
-                "supported: default, linear, dynamic and llama3",
-            ))
-        }
-    }
-    Ok(Rope { theta: theta as f32, dims, style: RopeStyle::Neox, scale: scale as f32, factors })
 }

@@ -1,11 +1,15 @@
 //! What the decoder is, as data: a [`Spec`] from the checkpoint's metadata, and tensor roles resolved to names.
 
+mod arch;
+mod behind;
+mod check;
 mod config;
 mod experts;
 mod head;
 mod matrix;
 mod names;
 mod packing;
+mod rope;
 mod spec;
 mod stack;
 
@@ -15,11 +19,14 @@ use crate::checkpoint::{type_name, Checkpoint, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 
+pub use arch::{Activation, Arch, Norms, QkNorm};
+pub use behind::Behind;
 pub use experts::Experts;
 pub use matrix::{Matrix, Storage};
 pub use names::Names;
 pub use packing::{packed_expert, packing_of};
-pub use spec::{Rope, RopeStyle, Spec};
+pub use rope::{Rope, RopeStyle};
+pub use spec::{Attends, Scales, Spec, Turn};
 pub use stack::{Part, Stack};
 
 /// What of a block writes into the residual stream ([`Spec::writers`] says what a block has).
@@ -78,12 +85,16 @@ pub enum Role {
     AttnQ,
     AttnK,
     AttnV,
+    AttnQkv,
     AttnQNorm,
     AttnKNorm,
     AttnOutput,
+    AttnPostNorm,
     FfnNorm,
+    FfnPostNorm,
     FfnGate,
     FfnUp,
+    FfnGateUp,
     FfnDown,
     Router,
     ExpertGate,
@@ -162,6 +173,30 @@ impl Model {
         self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
     }
 
+    /// A norm's weight, whole.
+    ///
+    /// # Errors
+    /// A tensor that is missing or can't be read.
+    pub fn norm(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
+        Ok(self.whole(self.vector(role, layer)?))
+    }
+
+    fn whole(&self, mut weight: Vec<f32>) -> Vec<f32> {
+        if self.spec.norm_offset != 0.0 {
+            weight.iter_mut().for_each(|w| *w += self.spec.norm_offset);
+        }
+        weight
+    }
+
+    /// Whether a block has a role's matrix: what one architecture fuses another keeps apart.
+    ///
+    /// # Errors
+    /// A packing that can't be read.
+    pub fn has(&self, role: Role, layer: usize) -> Result<bool> {
+        let name = self.name(role, layer);
+        Ok(self.file.tensor(&name).is_some() || self.packed(&name)?.is_some())
+    }
+
     /// The name of a block's bias.
     pub fn bias_name(&self, role: Role, layer: usize) -> String {
         format!("{}.bias", self.names.module(role, layer))
@@ -193,7 +228,8 @@ impl Model {
     /// The final norm's weight, `[hidden]`.
     pub fn output_norm(&self) -> Result<Vec<f32>> {
         let name = self.names.output_norm();
-        self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
+        let stored = self.vector_named(&name)?.ok_or_else(|| self.missing(&name))?;
+        Ok(self.whole(stored))
     }
 
     /// The matrix and the tensor's name of a writer that has one matrix.
@@ -341,138 +377,5 @@ impl Model {
             self.spec.arch,
             self.spec.layers
         ))
-    }
-
-    fn check(&self) -> Result<()> {
-        let s = &self.spec;
-        if let Some(t) = self.file.tensors().iter().find(|t| self.is_odd(&t.name)) {
-            return Err(Error::unsupported(
-                format!(
-                    "{}: tensor {} can't be applied: the decoder has no place for it",
-                    self.path(),
-                    t.name
-                ),
-                match t.name.ends_with(".scale") {
-                    true => "use the model in a type whose tensors have no scale of their own, such as Q8_0",
-                    false => "use a file of the same model without it",
-                },
-            ));
-        }
-        let (d, q, kv) = (s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim);
-        for layer in 0..s.layers {
-            for (role, rows, cols) in [
-                (Role::AttnQ, q, d),
-                (Role::AttnK, kv, d),
-                (Role::AttnV, kv, d),
-                (Role::AttnOutput, d, q),
-                (Role::FfnGate, s.ffn, d),
-                (Role::FfnUp, s.ffn, d),
-                (Role::FfnDown, d, s.ffn),
-            ] {
-                let is_ffn = [Role::FfnGate, Role::FfnUp, Role::FfnDown].contains(&role);
-                if is_ffn && s.is_sparse(layer) {
-                    continue;
-                }
-                self.expect(&self.name(role, layer), rows, cols)?;
-                if let Some(bias) = self.bias(role, layer)? {
-                    self.expect_len(&self.bias_name(role, layer), bias.len(), rows)?;
-                }
-            }
-            if let Some(experts) = s.experts.as_ref().filter(|_| s.is_sparse(layer)) {
-                self.check_experts(layer, experts)?;
-            }
-            for role in [Role::AttnNorm, Role::FfnNorm] {
-                self.expect_len(&self.name(role, layer), self.vector(role, layer)?.len(), d)?;
-            }
-            if s.qk_norm {
-                for role in [Role::AttnQNorm, Role::AttnKNorm] {
-                    self.expect_len(&self.name(role, layer), self.vector(role, layer)?.len(), s.head_dim)?;
-                }
-            }
-        }
-        self.expect(&self.names.embedding(), s.vocab, d)?;
-        if !s.tied {
-            self.expect(self.names.output(), s.vocab, d)?;
-        }
-        self.expect_len(&self.names.output_norm(), self.output_norm()?.len(), d)
-    }
-
-    /// A tensor that would change what the model computes, and isn't known.
-    fn is_odd(&self, name: &str) -> bool {
-        match &self.names {
-            Names::Gguf => {
-                let in_block = name.strip_prefix("blk.").and_then(|n| n.split_once('.'));
-                // What experts come with besides their weights: biases, scales, a router's correction.
-                let of_experts = |rest: &str| {
-                    let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
-                    let (known, fused) = (Role::ALL.iter().any(|r| r.gguf() == module), "ffn_gate_up_exps");
-                    (rest.contains("exp") || rest.starts_with("ffn_gate_inp"))
-                        && !(last == "weight" && (known || module == fused) && self.spec.experts.is_some())
-                };
-                in_block.is_some_and(|(_, rest)| rest.ends_with(".scale") || of_experts(rest))
-                    || name == "output.bias"
-            }
-            Names::HuggingFace { prefix, head, moe } => {
-                if head.strip_suffix("weight").is_some_and(|h| name.strip_prefix(h) == Some("bias")) {
-                    return true;
-                }
-                let Some(rest) = name.strip_prefix(&format!("{prefix}layers.")) else { return false };
-                let Some((layer, rest)) = rest.split_once('.') else { return true };
-                // Blocks behind the last one (multi-token prediction) don't write the main stream.
-                let within = layer.parse().is_ok_and(|l: usize| l < self.spec.layers);
-                let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
-                // Scales of a quantized cache, and tables that follow from the configuration.
-                let cache = ["k_scale", "v_scale", "q_scale", "output_scale", "inv_freq"].contains(&last);
-                let experts = self.spec.experts.as_ref();
-                let own = if module.is_empty() { rest } else { module };
-                let is = |own: &str, name: &str| {
-                    own.strip_prefix(name).is_some_and(|m| m.is_empty() || m.starts_with('.'))
-                };
-                // An expert that the router doesn't know would be left out silently, and so would experts' biases; some packers
-                // write zeros there.
-                let zero =
-                    || self.file.tensor(name).is_some_and(|t| self.file.bytes(t).iter().all(|b| *b == 0));
-                let sound = || {
-                    let exists = match own.split('.').nth(2).map(str::parse::<usize>) {
-                        Some(Ok(n)) => experts.is_some_and(|e| n < e.count),
-                        _ => experts.is_some(),
-                    };
-                    exists && !((last == "bias" || last.ends_with("_bias")) && !zero())
-                };
-                let known = |r: &Role| match r {
-                    Role::Router => is(own, &format!("{moe}.gate")) && sound(),
-                    Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => {
-                        is(own, &format!("{moe}.experts")) && sound()
-                    }
-                    _ => is(own, r.hugging_face()) && (!r.is_experts() || sound()),
-                };
-                within && !cache && !Role::ALL.iter().any(known)
-            }
-        }
-    }
-
-    fn expect(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
-        let m = self.matrix_named(name)?;
-        if (m.rows, m.cols) != (rows, cols) {
-            return Err(Error::Model(format!(
-                "{}: tensor {name} is {} x {}, but {} asks for {rows} x {cols}",
-                self.path(),
-                m.rows,
-                m.cols,
-                self.description()
-            )));
-        }
-        Ok(())
-    }
-
-    fn expect_len(&self, name: &str, found: usize, expected: usize) -> Result<()> {
-        if found != expected {
-            return Err(Error::Model(format!(
-                "{}: tensor {name} has {found} elements, but {} asks for {expected}",
-                self.path(),
-                self.description()
-            )));
-        }
-        Ok(())
     }
 }

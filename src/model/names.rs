@@ -1,5 +1,6 @@
 //! What a role's tensor is called in each kind of checkpoint.
 
+use super::arch::{Arch, NormNames};
 use super::Role;
 use crate::checkpoint::Checkpoint;
 
@@ -16,6 +17,8 @@ pub enum Names {
         head: String,
         /// What a block calls its experts' module: `mlp`, of Mixtral `block_sparse_moe`.
         moe: &'static str,
+        /// What a block calls its norms.
+        norms: NormNames,
     },
 }
 
@@ -36,7 +39,10 @@ impl Names {
         let (prefix, head) = PREFIXES.into_iter().find(|(p, _)| has(p)).unwrap_or(PREFIXES[0]);
         let mixtral = folder.tensors().iter().any(|t| t.name.contains(".block_sparse_moe."));
         let moe = if mixtral { "block_sparse_moe" } else { "mlp" };
-        Names::HuggingFace { prefix: prefix.into(), head: head.into(), moe }
+        // Of an unknown architecture nothing is run, whatever it calls its norms.
+        let plain = ["input_layernorm", "", "post_attention_layernorm", ""];
+        let norms = Arch::of(file).map_or(plain, Arch::norm_names);
+        Names::HuggingFace { prefix: prefix.into(), head: head.into(), moe, norms }
     }
 
     /// What every tensor of a block begins with.
@@ -52,7 +58,7 @@ impl Names {
         let name = match self {
             Names::Gguf => role.gguf(),
             Names::HuggingFace { moe, .. } if role == Role::Router => &format!("{moe}.gate"),
-            Names::HuggingFace { .. } => role.hugging_face(),
+            Names::HuggingFace { norms, .. } => role.hugging_face(norms),
         };
         format!("{}{name}", self.block(layer))
     }
@@ -83,18 +89,10 @@ impl Names {
 }
 
 impl Role {
-    /// Every role.
-    pub(super) const ALL: [Role; 19] = {
+    /// What stands in place of a feed-forward layer, or is one.
+    pub(super) const FEED_FORWARD: [Role; 11] = {
         use Role::*;
         [
-            AttnNorm,
-            AttnQ,
-            AttnK,
-            AttnV,
-            AttnQNorm,
-            AttnKNorm,
-            AttnOutput,
-            FfnNorm,
             FfnGate,
             FfnUp,
             FfnDown,
@@ -108,6 +106,20 @@ impl Role {
             SharedDown,
         ]
     };
+
+    /// Whether the forward pass adds a bias where the file has one.
+    pub(super) fn takes_bias(self) -> bool {
+        use Role::*;
+        let attention = matches!(self, AttnQ | AttnK | AttnV | AttnQkv | AttnOutput);
+        attention || matches!(self, FfnGate | FfnUp | FfnGateUp | FfnDown)
+    }
+
+    /// Whether it is a norm's weight.
+    pub(super) fn is_norm(self) -> bool {
+        use Role::*;
+        let of_block = matches!(self, AttnNorm | AttnPostNorm | FfnNorm | FfnPostNorm);
+        of_block || matches!(self, AttnQNorm | AttnKNorm)
+    }
 
     /// Whether only models with experts have it.
     pub(super) fn is_experts(self) -> bool {
@@ -124,12 +136,15 @@ impl Role {
             Role::AttnQ => "attn_q",
             Role::AttnK => "attn_k",
             Role::AttnV => "attn_v",
+            Role::AttnQkv => "attn_qkv",
             Role::AttnQNorm => "attn_q_norm",
             Role::AttnKNorm => "attn_k_norm",
             Role::AttnOutput => "attn_output",
+            Role::AttnPostNorm => "post_attention_norm",
             Role::FfnNorm => "ffn_norm",
+            Role::FfnPostNorm => "post_ffw_norm",
             Role::FfnGate => "ffn_gate",
-            Role::FfnUp => "ffn_up",
+            Role::FfnUp | Role::FfnGateUp => "ffn_up",
             Role::FfnDown => "ffn_down",
             Role::Router => "ffn_gate_inp",
             Role::ExpertGate => "ffn_gate_exps",
@@ -142,16 +157,20 @@ impl Role {
         }
     }
 
-    pub(super) fn hugging_face(self) -> &'static str {
+    pub(super) fn hugging_face(self, norms: &NormNames) -> &'static str {
         match self {
-            Role::AttnNorm => "input_layernorm",
+            Role::AttnNorm => norms[0],
+            Role::AttnPostNorm => norms[1],
+            Role::FfnNorm => norms[2],
+            Role::FfnPostNorm => norms[3],
+            Role::AttnQkv => "self_attn.qkv_proj",
+            Role::FfnGateUp => "mlp.gate_up_proj",
             Role::AttnQ => "self_attn.q_proj",
             Role::AttnK => "self_attn.k_proj",
             Role::AttnV => "self_attn.v_proj",
             Role::AttnQNorm => "self_attn.q_norm",
             Role::AttnKNorm => "self_attn.k_norm",
             Role::AttnOutput => "self_attn.o_proj",
-            Role::FfnNorm => "post_attention_layernorm",
             Role::FfnGate => "mlp.gate_proj",
             Role::FfnUp => "mlp.up_proj",
             Role::FfnDown => "mlp.down_proj",

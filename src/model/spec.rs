@@ -1,32 +1,47 @@
 //! The decoder's description. One forward pass reads it; architectures differ by its values only.
 
+use super::arch::{Activation, Arch, Norms, QkNorm, Windows};
 use super::experts::Experts;
-use super::Writer;
+use super::rope::{self, Rope};
+use super::{Role, Writer};
 use crate::checkpoint::{Checkpoint, Gguf};
 use crate::error::{Error, Result};
 
-/// Which dimensions of a head rotate together.
+/// How a block attends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RopeStyle {
-    /// (2i, 2i + 1): GGUF's llama.
-    Interleaved,
-    /// (i, i + dims / 2): qwen2, qwen3 and every Hugging Face checkpoint.
-    Neox,
+pub struct Attends {
+    /// How many tokens it sees, its own among them; `None`: all before it.
+    pub window: Option<usize>,
+    /// Which rotary embedding turns its queries and keys.
+    pub turn: Turn,
 }
 
-/// Rotary position embedding.
-#[derive(Clone, Debug)]
-pub struct Rope {
-    /// Base of the frequencies.
-    pub theta: f32,
-    /// How many dimensions of a head rotate.
-    pub dims: usize,
-    /// Pairing.
-    pub style: RopeStyle,
-    /// Positions are multiplied by this (1 / factor of linear scaling).
-    pub scale: f32,
-    /// Divides each frequency, `[dims / 2]`: Llama 3.x scaling, stored as `rope_freqs.weight`.
-    pub factors: Option<Vec<f32>>,
+/// A block's rotary embedding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// [`Spec::rope`].
+    Global,
+    /// [`Spec::local_rope`].
+    Local,
+    /// None.
+    Still,
+}
+
+/// What numbers on the way are multiplied by, and where they are capped.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Scales {
+    /// Embeddings.
+    pub embedding: f32,
+    /// What a block adds to the residual stream.
+    pub residual: f32,
+    /// Products of queries and keys.
+    pub attention: f32,
+    /// The same, softly: cap · tanh(x / cap).
+    pub attention_cap: Option<f32>,
+    /// Logits.
+    pub logits: f32,
+    /// The same, softly.
+    pub logit_cap: Option<f32>,
 }
 
 /// What the decoder is.
@@ -52,18 +67,29 @@ pub struct Spec {
     pub vocab: usize,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,
+    /// What stored norm weights lack.
+    pub norm_offset: f32,
+    /// Where a block's norms stand.
+    pub norms: Norms,
+    /// The feed-forward layer's activation.
+    pub activation: Activation,
+    /// Gate and up projection are one matrix.
+    pub fused_gate_up: bool,
     /// Rotary embedding.
     pub rope: Rope,
-    /// Queries and keys are normalised per head (qwen3).
-    pub qk_norm: bool,
+    /// That of blocks with windows, where it is another.
+    pub local_rope: Option<Rope>,
+    /// How each block attends, `[layers]`.
+    pub attends: Vec<Attends>,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Factors and caps.
+    pub scales: Scales,
     /// Longest context the model was trained for; 0 when the file does not say.
     pub context: usize,
     /// The output matrix is the token embedding.
     pub tied: bool,
 }
-
-/// Architectures that the decoder runs.
-pub const SUPPORTED: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe"];
 
 impl Spec {
     /// Reads the description of either kind of checkpoint.
@@ -84,21 +110,16 @@ impl Spec {
     pub fn from_gguf(file: &Gguf) -> Result<Spec> {
         let path = file.path().display().to_string();
         no_model(file)?;
-        let arch = file.arch()?.to_string();
-        if !SUPPORTED.contains(&arch.as_str()) {
-            return Err(Error::unsupported(
-                format!("{path}: architecture {arch} can't be run"),
-                format!("supported: {}", SUPPORTED.join(", ")),
-            ));
-        }
-        let key = |k: &str| format!("{arch}.{k}");
+        let name = file.arch()?;
+        let arch = Arch::of_gguf(name).ok_or_else(|| Arch::unknown(&path, "architecture", name))?;
+        let key = |k: &str| format!("{name}.{k}");
         let optional = |k: &str| number(file, &key(k));
         let need = |k: &str| {
             optional(k)?.filter(|&v| v > 0).ok_or_else(|| {
                 Error::Model(format!("{path}: metadata key {} is missing or not a positive number", key(k)))
             })
         };
-        let experts = Experts::from_gguf(file, &arch)?;
+        let experts = Experts::from_gguf(file, name)?;
         let hidden = need("embedding_length")?;
         let heads = need("attention.head_count")?;
         let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
@@ -123,35 +144,25 @@ impl Spec {
                 key("attention.layer_norm_rms_epsilon")
             ))
         })?;
-        let layers = need("block_count")?;
-        if layers > file.tensors().len() {
+        // Blocks behind the last one (multi-token prediction) don't write the main stream.
+        let behind = optional("nextn_predict_layers")?.unwrap_or(0);
+        let layers = need("block_count")?.saturating_sub(behind);
+        if layers == 0 || layers > file.tensors().len() {
             return Err(Error::Model(format!(
                 "{path}: {layers} blocks by the metadata, but the file has {} tensors in all",
                 file.tensors().len()
             )));
         }
-        let theta = file.get_f32(&key("rope.freq_base")).unwrap_or(10000.0);
-        if !(norm_eps.is_finite() && norm_eps >= 0.0 && theta.is_finite() && theta > 0.0) {
-            return Err(Error::Model(format!(
-                "{path}: norm epsilon {norm_eps} and rope base {theta} make no sense; expected positive numbers"
-            )));
+        if !(norm_eps.is_finite() && norm_eps >= 0.0) {
+            return Err(Error::Model(format!("{path}: norm epsilon {norm_eps} makes no sense")));
         }
-        let dims = optional("rope.dimension_count")?.unwrap_or(head_dim);
-        if dims > head_dim || dims % 2 != 0 {
-            return Err(Error::Model(format!(
-                "{path}: rope over {dims} of {head_dim} dimensions makes no sense"
-            )));
+        let mut context = optional("context_length")?.unwrap_or(0);
+        let rope = rope::from_gguf(file, arch, head_dim, context)?;
+        if let Some(longest) = rope.longest {
+            context = if context == 0 { longest } else { context.min(longest) };
         }
-        let qk_norm = arch == "qwen3" || arch == "qwen3moe";
-        let style = if arch == "llama" { RopeStyle::Interleaved } else { RopeStyle::Neox };
-        let rope = Rope {
-            theta,
-            dims,
-            style,
-            scale: rope_scale(file, &arch)?,
-            // llama.cpp reads them for llama only.
-            factors: if arch == "llama" { rope_factors(file, dims)? } else { None },
-        };
+        let shape = Shape { layers, hidden, heads, head_dim };
+        let (attends, local_rope) = windows_of_gguf(file, arch, layers, &rope)?;
         Ok(Spec {
             layers,
             hidden,
@@ -163,11 +174,18 @@ impl Spec {
             experts,
             vocab: embedding.dims.get(1).copied().unwrap_or(0) as usize,
             norm_eps,
+            norm_offset: 0.0,
+            norms: arch.norms,
+            activation: arch.activation,
+            fused_gate_up: arch.fused_gate_up,
             rope,
-            qk_norm,
-            context: optional("context_length")?.unwrap_or(0),
+            local_rope,
+            attends,
+            qk_norm: arch.qk_norm,
+            scales: scales_of_gguf(file, arch, &shape)?,
+            context,
             tied: file.tensor("output.weight").is_none(),
-            arch,
+            arch: name.to_string(),
         })
     }
 
@@ -202,17 +220,190 @@ impl Spec {
         self.experts.as_ref().map_or(0, |e| e.ffn.max(e.shared)).max(self.ffn)
     }
 
-    /// cos and sin of every position below `positions`, each `[positions, rope.dims / 2]`.
-    pub fn rope_table(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
-        let half = self.rope.dims / 2;
-        let freqs: Vec<f64> = (0..half)
-            .map(|i| {
-                let f = f64::from(self.rope.theta).powf(-2.0 * i as f64 / self.rope.dims as f64);
-                f * f64::from(self.rope.scale) / self.rope.factors.as_ref().map_or(1.0, |v| f64::from(v[i]))
-            })
-            .collect();
-        let angles = (0..positions).flat_map(|p| freqs.iter().map(move |f| p as f64 * f));
-        angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip()
+    /// What a block is made of: the tensors it must have, and those it may have.
+    pub fn roles(&self, layer: usize) -> Vec<Role> {
+        use Role::*;
+        let mut all = vec![AttnQ, AttnK, AttnV, AttnQkv, AttnOutput];
+        if self.norms.before() {
+            all.extend([AttnNorm, FfnNorm]);
+        }
+        if self.norms.after() {
+            all.extend([AttnPostNorm, FfnPostNorm]);
+        }
+        if self.qk_norm != QkNorm::None {
+            all.extend([AttnQNorm, AttnKNorm]);
+        }
+        match &self.experts {
+            Some(e) if self.is_sparse(layer) => {
+                all.extend([Router, ExpertGate, ExpertUp, ExpertDown]);
+                if e.shared > 0 {
+                    all.extend([SharedRouter, SharedGate, SharedUp, SharedDown]);
+                }
+            }
+            _ if self.fused_gate_up => all.extend([FfnGateUp, FfnDown]),
+            _ => all.extend([FfnGate, FfnUp, FfnDown]),
+        }
+        all
+    }
+
+    /// A block's rotary embedding, if it has one.
+    pub fn rope_of(&self, layer: usize) -> Option<&Rope> {
+        match self.attends[layer].turn {
+            Turn::Global => Some(&self.rope),
+            Turn::Local => self.local_rope.as_ref(),
+            Turn::Still => None,
+        }
+    }
+}
+
+/// What defaults follow from.
+pub(super) struct Shape {
+    pub layers: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Shape {
+    /// The factors of a model that has none of its own.
+    pub fn scales(&self, arch: &Arch) -> Scales {
+        Scales {
+            embedding: if arch.scaled_embedding { (self.hidden as f32).sqrt() } else { 1.0 },
+            residual: 1.0,
+            attention: 1.0 / (self.head_dim as f32).sqrt(),
+            attention_cap: None,
+            logits: 1.0,
+            logit_cap: None,
+        }
+    }
+}
+
+/// How the blocks of a model attend. `window`: that of the blocks for which `slides` holds.
+pub(super) fn attends(
+    arch: &Arch,
+    layers: usize,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+    own_rope: bool,
+) -> Vec<Attends> {
+    let has_windows = window.is_some();
+    let of = |layer: usize| {
+        let window = window.filter(|_| slides(layer));
+        let every = arch.rope_free_every;
+        let still = (every > 0 && (layer + 1).is_multiple_of(every))
+            || (arch.rope_in_windows_only && has_windows && window.is_none());
+        let turn = match window {
+            _ if still => Turn::Still,
+            Some(_) if own_rope => Turn::Local,
+            _ => Turn::Global,
+        };
+        Attends { window, turn }
+    };
+    (0..layers).map(of).collect()
+}
+
+/// Windows, and the rotary embedding of the blocks that have one, as llama.cpp decides by
+/// architecture (`src/models/*.cpp`).
+fn windows_of_gguf(
+    file: &Gguf,
+    arch: &Arch,
+    layers: usize,
+    rope: &Rope,
+) -> Result<(Vec<Attends>, Option<Rope>)> {
+    let key = |k: &str| format!("{}.{k}", arch.gguf);
+    let Windows::AllBut(every) = arch.windows else {
+        let mut all = attends(arch, layers, None, |_| false, false);
+        // A switch in Granite's files, and in no others.
+        let still = file.get_bool(&key("rope.scaling.finetuned")) == Some(false);
+        if still && arch.gguf == "granite" {
+            all.iter_mut().for_each(|block| block.turn = Turn::Still);
+        }
+        return Ok((all, None));
+    };
+    let window = number(file, &key("attention.sliding_window"))?;
+    let window = match arch.gguf {
+        "gemma2" => Some(window.unwrap_or(4096)),
+        // The 32B model's; whatever the others' files say of it is read by nobody.
+        "exaone4" if layers == 64 => Some(window.unwrap_or(4096)),
+        "exaone4" => None,
+        _ => window,
+    };
+    let window = window.filter(|&w| w > 0);
+    let pattern = key("attention.sliding_window_pattern");
+    let listed = file.get_bools(&pattern).or_else(|| {
+        let numbers = file.get_u32s(&pattern)?;
+        Some(numbers.into_iter().map(|n| n != 0).collect())
+    });
+    if listed.as_ref().is_some_and(|l| l.len() < layers) {
+        return Err(Error::Model(format!(
+            "{}: metadata key {pattern} has fewer elements than the {layers} blocks",
+            file.path().display()
+        )));
+    }
+    let every = file.get_u32(&pattern).map_or(every, |v| v as usize);
+    let slides = |layer: usize| match &listed {
+        Some(list) => list[layer],
+        None => every == 0 || !(layer + 1).is_multiple_of(every),
+    };
+    let base = file.get_f32(&key("rope.freq_base_swa"));
+    let local = match arch.gguf {
+        // They are never stretched.
+        "gemma3" | "olmo2" => {
+            let own = if arch.gguf == "gemma3" { 10000.0 } else { rope.theta };
+            let theta = base.unwrap_or(own);
+            Some(Rope { theta, scale: 1.0, factors: None, magnitude: 1.0, ..rope.clone() })
+        }
+        _ => base.map(|theta| Rope { theta, ..rope.clone() }),
+    };
+    let local = local.filter(|_| window.is_some());
+    Ok((attends(arch, layers, window, slides, local.is_some()), local))
+}
+
+fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
+    let number = |k: &str| file.get_f32(&format!("{}.{k}", arch.gguf));
+    let mut scales = shape.scales(arch);
+    let by_hidden = 1.0 / ((shape.hidden / shape.heads) as f32).sqrt();
+    match (arch.gguf, shape.layers) {
+        // The 27B models scale by hidden / heads, which is not the width of a head.
+        ("gemma2", 46) | ("gemma3", 62) => scales.attention = by_hidden,
+        _ => {}
+    }
+    let cap = |k: &str| number(k).filter(|c| *c != 0.0);
+    match arch.gguf {
+        "gemma2" => {
+            let (attention, last) = ("attn_logit_softcapping", "final_logit_softcapping");
+            scales.attention_cap = Some(cap(attention).unwrap_or(50.0));
+            scales.logit_cap = Some(cap(last).unwrap_or(30.0));
+        }
+        "gemma3" => scales.logit_cap = cap("final_logit_softcapping"),
+        "granite" => {
+            scales.embedding = cap("embedding_scale").unwrap_or(1.0);
+            scales.residual = cap("residual_scale").unwrap_or(1.0);
+            scales.attention = cap("attention.scale").unwrap_or(scales.attention);
+            let logits = number("logit_scale").ok_or_else(|| {
+                Error::Model(format!(
+                    "{}: metadata key granite.logit_scale is missing",
+                    file.path().display()
+                ))
+            })?;
+            scales.logits = 1.0 / logits;
+        }
+        _ => {}
+    }
+    scales.checked(&file.path().display().to_string())
+}
+
+impl Scales {
+    /// That all of them are positive numbers.
+    pub(super) fn checked(self, path: &str) -> Result<Scales> {
+        let caps = self.attention_cap.into_iter().chain(self.logit_cap);
+        let all = [self.embedding, self.residual, self.attention, self.logits];
+        match all.into_iter().chain(caps).find(|x| !(x.is_finite() && *x > 0.0)) {
+            None => Ok(self),
+            Some(x) => Err(Error::Model(format!(
+                "{path}: a factor or cap of {x} makes no sense; expected positive numbers"
+            ))),
+        }
     }
 }
 
@@ -256,33 +447,4 @@ fn no_model(file: &Gguf) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::unsupported(format!("{}: is {what}, not a model", file.path().display()), hint))
-}
-
-fn rope_scale(file: &Gguf, arch: &str) -> Result<f32> {
-    let number = |key: &str| file.get_f32(&format!("{arch}.rope.{key}"));
-    // The older key, the default type, and that 0 means no scaling, as in llama.cpp (src/llama-model.cpp).
-    let factor = number("scaling.factor").or_else(|| number("scale_linear")).unwrap_or(0.0);
-    match file.get_str(&format!("{arch}.rope.scaling.type")).unwrap_or("linear") {
-        "none" => Ok(1.0),
-        "linear" if factor == 0.0 => Ok(1.0),
-        "linear" if factor > 0.0 => Ok(1.0 / factor),
-        other => Err(Error::unsupported(
-            format!("{}: rope scaling {other:?} (factor {factor}) can't be run", file.path().display()),
-            "supported: none, linear, and the Llama 3.x factors in rope_freqs.weight",
-        )),
-    }
-}
-
-fn rope_factors(file: &Gguf, dims: usize) -> Result<Option<Vec<f32>>> {
-    let Some(t) = file.tensor("rope_freqs.weight") else { return Ok(None) };
-    let values: Vec<f32> =
-        file.bytes(t).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    if t.type_id != 0 || values.len() != dims / 2 || values.iter().any(|f| !f.is_finite() || *f <= 0.0) {
-        return Err(Error::Model(format!(
-            "{}: rope_freqs.weight must hold {} positive F32 factors",
-            file.path().display(),
-            dims / 2
-        )));
-    }
-    Ok(Some(values))
 }

@@ -183,7 +183,7 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
             Method::Gated | Method::Add => t * direction.gap / parts.len() as f64,
             Method::Amplify | Method::Restore => t,
         };
-        let u = direction.unit.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
+        let u = p.ingredient.u.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
         RankOne { layer: direction.layer, writer: p.ingredient.writer, u, v: p.ingredient.v.clone() }
     };
     let edit: Edit = parts.iter().map(term).collect();

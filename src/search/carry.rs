@@ -2,6 +2,7 @@
 
 use super::{Emit, Method};
 use crate::error::{Error, Result};
+use crate::model::Arch;
 
 /// Architectures whose llama.cpp graph never adds a control vector (`src/models/*.cpp` without `build_cvec`).
 const DEAF: [&str; 16] = [
@@ -22,9 +23,6 @@ const DEAF: [&str; 16] = [
     "wavtokenizer-dec",
     "t5encoder",
 ];
-
-/// Architectures whose llama.cpp loader takes a bias of the residual writers that most of their files don't have.
-const TAKE_BIAS: [&str; 4] = ["llama", "mistral3", "granite", "minicpm"];
 
 /// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in the form that is asked for;
 /// `experts`: the model has some.
@@ -49,7 +47,7 @@ pub fn can_carry(arch: &str, experts: bool, folder: bool, emit: Emit, method: Me
             refuse("a control vector is a constant")
         }
         (Emit::Lora, Method::Add) => refuse("a LoRA adapter can't carry a constant"),
-        (Emit::Weights, Method::Add) if experts || !TAKE_BIAS.contains(&arch) => {
+        (Emit::Weights, Method::Add) if experts || !Arch::of_gguf(arch).is_some_and(|a| a.takes_bias) => {
             refuse("llama.cpp refuses files with a bias of attn_output or ffn_down here")
         }
         _ => Ok(()),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::ground::{Ground, Training};
+use super::lengths::{lengths, Lengths};
 use super::material::{Inputs, Material};
 use crate::edit::gate::{fit, Gate};
 use crate::edit::sparse::dead_columns;
@@ -17,6 +18,7 @@ pub(super) struct Gates {
     fitted: HashMap<(usize, Writer), Gate>,
     /// What they are fitted on, and what the ridge is chosen on.
     material: Option<(Material, Material)>,
+    lengths: Lengths,
 }
 
 impl Gates {
@@ -60,6 +62,7 @@ impl Gates {
             }
         }
         self.material = Some((train, held_out));
+        self.lengths.extend(lengths(ground, layers)?);
         Ok(())
     }
 
@@ -76,6 +79,11 @@ impl Gates {
             }
         }
         Ok(inputs)
+    }
+
+    /// How long a writer's product is where its gate opens; 1 where no norm asks for it.
+    pub fn length(&self, layer: usize, writer: Writer) -> f64 {
+        self.lengths.get(&(layer, writer)).copied().unwrap_or(1.0)
     }
 
     /// The gate of a writer.

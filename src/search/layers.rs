@@ -13,6 +13,8 @@ use crate::model::{Matrix, Part, Writer};
 #[derive(Clone)]
 pub(super) struct Ingredient {
     pub writer: Writer,
+    /// What its matrix must write to add the direction to the residual stream, `[hidden]`.
+    pub u: Vec<f32>,
     /// The gate, `[columns of the writer]`; empty where there is none.
     pub v: Vec<f32>,
     /// Of a fitted gate: how well it tells the prompts apart.
@@ -62,7 +64,17 @@ pub(super) fn layers(
                 (Method::Restore, Some(r)) => Some(r.evaluator.model.parts(direction.layer, writer)?),
                 _ => None,
             };
-            let (projected, weight_norm) = project(&own, original.as_deref(), &direction.unit);
+            let unit = &direction.unit;
+            let behind = model.behind(direction.layer, writer)?;
+            let seen = behind.as_ref().map_or_else(|| unit.clone(), |b| b.seen(unit));
+            let (projected, weight_norm) = project(&own, original.as_deref(), &seen);
+            // What is strengthened or put back is divided by the norm already; a constant is added
+            // behind it.
+            let u = match (&behind, method) {
+                (None, _) | (_, Method::Add) => unit.clone(),
+                (Some(b), Method::Gated) => b.written(unit, gates.length(direction.layer, writer)),
+                (Some(b), Method::Amplify | Method::Restore) => b.written(unit, 1.0),
+            };
             let (v, separation) = match method {
                 Method::Amplify => (projected, f64::NAN),
                 // Where nothing was taken nothing can be put back.
@@ -74,7 +86,7 @@ pub(super) fn layers(
                     None => continue,
                 },
             };
-            ingredients.push(Ingredient { writer, v, separation, weight_norm });
+            ingredients.push(Ingredient { writer, u, v, separation, weight_norm });
         }
         if method == Method::Add {
             // A constant is added once, at the block's end.

@@ -10,6 +10,7 @@ mod fit;
 mod gates;
 mod ground;
 mod layers;
+mod lengths;
 mod material;
 mod outcome;
 mod patch;

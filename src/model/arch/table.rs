@@ -1,0 +1,203 @@
+//! The rows. What differs from [`PLAIN`] is what makes an architecture.
+
+use super::{Activation, Arch, Norms, QkNorm, Windows};
+use crate::model::rope::RopeStyle;
+
+/// Llama's block without its name.
+const PLAIN: Arch = Arch {
+    gguf: "",
+    model_types: &[],
+    rope: RopeStyle::Neox,
+    folder_rope: RopeStyle::Neox,
+    norms: Norms::Before,
+    own_norm_names: None,
+    qk_norm: QkNorm::None,
+    activation: Activation::Silu,
+    scaled_embedding: false,
+    norms_minus_one: false,
+    fused_gate_up: false,
+    windows: Windows::Uniform,
+    rope_free_every: 0,
+    rope_in_windows_only: false,
+    rope_freqs: false,
+    takes_bias: false,
+    defaults: "{}",
+};
+
+/// What all Gemmas have.
+const GEMMA: Arch =
+    Arch { activation: Activation::GeluTanh, scaled_embedding: true, norms_minus_one: true, ..PLAIN };
+
+pub(super) const ROWS: &[Arch] = &[
+    Arch {
+        gguf: "llama",
+        model_types: &["llama", "mistral", "mixtral"],
+        rope: RopeStyle::Interleaved,
+        rope_freqs: true,
+        takes_bias: true,
+        ..PLAIN
+    },
+    Arch { gguf: "qwen2", model_types: &["qwen2"], ..PLAIN },
+    Arch { gguf: "qwen3", model_types: &["qwen3"], qk_norm: QkNorm::Head, ..PLAIN },
+    Arch { gguf: "qwen2moe", model_types: &["qwen2_moe"], ..PLAIN },
+    Arch { gguf: "qwen3moe", model_types: &["qwen3_moe"], qk_norm: QkNorm::Head, ..PLAIN },
+    Arch {
+        gguf: "gemma",
+        model_types: &["gemma"],
+        defaults: r#"{"tie_word_embeddings": true, "head_dim": 256}"#,
+        ..GEMMA
+    },
+    Arch {
+        gguf: "gemma2",
+        model_types: &["gemma2"],
+        norms: Norms::Around,
+        windows: Windows::AllBut(2),
+        defaults: r#"{"tie_word_embeddings": true, "head_dim": 256, "query_pre_attn_scalar": 256,
+            "sliding_window": 4096, "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0}"#,
+        ..GEMMA
+    },
+    Arch {
+        gguf: "gemma3",
+        model_types: &["gemma3_text"],
+        norms: Norms::Around,
+        qk_norm: QkNorm::Head,
+        windows: Windows::AllBut(6),
+        // The 4B files leave all of these out.
+        defaults: r#"{"tie_word_embeddings": true, "head_dim": 256, "query_pre_attn_scalar": 256,
+            "sliding_window": 4096, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0}"#,
+        ..GEMMA
+    },
+    // Of pictures they know positions in three directions; of text those are one.
+    Arch {
+        gguf: "qwen2vl",
+        model_types: &["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"],
+        ..PLAIN
+    },
+    Arch { gguf: "qwen3vl", model_types: &["qwen3_vl", "qwen3_vl_text"], qk_norm: QkNorm::Head, ..PLAIN },
+    Arch {
+        gguf: "phi3",
+        model_types: &["phi3"],
+        fused_gate_up: true,
+        defaults: r#"{"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}"#,
+        ..PLAIN
+    },
+    Arch {
+        gguf: "mistral3",
+        model_types: &["ministral3"],
+        rope: RopeStyle::Interleaved,
+        rope_freqs: true,
+        takes_bias: true,
+        defaults: r#"{"rms_norm_eps": 1e-5, "head_dim": 128}"#,
+        ..PLAIN
+    },
+    Arch {
+        gguf: "olmo2",
+        model_types: &["olmo2", "olmo3"],
+        norms: Norms::After,
+        qk_norm: QkNorm::Whole,
+        windows: Windows::AllBut(4),
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..PLAIN
+    },
+    // It would take a bias, too, and multiply it by the residual factor.
+    Arch {
+        gguf: "granite",
+        model_types: &["granite"],
+        rope: RopeStyle::Interleaved,
+        rope_freqs: true,
+        ..PLAIN
+    },
+    Arch {
+        gguf: "smollm3",
+        model_types: &["smollm3"],
+        rope: RopeStyle::Interleaved,
+        rope_free_every: 4,
+        defaults: r#"{"tie_word_embeddings": true, "rope_theta": 2000000.0}"#,
+        ..PLAIN
+    },
+    Arch {
+        gguf: "exaone4",
+        model_types: &["exaone4"],
+        norms: Norms::After,
+        qk_norm: QkNorm::Head,
+        windows: Windows::AllBut(4),
+        rope_in_windows_only: true,
+        rope_freqs: true,
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..PLAIN
+    },
+    Arch {
+        gguf: "glm4",
+        model_types: &["glm4"],
+        rope: RopeStyle::Interleaved,
+        folder_rope: RopeStyle::Interleaved,
+        norms: Norms::Around,
+        own_norm_names: Some([
+            "input_layernorm",
+            "post_self_attn_layernorm",
+            "post_attention_layernorm",
+            "post_mlp_layernorm",
+        ]),
+        fused_gate_up: true,
+        defaults: r#"{"rms_norm_eps": 1.5625e-7, "head_dim": 128, "partial_rotary_factor": 0.5}"#,
+        ..PLAIN
+    },
+];
+
+/// Families that are asked for and can't be run, with what they have that this decoder hasn't.
+pub(super) const FOREIGN: &[(&[&str], &str)] = &[
+    (
+        &["qwen35", "qwen35moe", "qwen3next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_next"],
+        "most of its blocks are gated delta nets",
+    ),
+    (
+        &["gemma4", "gemma4_text", "gemma3n", "gemma3n_text"],
+        "it has embeddings in every block, and blocks that share keys and values",
+    ),
+    (&["gpt-oss", "gptoss", "gpt_oss"], "it has attention sinks and experts with biases"),
+    (&["deepseek2", "deepseek_v2", "deepseek_v3", "glm-dsa", "kimi_k25"], "it has latent attention (MLA)"),
+    (&["glm4moe", "glm4_moe"], "its experts are chosen by a sigmoid router"),
+    (&["llama4", "llama4_text"], "its attention is chunked, and experts scale their input"),
+    (&["lfm2", "lfm2moe", "lfm2_moe"], "most of its blocks are short convolutions"),
+    (
+        &[
+            "mamba",
+            "mamba2",
+            "falcon_h1",
+            "falcon-h1",
+            "jamba",
+            "nemotron_h",
+            "nemotron_h_moe",
+            "granitehybrid",
+            "granitemoehybrid",
+            "plamo2",
+        ],
+        "it has state-space blocks",
+    ),
+    (&["rwkv6", "rwkv7", "rwkv"], "it is a recurrent net without attention"),
+    (
+        &["granitemoe", "granitemoeshared", "olmoe", "phimoe", "minimax-m2", "minimax_m2"],
+        "its experts follow other rules than those of the supported ones",
+    ),
+    (
+        &[
+            "command-r",
+            "cohere",
+            "cohere2",
+            "phi2",
+            "phi",
+            "falcon",
+            "gpt2",
+            "gptneox",
+            "gpt_neox",
+            "starcoder2",
+            "stablelm",
+            "bloom",
+            "mpt",
+        ],
+        "its norms subtract the mean (LayerNorm)",
+    ),
+];
