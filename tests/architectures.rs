@@ -75,8 +75,7 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 fn apart(model: &Model, golden: &Value, reference: &str) -> f32 {
     let sequences = sequences(golden);
     let hidden = states(model, &[], &sequences);
-    let expected: Vec<&[Value]> =
-        list(&golden[reference]).iter().flat_map(|s| list(s)).map(|p| list(p)).collect();
+    let expected: Vec<&[Value]> = list(&golden[reference]).iter().flat_map(list).map(list).collect();
     let id = |t: &Value| t[0].as_u64().unwrap() as u32;
     let ids: Vec<Vec<u32>> = expected.iter().map(|p| p.iter().map(id).collect()).collect();
     let compute = Compute::cpu();
