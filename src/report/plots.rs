@@ -72,7 +72,8 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
     let most = of.iter().map(|t| t.kl).fold(0.001, f64::max);
     let least = of.iter().map(|t| t.harmful).fold(0.75, f64::min);
     let least = (4.0 * least).floor() / 4.0;
-    let x = |kl: f64| 40.0 + 310.0 * (kl.max(0.0) / most).sqrt();
+    // The last number under the axis must fit into the picture.
+    let x = |kl: f64| 40.0 + 295.0 * (kl.max(0.0) / most).sqrt();
     let y = |share: f64| 200.0 - 185.0 * (share - least) / (1.0 - least);
     write!(
         out,
