@@ -266,7 +266,7 @@ fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
 }
 
 #[test]
-fn a_fused_attention_matrix_is_named() {
+fn a_tensor_that_is_missing_or_has_no_place_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let source = fs::read(fixture("organism-broken-Q4_K_M.gguf")).unwrap();
     let path = dir.path().join("model.gguf");
@@ -277,15 +277,19 @@ fn a_fused_attention_matrix_is_named() {
         let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
         bytes[at..][..new.len()].copy_from_slice(new.as_bytes());
         fs::write(&path, &bytes).unwrap();
-        says(Model::open(&path), &[&format!("tensor {old} is missing; llama with 6 blocks needs it")]);
-        let file = Gguf::open(&path).unwrap();
-        let mut plan = Plan::new(&file);
-        let name = format!("blk.{block}.attn_qkv.weight");
-        let (dims, bytes) = (vec![32, 1], vec![0; 128]);
-        plan.added.push(refusal_patch::output::Added { name: name.clone(), dims, type_id: 0, bytes });
-        let fused = dir.path().join("fused.gguf");
-        write(&plan, &fused, true, &Silent).unwrap();
-        says(Model::open(&fused), &["fused.gguf", &name, &old, "can't be run", "--fuse-qkv"]);
+        says(Model::open(&path), &[&format!("tensor {new} can't be applied"), "no place for it in llama"]);
+    }
+    for block in [0, 4] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = organism(dir.path(), "organism-broken-Q8_0.gguf", Encoding::F16, 1);
+        let old = format!("model.layers.{block}.mlp.down_proj.weight");
+        let file = folder.join("model.safetensors");
+        let mut bytes = fs::read(&file).unwrap();
+        let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
+        // A name that is no block's: the tensor is not there.
+        bytes[at..][..5].copy_from_slice(b"extra");
+        fs::write(&file, &bytes).unwrap();
+        says(Model::open(&folder), &[&format!("tensor {old} is missing; llama with 6 blocks needs it")]);
     }
 }
 

@@ -349,21 +349,6 @@ impl Model {
                 self.path()
             ));
         }
-        let fused = ["attn_q", "attn_k", "attn_v"].iter().find_map(|role| {
-            let of_block = name.strip_suffix(".weight")?.strip_suffix(role)?;
-            self.file.tensor(&format!("{of_block}attn_qkv.weight"))
-        });
-        if let Some(fused) = fused {
-            return Error::unsupported(
-                format!(
-                    "{}: {} holds queries, keys and values in one tensor, where {name} is expected; \
-                     such files can't be run",
-                    self.path(),
-                    fused.name
-                ),
-                "convert the model again without --fuse-qkv, or use another file of it",
-            );
-        }
         let folder = self.file.folder().zip(name.strip_suffix(".weight"));
         if let Some(found) = folder.and_then(|(f, module)| packing::unknown(f, module)) {
             return Error::unsupported(
