@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/folder.rs"]
 mod folder;
+#[path = "common/record.rs"]
+mod record;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,11 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use common::{file, listing, tensor, text, u32_entry};
 use folder::{named, organism, safetensors, tensors_of};
+use record::record;
 use refusal_patch::checkpoint::{Folder, Gguf, Value};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
-use refusal_patch::output::{check_copy, stage_folder, write, Plan, Provenance};
+use refusal_patch::output::{check_copy, stage_folder, write, Plan};
 use refusal_patch::progress::Silent;
 use serde_json::json;
 
@@ -290,19 +293,6 @@ fn a_tensor_that_is_missing_or_has_no_place_is_named() {
         bytes[at..][..5].copy_from_slice(b"extra");
         fs::write(&file, &bytes).unwrap();
         says(Model::open(&folder), &[&format!("tensor {old} is missing; llama with 6 blocks needs it")]);
-    }
-}
-
-fn record() -> Provenance {
-    Provenance {
-        version: "0.1.0".into(),
-        source_sha256: "ab".repeat(32),
-        method: "gated".into(),
-        layers: vec![0],
-        strength: 1.0,
-        before: "{}".into(),
-        after: "{}".into(),
-        edits: Vec::new(),
     }
 }
 

@@ -3,6 +3,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "common/record.rs"]
+mod record;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,8 +13,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{listing, model, saved};
+use record::record;
 use refusal_patch::checkpoint::{Folder, Gguf};
-use refusal_patch::output::{clear_leftovers, stage, stage_folder, Plan, Provenance, Staged};
+use refusal_patch::output::{clear_leftovers, stage, stage_folder, Plan, Staged};
 use refusal_patch::progress::{Progress, Silent};
 
 fn fixture(name: &str) -> PathBuf {
@@ -111,19 +114,6 @@ fn an_output_that_leads_to_the_input_is_refused_at_once() {
         }
         assert!(fs::read(&input).unwrap() == bytes);
         fs::remove_file(&out).unwrap();
-    }
-}
-
-fn record() -> Provenance {
-    Provenance {
-        version: "0.1.0".into(),
-        source_sha256: "ab".repeat(32),
-        method: "gated".into(),
-        layers: vec![0],
-        strength: 1.0,
-        before: "{}".into(),
-        after: "{}".into(),
-        edits: Vec::new(),
     }
 }
 

@@ -70,7 +70,8 @@ pub struct Gate {
     pub lambda: f64,
     /// Σ over groups of weight × mean squared error on held-out inputs, of the rescaled gate.
     pub loss: f64,
-    /// (mean of v·x on harmful) / (root mean square on harmless), both held out at the deciding position.
+    /// (mean of v·x on harmful) / (root mean square on harmless), both held out at the deciding
+    /// position.
     pub separation: f64,
 }
 
@@ -81,9 +82,10 @@ pub struct Fits {
     width: usize,
 }
 
-/// Fits gates on rows whose first group are the harmful deciding ones and whose second the others there. A gate has `width`
-/// elements for each of the writer's `parts` matrices, side by side; of an expert that was chosen by too few harmful rows they
-/// are zero. `None` where there are no rows.
+/// Fits a gate for every ridge strength. The first group of `train` are the harmful rows at the
+/// deciding position, the second the harmless ones there. A gate has `width` elements for each of the
+/// writer's `parts` matrices, side by side; they are zero for an expert that too few harmful rows
+/// chose. `None`: there are no rows.
 ///
 /// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature space. Either takes the
 /// inputs of one matrix at a time: with thousands of rows memory is theirs, however many features there are.
@@ -111,7 +113,7 @@ pub fn fit(train: &[Group], width: usize, parts: usize) -> Result<Option<Fits>> 
 }
 
 impl Fits {
-    /// The gate of the ridge strength that does best on rows which it was not fitted on, in the groups of [`fit`].
+    /// The gate that does best on rows which it was not fitted on, in the groups of [`fit`].
     pub fn choose(&self, held_out: &[Group]) -> Option<Gate> {
         let all = self.gates.iter().filter_map(|(lambda, v)| judge(v, held_out, self.width, *lambda));
         all.reduce(|best, gate| if gate.loss < best.loss { gate } else { best })

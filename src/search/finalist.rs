@@ -118,10 +118,10 @@ impl Ground<'_> {
         drafts: Option<&Drafts>,
     ) -> Result<(Scores, Vec<Answer>, Option<Broken>)> {
         let (base, max_new) = (&self.base, self.settings.max_new_tokens);
-        // Harmful prompts come first in their order; what an edit does to the others ends most trials.
-        let harmful = self.validation.prompts.iter().filter(|p| p.set == Set::Harmful).count();
+        // What an edit does to the others ends most trials. Harmful prompts come first in their order.
+        let prompts = &self.validation.prompts;
         let (harmful, others): (Vec<usize>, Vec<usize>) =
-            (0..self.validation.plain).partition(|&i| i < harmful);
+            (0..self.validation.plain).partition(|&i| prompts[i].set == Set::Harmful);
         let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit, &others)?))).transpose()?;
         let drift = match &drafts {
             Some((drafts, read)) => base.drift_from(after, edit, drafts, read)?,

@@ -244,3 +244,10 @@ pub fn organism(dir: &Path, gguf: &str, encoding: Encoding, shards: usize) -> Pa
     write_weights(&folder, &tensors_of(&file, encoding), shards);
     folder
 }
+
+/// Writes small files into a folder.
+pub fn write(dir: &Path, files: &[(&str, &[u8])]) {
+    for (name, bytes) in files {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+}
