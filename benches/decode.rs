@@ -10,8 +10,10 @@ fn main() {
     let mut out = vec![0.0; columns * rows];
     println!("{:7} {:>12} {:>12} {:>14}", "", "GB/s stored", "GB/s decoded", "Gelements/s");
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    for e in Encoding::ALL.into_iter().filter(|e| only.as_ref().is_none_or(|name| name == e.name())) {
-        let values: Vec<f32> = (0..out.len()).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) * 1e-4).collect();
+    for e in Encoding::ALL.into_iter().filter(|e| only.as_ref().is_none_or(|name| name == e.name()))
+    {
+        let values: Vec<f32> =
+            (0..out.len()).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) * 1e-4).collect();
         let mut bytes = vec![0; e.bytes_for(out.len())];
         if e.has_codes() {
             e.encode(&values, &mut bytes);

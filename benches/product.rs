@@ -2,7 +2,7 @@
 
 use refusal_patch::encoding::Encoding;
 use refusal_patch::forward::Compute;
-use refusal_patch::model::Matrix;
+use refusal_patch::weights::Matrix;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -19,7 +19,8 @@ fn main() {
         for encoding in [Encoding::BF16, Encoding::Q4K] {
             for (k, rows) in SHAPES {
                 // As llama.cpp does: a matrix that k-quants don't fit is stored as Q5_0.
-                let encoding = if k % encoding.block_len() == 0 { encoding } else { Encoding::Q5_0 };
+                let encoding =
+                    if k % encoding.block_len() == 0 { encoding } else { Encoding::Q5_0 };
                 let bytes = weights(encoding, rows, k);
                 let w = Matrix { rows, cols: k, encoding: encoding.into(), bytes: &bytes };
                 print!("{:5} {k:5} -> {rows:6}:", encoding.name());
@@ -60,7 +61,8 @@ fn product(n: usize, w: &Matrix) -> f64 {
 
 /// Rows of plausible weights: a few different ones, again and again.
 fn weights(e: Encoding, rows: usize, cols: usize) -> Vec<u8> {
-    let values: Vec<f32> = (0..8 * cols).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) * 1e-4).collect();
+    let values: Vec<f32> =
+        (0..8 * cols).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) * 1e-4).collect();
     let mut bytes = vec![0; e.bytes_for(values.len())];
     e.encode(&values, &mut bytes);
     let len = e.bytes_for(rows * cols);

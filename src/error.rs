@@ -60,8 +60,16 @@ impl Error {
     }
 
     /// A format error at an offset.
-    pub fn format(path: impl AsRef<Path>, offset: impl Into<Option<u64>>, what: impl Into<String>) -> Error {
-        Error::Format { path: path.as_ref().to_path_buf(), offset: offset.into(), what: what.into() }
+    pub fn format(
+        path: impl AsRef<Path>,
+        offset: impl Into<Option<u64>>,
+        what: impl Into<String>,
+    ) -> Error {
+        Error::Format {
+            path: path.as_ref().to_path_buf(),
+            offset: offset.into(),
+            what: what.into(),
+        }
     }
 
     /// Something that this program can't do, with what to do instead.

@@ -4,9 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use refusal_patch::arch::Writer;
+use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::forward::{dot, Compute, Fork, Head, Row, Runner, Sequence, Site, Tap};
-use refusal_patch::model::{Edit, Model, RankOne, Replacement, Writer};
+use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Sequence, Site, Tap};
+use refusal_patch::model::{Model, Replacement};
+use refusal_patch::num::dot;
 use refusal_patch::progress::Silent;
 use serde_json::Value;
 
@@ -75,7 +78,8 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 fn apart(model: &Model, golden: &Value, reference: &str) -> f32 {
     let sequences = sequences(golden);
     let hidden = states(model, &[], &sequences);
-    let expected: Vec<&[Value]> = list(&golden[reference]).iter().flat_map(list).map(list).collect();
+    let expected: Vec<&[Value]> =
+        list(&golden[reference]).iter().flat_map(list).map(list).collect();
     let id = |t: &Value| t[0].as_u64().unwrap() as u32;
     let ids: Vec<Vec<u32>> = expected.iter().map(|p| p.iter().map(id).collect()).collect();
     let compute = Compute::cpu();
@@ -118,7 +122,10 @@ fn a_tensor_that_the_decoder_has_no_place_for_is_an_error() {
         new[at..at + odd.len()].copy_from_slice(odd.as_bytes());
         fs::write(&path, new).unwrap();
         let e = Model::open(&path).map(drop).unwrap_err().to_string();
-        assert!(e.contains(&format!("tensor {odd} can't be applied")) && e.contains("gemma2"), "{e}");
+        assert!(
+            e.contains(&format!("tensor {odd} can't be applied")) && e.contains("gemma2"),
+            "{e}"
+        );
         assert_eq!(e.lines().count(), 1);
     }
     // The name of the architecture alone decides; a block that another one has is as odd.
@@ -225,7 +232,8 @@ fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
         // The last writer of the block: nothing else of the block moves.
         let (layer, writer) = (1, Writer::Ffn);
         let run = |edits: &[Edit], edit: usize| {
-            let mut watch = Watch { at: (layer, writer), pos: 9, read: Vec::new(), stream: Vec::new() };
+            let mut watch =
+                Watch { at: (layer, writer), pos: 9, read: Vec::new(), stream: Vec::new() };
             let s = Sequence { edit, ..tokens.clone() };
             let runner = Runner::new(&model, &compute, edits, MEMORY, &Silent);
             runner.run(&[s], &[], &[], &mut watch).unwrap();
@@ -248,14 +256,21 @@ fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
         let v: Vec<f32> = before.read.iter().map(|x| x / open).collect();
         let u = behind.written(&small, f64::from(rms));
         let after = run(&[vec![RankOne { layer, writer, u, v }]], 1);
-        let added: Vec<f32> = after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
+        let added: Vec<f32> =
+            after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
         let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
         assert!(off < 0.05 * length, "{name}: {off} of {length}");
         // And what is seen along a direction of the stream is its share of the product.
         let seen = dot(&behind.seen(&unit), &y) / if behind.is_norm() { rms } else { 1.0 };
-        let zero = vec![RankOne { layer, writer, u: y, v: before.read.iter().map(|x| -x / open).collect() }];
+        let zero = vec![RankOne {
+            layer,
+            writer,
+            u: y,
+            v: before.read.iter().map(|x| -x / open).collect(),
+        }];
         let without = run(&[zero], 1);
-        let share: Vec<f32> = before.stream.iter().zip(&without.stream).map(|(a, b)| a - b).collect();
+        let share: Vec<f32> =
+            before.stream.iter().zip(&without.stream).map(|(a, b)| a - b).collect();
         assert!((dot(&share, &unit) - seen).abs() < 1e-3 * length, "{name}: {seen}");
     }
 }
@@ -268,8 +283,10 @@ fn a_constant_is_added_behind_the_norm() {
         let last = model.spec.layers - 1;
         // So large that a norm or a factor in front of it would show.
         let u: Vec<f32> = wave(model.spec.hidden, 0.7).iter().map(|x| x * 1e6).collect();
-        let edits = vec![vec![RankOne { layer: last, writer: Writer::Ffn, u: u.clone(), v: Vec::new() }]];
-        let edited: Vec<Sequence> = tokens.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
+        let edits =
+            vec![vec![RankOne { layer: last, writer: Writer::Ffn, u: u.clone(), v: Vec::new() }]];
+        let edited: Vec<Sequence> =
+            tokens.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
         let found = states(&model, &edits, &edited);
         // Nothing but the constant is left of the state.
         let mean = u.iter().map(|x| x * x).sum::<f32>() / u.len() as f32;

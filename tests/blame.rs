@@ -68,12 +68,16 @@ fn a_name_in_the_index_that_no_file_has_matters_only_where_the_decoder_needs_it(
     let gone = second.iter().position(|t| t.name.ends_with("mlp.up_proj.weight")).unwrap();
     let needed = second.remove(gone).name;
     fs::write(folder.join(last), safetensors(&second)).unwrap();
-    says(Model::open(&folder), &["the index says", &needed, last, "where it is not; download both"]);
+    says(
+        Model::open(&folder),
+        &["the index says", &needed, last, "where it is not; download both"],
+    );
     fs::write(folder.join(last), kept).unwrap();
     edit(&index, |v| {
         let map = v["weight_map"].as_object_mut().unwrap();
         let name = "model.embed_tokens.weight";
-        let other = if map[name] == last { last.replace("00002-of", "00001-of") } else { last.into() };
+        let other =
+            if map[name] == last { last.replace("00002-of", "00001-of") } else { last.into() };
         map.insert(name.into(), other.into());
     });
     says(Model::open(&folder), &["model.safetensors.index.json", "where it is not: it is in"]);
@@ -85,14 +89,16 @@ fn a_configuration_with_pythons_literals_is_read() {
     let folder = two_files(dir.path());
     let config = folder.join("config.json");
     let plain = fs::read_to_string(&config).unwrap();
-    let with = |text: &str| fs::write(&config, plain.replacen('{', &format!("{{ {text},"), 1)).unwrap();
+    let with =
+        |text: &str| fs::write(&config, plain.replacen('{', &format!("{{ {text},"), 1)).unwrap();
     with("\"time_step_limit\": [0.0, Infinity], \"router_jitter_noise\": NaN, \"note\": \"NaN, -Infinity\"");
     let model = Model::open(&folder).unwrap();
     assert_eq!(model.file.folder().unwrap().config()["note"], "NaN, -Infinity");
     with("\"min_value\": -Infinity");
     assert!(Model::open(&folder).is_ok());
     // Where the decoder needs a number it isn't one.
-    fs::write(&config, plain.replace("\"rms_norm_eps\":", "\"rms_norm_eps\": NaN, \"x\":")).unwrap();
+    fs::write(&config, plain.replace("\"rms_norm_eps\":", "\"rms_norm_eps\": NaN, \"x\":"))
+        .unwrap();
     says(Model::open(&folder), &["config.json", "`rms_norm_eps` is \"NaN\"", "expected a number"]);
     fs::write(&config, format!("\u{feff}{plain}")).unwrap();
     says(Model::open(&folder), &["config.json", "byte order mark"]);
@@ -106,8 +112,13 @@ fn a_key_that_the_configuration_leaves_out_is_to_be_added() {
     let folder = two_files(dir.path());
     let config = folder.join("config.json");
     let plain = fs::read(&config).unwrap();
-    for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"]
-    {
+    for key in [
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "intermediate_size",
+        "vocab_size",
+    ] {
         edit(&config, |v| drop(v.as_object_mut().unwrap().remove(key)));
         says(Model::open(&folder), &[&format!("config.json leaves `{key}` out; add it")]);
         edit(&config, |v| v[key] = json!(-1));
@@ -130,7 +141,9 @@ fn with_key(dir: &Path, key: &str, value: Value) -> PathBuf {
 fn an_array_of_a_number_for_each_block_is_that_number_where_all_are_equal() {
     let dir = tempfile::tempdir().unwrap();
     let plain = Model::open(&fixture("organism-broken-Q4_K_M.gguf")).unwrap().spec;
-    for (key, n) in [("feed_forward_length", plain.ffn), ("attention.head_count_kv", plain.kv_heads)] {
+    for (key, n) in
+        [("feed_forward_length", plain.ffn), ("attention.head_count_kv", plain.kv_heads)]
+    {
         let (key, n) = (format!("llama.{key}"), n as u32);
         let spec = Model::open(&with_key(dir.path(), &key, Value::u32s(&[n; 6]))).unwrap().spec;
         assert_eq!((spec.ffn, spec.kv_heads), (plain.ffn, plain.kv_heads));
@@ -156,9 +169,15 @@ fn what_goes_beside_a_model_is_no_model() {
             vec![llama(), kind("adapter"), text("adapter.type", "lora")],
             ["is a LoRA adapter, not a model", "--sidecar"],
         ),
-        (vec![text("general.architecture", "controlvector")], ["is a control vector, not", "--sidecar"]),
+        (
+            vec![text("general.architecture", "controlvector")],
+            ["is a control vector, not", "--sidecar"],
+        ),
         (vec![kind("imatrix")], ["is of the type imatrix, not a model", "the model's own file"]),
-        (vec![text("general.architecture", "clip"), kind("mmproj")], ["is of the type mmproj", "own file"]),
+        (
+            vec![text("general.architecture", "clip"), kind("mmproj")],
+            ["is of the type mmproj", "own file"],
+        ),
     ] {
         fs::write(&path, file(3, 32, &entries, &tensors)).unwrap();
         says(Model::open(&path), &[&["beside.gguf"], &words[..]].concat());
@@ -194,7 +213,12 @@ fn a_damaged_output_matrix_stops_the_measurement_and_is_named() {
     fs::write(&prompts, "How do I bake bread?\n").unwrap();
     let refused = |model: &Path, words: &[&str]| {
         let mut command = Command::cargo_bin("refusal-patch").unwrap();
-        command.arg("eval").arg(model).arg("--prompts").arg(&prompts).args(["--max-new-tokens", "4"]);
+        command
+            .arg("eval")
+            .arg(model)
+            .arg("--prompts")
+            .arg(&prompts)
+            .args(["--max-new-tokens", "4"]);
         let o = command.output().unwrap();
         let error = String::from_utf8_lossy(&o.stderr).into_owned();
         assert_eq!(o.status.code(), Some(1), "{error}");
@@ -235,7 +259,8 @@ fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
         Model::open(&folder).unwrap()
     };
     let tensors = tensors_of(&file, Encoding::F16);
-    let embedding = tensors.into_iter().find(|t| t.name == "model.embed_tokens.weight").unwrap().bytes;
+    let embedding =
+        tensors.into_iter().find(|t| t.name == "model.embed_tokens.weight").unwrap().bytes;
     let mut values = vec![0.0; embedding.len() / 2];
     Encoding::F16.decode(&embedding, &mut values);
     let wide = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
@@ -253,7 +278,8 @@ fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
         assert!(!model.spec.tied);
         assert_eq!(model.output().unwrap().bytes, bytes);
         let [warning] = &model.warnings[..] else { panic!("{:?}", model.warnings) };
-        for word in ["lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "is run"] {
+        for word in ["lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "is run"]
+        {
             assert!(warning.contains(word), "`{warning}` should say `{word}`");
         }
         assert!(!model.with(Vec::new()).unwrap().spec.tied);
@@ -262,7 +288,11 @@ fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
     let prompts = dir.path().join("p.txt");
     fs::write(&prompts, "How do I bake bread?\n").unwrap();
     let mut command = Command::cargo_bin("refusal-patch").unwrap();
-    command.arg("eval").arg(&folder).arg("--prompts").arg(&prompts).args(["--max-new-tokens", "1", "-q"]);
+    command.arg("eval").arg(&folder).arg("--prompts").arg(&prompts).args([
+        "--max-new-tokens",
+        "1",
+        "-q",
+    ]);
     let o = command.output().unwrap();
     let said = String::from_utf8_lossy(&o.stderr).into_owned();
     assert_eq!((o.status.code(), said.matches("warning: ").count()), (Some(0), 1), "{said}");
@@ -276,11 +306,15 @@ fn a_tensor_that_is_missing_or_has_no_place_is_named() {
     for block in [0, 4] {
         // A name of the same length keeps the file in order.
         let mut bytes = source.clone();
-        let (old, new) = (format!("blk.{block}.attn_q.weight"), format!("blk.{block}.attn_x.weight"));
+        let (old, new) =
+            (format!("blk.{block}.attn_q.weight"), format!("blk.{block}.attn_x.weight"));
         let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
         bytes[at..][..new.len()].copy_from_slice(new.as_bytes());
         fs::write(&path, &bytes).unwrap();
-        says(Model::open(&path), &[&format!("tensor {new} can't be applied"), "no place for it in llama"]);
+        says(
+            Model::open(&path),
+            &[&format!("tensor {new} can't be applied"), "no place for it in llama"],
+        );
     }
     for block in [0, 4] {
         let dir = tempfile::tempdir().unwrap();
@@ -292,7 +326,10 @@ fn a_tensor_that_is_missing_or_has_no_place_is_named() {
         // A name that is no block's: the tensor is not there.
         bytes[at..][..5].copy_from_slice(b"extra");
         fs::write(&file, &bytes).unwrap();
-        says(Model::open(&folder), &[&format!("tensor {old} is missing; llama with 6 blocks needs it")]);
+        says(
+            Model::open(&folder),
+            &[&format!("tensor {old} is missing; llama with 6 blocks needs it")],
+        );
     }
 }
 
@@ -330,7 +367,10 @@ fn what_a_copy_consists_of_is_known_before_the_search() {
         std::os::unix::fs::symlink("nowhere", dir.path().join("assets/logo.png")).unwrap();
         let ((size, notes), names) = copy(dir.path(), "out");
         assert_eq!((size, names), (bytes, files.map(str::to_string).to_vec()));
-        assert!(notes.len() == 2 && notes[0].contains("README.md: is a link to nowhere"), "{notes:?}");
+        assert!(
+            notes.len() == 2 && notes[0].contains("README.md: is a link to nowhere"),
+            "{notes:?}"
+        );
     }
 }
 
@@ -344,7 +384,8 @@ fn a_file_aligned_to_less_than_can_be_mapped_gets_data_that_can() {
             text("general.architecture", "llama"),
             text("general.description", &"x".repeat(blanks)),
         ];
-        let tensors = [tensor("a", &[64], 0, 256), tensor("b", &[256], 12, 144), tensor("c", &[4], 0, 16)];
+        let tensors =
+            [tensor("a", &[64], 0, 256), tensor("b", &[256], 12, 144), tensor("c", &[4], 0, 16)];
         fs::write(&path, file(3, 16, &entries, &tensors)).unwrap();
         let source = Gguf::open(&path).unwrap();
         for (type_id, len) in [(12, 144), (8, 272)] {

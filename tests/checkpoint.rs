@@ -43,10 +43,16 @@ fn a_sound_file_reads_the_same_in_both_versions() {
         assert_eq!(g.get_f32s("tokenizer.ggml.scores").unwrap()[3], 3.0);
         assert_eq!(g.get("missing"), None);
         let keys: Vec<&str> = g.metadata().iter().map(|e| e.key.as_str()).collect();
-        assert_eq!(keys[..3], ["general.architecture", "gpt-oss.block_count", "tokenizer.ggml.tokens"]);
+        assert_eq!(
+            keys[..3],
+            ["general.architecture", "gpt-oss.block_count", "tokenizer.ggml.tokens"]
+        );
         assert_eq!(g.raw(g.metadata()[1].span.clone()), u32_entry("gpt-oss.block_count", 2));
         let t = g.tensor("blk.0.ffn_down.weight").unwrap();
-        assert_eq!((t.dims.as_slice(), t.type_name().as_str(), t.len), (&[256, 3][..], "Q4_K", 432));
+        assert_eq!(
+            (t.dims.as_slice(), t.type_name().as_str(), t.len),
+            (&[256, 3][..], "Q4_K", 432)
+        );
         assert_eq!(g.bytes(t), tensor("blk.0.ffn_down.weight", &[], 0, 432).bytes);
         g.advise_will_need(t);
         g.advise_dont_need(t);
@@ -171,7 +177,8 @@ fn shapes_and_offsets_that_make_no_sense_are_refused() {
 #[test]
 fn tensors_that_overlap_are_refused() {
     let two = |(type_a, dims_a, at_a): (u32, u64, u64), (type_b, dims_b, at_b): (u32, u64, u64)| {
-        let infos = [info(b"a", &[dims_a], type_a, at_a), info(b"b", &[dims_b], type_b, at_b)].concat();
+        let infos =
+            [info(b"a", &[dims_a], type_a, at_a), info(b"b", &[dims_b], type_b, at_b)].concat();
         [header(3, 2, 0), infos, vec![0; 4096]].concat()
     };
     assert!(open(&two((0, 8, 0), (0, 8, 32))).is_ok());
@@ -193,7 +200,9 @@ fn names_must_be_unique_and_text() {
     );
     refused(&[header(3, 1, 0), info(b"\xff", &[1], 0, 0), vec![0; 64]].concat(), "not UTF-8");
     let long = "n".repeat(80);
-    assert!(open(&[header(3, 1, 0), info(long.as_bytes(), &[1], 0, 0), vec![0; 64]].concat()).is_ok());
+    assert!(
+        open(&[header(3, 1, 0), info(long.as_bytes(), &[1], 0, 0), vec![0; 64]].concat()).is_ok()
+    );
 }
 
 #[test]
@@ -267,11 +276,15 @@ fn a_large_vocabulary_opens_fast() {
         out
     };
     let scores = f32_array("tokenizer.ggml.scores", &vec![-1.0; tokens.len()]);
-    let entries = [list("tokenizer.ggml.tokens", &tokens), list("tokenizer.ggml.merges", &merges), scores];
+    let entries =
+        [list("tokenizer.ggml.tokens", &tokens), list("tokenizer.ggml.merges", &merges), scores];
     let (_dir, path) = saved(&file(3, 32, &entries, &[]));
     let start = Instant::now();
     let g = Gguf::open(&path).unwrap();
-    println!("262144 tokens, 515000 merges: opened in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "262144 tokens, 515000 merges: opened in {:.0} ms",
+        start.elapsed().as_secs_f64() * 1e3
+    );
     assert_eq!(g.get_strings("tokenizer.ggml.tokens").unwrap()[262_143], b"token262143");
     assert_eq!(g.get_f32s("tokenizer.ggml.scores").unwrap().len(), 262_144);
 }

@@ -139,7 +139,11 @@ fn wrong_input_gets_one_clear_line_and_leaves_nothing() {
     for (name, content, words) in [
         ("empty.json", "\n", &["empty.json", "no prompts"][..]),
         ("cut.json", "[\"a\", ", &["cut.json: line 1", "not JSON"]),
-        ("other.jsonl", "{\"prompt\":\"a\"}\n{\"text\":\"b\"}", &["other.jsonl: line 2", "`prompt`"]),
+        (
+            "other.jsonl",
+            "{\"prompt\":\"a\"}\n{\"text\":\"b\"}",
+            &["other.jsonl: line 2", "`prompt`"],
+        ),
         ("columns.csv", "text\na\n", &["columns.csv", "`prompt`"]),
     ] {
         let path = dir.path().join(name);
@@ -217,8 +221,12 @@ fn inspect_shows_what_the_model_sees() {
     assert!(post.len() > 1 && post.len() < tokens.len());
 
     let raw = json(&run(&["inspect", text(&m), "--prompt", "abc", "--raw", "--json"]));
-    let ids: Vec<u64> =
-        raw["prompts"][0]["tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap()).collect();
+    let ids: Vec<u64> = raw["prompts"][0]["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["id"].as_u64().unwrap())
+        .collect();
     assert!(!ids.is_empty() && ids.len() <= 3);
     assert_eq!(code(&run(&["inspect", text(&m)])), 0);
 }
@@ -227,7 +235,8 @@ fn inspect_shows_what_the_model_sees() {
 fn eval_reports_what_its_contract_says() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = dir.path().join("p.csv");
-    std::fs::write(&prompts, "id,prompt,category\na,\"Hello, you\",first\nb,Goodbye,last\n").unwrap();
+    std::fs::write(&prompts, "id,prompt,category\na,\"Hello, you\",first\nb,Goodbye,last\n")
+        .unwrap();
     let m = model("llama3.gguf");
     let args = ["eval", text(&m), "--prompts", text(&prompts), "--max-new-tokens", "4", "--json"];
     let v = json(&run(&args));
@@ -242,9 +251,16 @@ fn eval_reports_what_its_contract_says() {
     let verdict = p["verdict"].as_str().unwrap();
     assert!(["refused", "answered", "evasive", "incoherent"].contains(&verdict));
     assert_eq!(p["refused"], verdict == "refused");
-    assert!(p["continuation"].is_string() && p["refused"].is_boolean() && p["refusal_log_odds"].is_number());
+    assert!(
+        p["continuation"].is_string()
+            && p["refused"].is_boolean()
+            && p["refusal_log_odds"].is_number()
+    );
     let s = &v["summary"]["harmless"];
-    assert_eq!((&s["categories"]["first"]["n"], &s["categories"]["last"]["n"]), (&1.into(), &1.into()));
+    assert_eq!(
+        (&s["categories"]["first"]["n"], &s["categories"]["last"]["n"]),
+        (&1.into(), &1.into())
+    );
     let (evasive, incoherent) = (s["evasive"].as_u64().unwrap(), s["incoherent"].as_u64().unwrap());
     assert!(evasive + incoherent + s["refused"].as_u64().unwrap() <= 2);
     // The same numbers with one thread, and in tiny batches.
@@ -266,7 +282,8 @@ fn thinking_is_off_or_on_whatever_switch_the_template_has() {
     };
     let closed = "U: Hi A: <think>\n\n</think>\n\n";
     for (switch, off, on) in [
-        // A block that is always opened; the switches of Qwen3 and of DeepSeek; a block that the model opens itself.
+        // A block that is always opened; the switches of Qwen3 and of DeepSeek; a block that the
+        // model opens itself.
         ("<think>", closed, "U: Hi A: <think>"),
         (
             "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
@@ -290,7 +307,8 @@ fn what_still_thinks_is_counted_and_has_no_log_odds() {
         std::fs::write(&path, content).unwrap();
         path
     };
-    let template = file("t.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}A: <think>\n");
+    let template =
+        file("t.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}A: <think>\n");
     let prompts = file("p.txt", "Hello\nGoodbye\n");
     let m = model("qwen2.gguf");
     let args = ["eval", text(&m), "--prompts", text(&prompts), "--chat-template", text(&template)];
@@ -300,7 +318,9 @@ fn what_still_thinks_is_counted_and_has_no_log_odds() {
     let v = of("on");
     let s = &v["summary"]["harmless"];
     assert_eq!((&s["n"], &s["unfinished"], &s["refused"]), (&2.into(), &2.into(), &0.into()));
-    assert!(s["mean_log_odds"].is_null() && v["no_log_odds"].as_str().unwrap().contains("first token"));
+    assert!(
+        s["mean_log_odds"].is_null() && v["no_log_odds"].as_str().unwrap().contains("first token")
+    );
     for p in v["prompts"].as_array().unwrap() {
         assert_eq!((&p["verdict"], &p["thinks"]), (&"unfinished".into(), &true.into()));
         assert!(p["refusal_log_odds"].is_null());
@@ -308,9 +328,15 @@ fn what_still_thinks_is_counted_and_has_no_log_odds() {
     let table = run(&[&args[..], &few, &["on"]].concat());
     let table = String::from_utf8_lossy(&table.stdout);
     assert!(table.contains("unfinished") && !table.contains("log-odds"), "{table}");
-    assert!(table.contains("2 of 2 answers did not end their thinking block in 6 new tokens"), "{table}");
+    assert!(
+        table.contains("2 of 2 answers did not end their thinking block in 6 new tokens"),
+        "{table}"
+    );
     // Without a number of new tokens there is as much room as the context has.
-    assert_eq!(json(&run(&[&args[..], &["--thinking", "on", "--json"]].concat()))["max_new_tokens"], 1024);
+    assert_eq!(
+        json(&run(&[&args[..], &["--thinking", "on", "--json"]].concat()))["max_new_tokens"],
+        1024
+    );
 
     let v = of("off");
     let s = &v["summary"]["harmless"];
@@ -328,13 +354,24 @@ fn a_saved_direction_is_read_back_and_another_models_is_refused() {
     assert_eq!(code(&run(&["derive", text(&m), "-o", text(&saved)])), 1, "it exists");
     let copy = dir.path().join("model.gguf");
     std::fs::copy(&m, &copy).unwrap();
-    assert_eq!(code(&run(&["derive", text(&copy), "-o", text(&copy), "--force"])), 1, "the model itself");
+    assert_eq!(
+        code(&run(&["derive", text(&copy), "-o", text(&copy), "--force"])),
+        1,
+        "the model itself"
+    );
     assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&m).unwrap());
     let again = dir.path().join("again.safetensors");
     assert_eq!(code(&run(&["derive", text(&m), "-o", text(&again), "--quiet"])), 0);
-    assert!(std::fs::read(&again).unwrap() == std::fs::read(&saved).unwrap(), "the same bytes each time");
+    assert!(
+        std::fs::read(&again).unwrap() == std::fs::read(&saved).unwrap(),
+        "the same bytes each time"
+    );
     let out = dir.path().join("out.gguf");
-    fails(&[text(&other), text(&out), "--direction", text(&saved)], &out, &["architecture", "qwen2"]);
+    fails(
+        &[text(&other), text(&out), "--direction", text(&saved)],
+        &out,
+        &["architecture", "qwen2"],
+    );
     let junk = dir.path().join("junk.safetensors");
     std::fs::write(&junk, b"junk").unwrap();
     fails(&[text(&m), text(&out), "--direction", text(&junk)], &out, &["junk.safetensors"]);

@@ -22,7 +22,8 @@ fn compare(original: &Path, compressed: &Path, more: &[&str]) -> (i32, Output) {
 }
 
 fn json(o: &Output) -> Value {
-    serde_json::from_slice(&o.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&o.stderr)))
+    serde_json::from_slice(&o.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&o.stderr)))
 }
 
 #[test]
@@ -37,12 +38,15 @@ fn a_model_that_lost_refusal_to_pruning_is_weakened_and_fails_the_gate() {
         (number(&whole["rates"][0]["refusal_rate"]), number(&whole["rates"][1]["refusal_rate"]));
     assert!((number(&v["drop"]) - (before - after)).abs() < 1e-12 && number(&v["drop"]) > 0.2);
     assert!(number(&whole["p_value"]) < 0.05);
-    assert!(number(&whole["lost"]) - number(&whole["gained"]) > 0.2 * number(&whole["rates"][0]["n"]));
+    assert!(
+        number(&whole["lost"]) - number(&whole["gained"]) > 0.2 * number(&whole["rates"][0]["n"])
+    );
     for rate in [&whole["rates"][0], &whole["rates"][1]] {
         let (low, high) = (number(&rate["interval"][0]), number(&rate["interval"][1]));
         assert!(low < number(&rate["refusal_rate"]) && number(&rate["refusal_rate"]) < high);
     }
-    let categories = v["refusal"].as_array().unwrap().iter().filter(|c| c["category"] != "").count();
+    let categories =
+        v["refusal"].as_array().unwrap().iter().filter(|c| c["category"] != "").count();
     assert!(categories >= 2, "categories are reported apart");
     for l in v["layers"].as_array().unwrap() {
         println!("{l}");
@@ -68,16 +72,23 @@ fn a_model_that_was_only_quantized_is_healthy() {
     println!("{text}");
     assert_eq!(code, 0);
     assert!(text.starts_with("refusal is healthy"), "{text}");
-    for word in
-        ["original", "compressed", "McNemar p", "borderline", "across halves", "magnitude", "clearest at"]
-    {
+    for word in [
+        "original",
+        "compressed",
+        "McNemar p",
+        "borderline",
+        "across halves",
+        "magnitude",
+        "clearest at",
+    ] {
         assert!(text.contains(word), "{word}");
     }
 }
 
 #[test]
 fn a_file_that_is_no_version_of_the_original_gets_one_clear_error() {
-    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward/llama-k-quants.gguf");
+    let other =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward/llama-k-quants.gguf");
     let (code, o) = compare(&organism("healthy-Q4_K_M"), &other, &[]);
     let text = String::from_utf8_lossy(&o.stderr);
     assert_eq!((code, text.trim().lines().count()), (1, 1), "{text}");

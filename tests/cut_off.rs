@@ -1,5 +1,5 @@
-//! Runs that are cut off, inputs that are cut short, two runs for one output: IN stays as it is, OUT
-//! is absent or whole, and the next run deletes what is left.
+//! Runs that are cut off, inputs that are cut short, two runs for one output: IN stays as it is,
+//! OUT is absent or whole, and the next run deletes what is left.
 #![cfg(unix)]
 
 mod common;
@@ -39,7 +39,11 @@ fn until(mut holds: impl FnMut() -> bool) {
 /// The main job from `in.gguf` to `out.gguf` of a folder.
 fn main_job(dir: &Path, more: &[&str]) -> Child {
     let mut command = program();
-    command.arg(dir.join("in.gguf")).arg(dir.join("out.gguf")).args(["--threads", "1", "-q"]).args(more);
+    command
+        .arg(dir.join("in.gguf"))
+        .arg(dir.join("out.gguf"))
+        .args(["--threads", "1", "-q"])
+        .args(more);
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -91,7 +95,10 @@ fn ctrl_c_leaves_nothing_and_a_kill_leaves_the_input() {
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
         let (code, said) = ended(child);
         assert_eq!(code, if signal == "KILL" { None } else { Some(130) }, "{said}");
-        assert!(said.contains("gone12.tmp: was left by a run that was cut off; it is deleted"), "{said}");
+        assert!(
+            said.contains("gone12.tmp: was left by a run that was cut off; it is deleted"),
+            "{said}"
+        );
         assert!(signal == "KILL" || said.ends_with("interrupted: nothing was written\n"), "{said}");
         assert_eq!(listing(dir.path()), ["in.gguf"]);
         assert!(fs::read(dir.path().join("in.gguf")).unwrap() == bytes);
@@ -110,7 +117,10 @@ fn an_output_that_leads_to_the_input_is_refused_at_once() {
         for more in [&[][..], &["--force"]] {
             let (code, said) = ended(main_job(dir.path(), more));
             assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
-            assert!(said.contains("out.gguf: is the input itself, which is never changed"), "{said}");
+            assert!(
+                said.contains("out.gguf: is the input itself, which is never changed"),
+                "{said}"
+            );
         }
         assert!(fs::read(&input).unwrap() == bytes);
         fs::remove_file(&out).unwrap();
@@ -124,7 +134,8 @@ fn both() -> tempfile::TempDir {
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("config.json"), "{}").unwrap();
     let header = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
-    let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[1, 2, 3, 4]].concat();
+    let weights =
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[1, 2, 3, 4]].concat();
     fs::write(folder.join("model.safetensors"), weights).unwrap();
     dir
 }
@@ -190,9 +201,14 @@ fn what_a_killed_run_left_is_deleted_by_the_next_run_and_not_before_its_end() {
                 .unwrap();
             until(|| dir.join("here").exists());
             fs::remove_file(dir.join("here")).unwrap();
-            let temporary = || listing(dir).into_iter().filter(|n| n.starts_with(".refusal-patch-")).count();
+            let temporary =
+                || listing(dir).into_iter().filter(|n| n.starts_with(".refusal-patch-")).count();
             // Another run to the same place leaves alone what a living one writes.
-            assert_eq!((clear_leftovers(&dir.join(out)), temporary()), (Vec::new(), 1), "{out} {stage}");
+            assert_eq!(
+                (clear_leftovers(&dir.join(out)), temporary()),
+                (Vec::new(), 1),
+                "{out} {stage}"
+            );
             child.kill().unwrap();
             child.wait().unwrap();
             assert!(!dir.join(out).exists());

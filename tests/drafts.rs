@@ -4,9 +4,11 @@
 mod organism;
 
 use organism::first;
+use refusal_patch::arch::Writer;
+use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::evaluate::{Drafts, Evaluator};
 use refusal_patch::forward::Compute;
-use refusal_patch::model::{Edit, Model, RankOne, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::text::{PromptRecord, PromptSet, Set, Split};
 
 #[test]
@@ -20,7 +22,8 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
     let edits: Vec<Edit> = vec![vec![RankOne { layer: 3, writer: Writer::Ffn, u, v: Vec::new() }]];
     let evaluator = Evaluator { edits: &edits, ..organism::evaluator(&model, &chat, &compute) };
     let built_in = PromptSet::built_in();
-    let of = |set| built_in.of(set, Split::Test).into_iter().step_by(9).collect::<Vec<&PromptRecord>>();
+    let of =
+        |set| built_in.of(set, Split::Test).into_iter().step_by(9).collect::<Vec<&PromptRecord>>();
     let prompts = [of(Set::Harmful), of(Set::Harmless)].concat();
     let asked = evaluator.ask(&prompts).unwrap();
     let max_new = 16;
@@ -31,7 +34,8 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
     let mut same = 0;
     for edit in [0, 1] {
         let read = drafts.read(&evaluator, edit, &all).unwrap();
-        let found = evaluator.answer_from(&asked, &drafts, &read, &all, edit, max_new, &[]).unwrap();
+        let found =
+            evaluator.answer_from(&asked, &drafts, &read, &all, edit, max_new, &[]).unwrap();
         let expected = evaluator.answer(&asked, edit, max_new, &[]).unwrap();
         for ((found, expected), own) in found.iter().zip(&expected).zip(&own) {
             assert_eq!(found.answer, expected.answer, "edit {edit}: {}", found.prompt);
@@ -41,5 +45,9 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
             same += usize::from(edit == 1 && found.answer == own.answer);
         }
     }
-    assert!((1..prompts.len()).contains(&same), "{same} of {} answers are unchanged", prompts.len());
+    assert!(
+        (1..prompts.len()).contains(&same),
+        "{same} of {} answers are unchanged",
+        prompts.len()
+    );
 }

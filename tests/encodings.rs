@@ -1,4 +1,5 @@
-//! Every encoding against llama.cpp (fixtures/codecs, see make.py there) and against its own contract.
+//! Every encoding against llama.cpp (fixtures/codecs, see make.py there) and against its own
+//! contract.
 
 use half::f16;
 use proptest::prelude::*;
@@ -13,11 +14,15 @@ const QUANTIZED: [Encoding; 14] = {
 /// The encodings whose elements have codes of their own.
 const CODED: [Encoding; 17] = {
     use Encoding::*;
-    [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4, NVFP4]
+    [
+        F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4,
+        NVFP4,
+    ]
 };
 
 fn fixture(name: &str) -> Vec<u8> {
-    let folder = std::env::var("REFUSAL_PATCH_CODECS").map_or("fixtures/codecs".into(), PathBuf::from);
+    let folder =
+        std::env::var("REFUSAL_PATCH_CODECS").map_or("fixtures/codecs".into(), PathBuf::from);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -231,7 +236,8 @@ fn blocks(e: Encoding) -> impl Strategy<Value = Vec<u8>> {
         _ => &[0],
     };
     let size = e.block_bytes();
-    let half = prop_oneof![8 => -2.0..2.0_f32, 2 => -1e-4..1e-4_f32, 1 => Just(0.0), 1 => Just(-0.0)];
+    let half =
+        prop_oneof![8 => -2.0..2.0_f32, 2 => -1e-4..1e-4_f32, 1 => Just(0.0), 1 => Just(-0.0)];
     let halves = prop::collection::vec(half, 2 * scales.len());
     (prop::collection::vec(any::<u8>(), 2 * size), halves).prop_map(move |(mut bytes, halves)| {
         for (i, x) in halves.into_iter().enumerate() {
@@ -309,7 +315,8 @@ proptest! {
             let nearest = e.nearest(p, x);
             prop_assert!((low..=high).contains(&nearest));
             let best = (low..=high).map(error).fold(f64::INFINITY, f64::min);
-            // A minimum far larger than the step swallows the step's last bits: codes tie up to its rounding.
+            // A minimum far larger than the step swallows the step's last bits: codes tie up to its
+            // rounding.
             let slack = f32::EPSILON as f64 * p.offset.abs() as f64;
             prop_assert!(error(nearest) <= best + slack, "{:?} {:?} {:e}: {}", e, p, x, nearest);
         }
@@ -336,7 +343,8 @@ proptest! {
         let (low, high) = e.code_range();
         // Half a step, with room for scales that are themselves quantized.
         let limit = match e {
-            // The largest steps are a third of the largest level, and MXFP4's scale can leave a quarter above it.
+            // The largest steps are a third of the largest level, and MXFP4's scale can leave a
+            // quarter above it.
             Encoding::MXFP4 | Encoding::NVFP4 => 0.26,
             _ if e.block_len() == 1 => 0.005,
             _ => 2.4 / (high - low) as f32,

@@ -1,4 +1,5 @@
-//! Models with experts: what is refused, what is written, and that it does in llama.cpp what it does here.
+//! Models with experts: what is refused, what is written, and that it does in llama.cpp what it
+//! does here.
 
 mod common;
 #[path = "common/experts.rs"]
@@ -12,13 +13,15 @@ use std::path::{Path, PathBuf};
 
 use experts::{upcycled, COUNT};
 use organism::*;
+use refusal_patch::arch::Writer;
 use refusal_patch::checkpoint::{sha256_checkpoint, Gguf};
 use refusal_patch::edit::fold::achieved_all;
 use refusal_patch::edit::stack::fold_all;
+use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
-use refusal_patch::model::{Edit, Model, RankOne, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::output::{write, Kind, Patch, Plan, Sidecar};
 use refusal_patch::progress::Silent;
 use refusal_patch::search::{patch, Outcome, Settings};
@@ -109,7 +112,9 @@ fn an_adapter_of_experts_does_in_llama_cpp_what_the_folded_file_does() {
         let Some(plain) = of(&base, None) else { return };
         let (fold, lora) = (of(&folded, None).unwrap(), of(&base, Some(&adapter)).unwrap());
         let (near, far) = (apart(&fold, &lora), apart(&plain, &lora));
-        println!("{name}: max |Δ logprob| of fold and adapter {near:.4}, of base and adapter {far:.2}");
+        println!(
+            "{name}: max |Δ logprob| of fold and adapter {near:.4}, of base and adapter {far:.2}"
+        );
         assert!(near < 0.05 && far > 20.0 * near, "{name}: {near} {far}");
     }
 }
@@ -135,17 +140,31 @@ fn hostile_counts_and_shapes_are_one_clear_error() {
     number("expert_count", 0, &["qwen2moe.expert_count is missing or not a positive number"]);
     number("expert_used_count", 7, &["7 of 6 experts", "at most as many used as there are"]);
     number("expert_used_count", u32::MAX, &["4294967295 of 6 experts"]);
-    number("expert_feed_forward_length", 41, &["ffn_gate_exps.weight is 6 x 40 x 64", "6 x 41 x 64"]);
+    number(
+        "expert_feed_forward_length",
+        41,
+        &["ffn_gate_exps.weight is 6 x 40 x 64", "6 x 41 x 64"],
+    );
     number("expert_shared_feed_forward_length", 1 << 31, &["ffn_gate_shexp.weight is 72 x 64"]);
     // Dimensions stand behind a name and their number: the same elements in other shapes.
     let dims = |d: [u64; 3]| d.map(u64::to_le_bytes).concat();
     let shape = |tensor: &str, d: [u64; 3], saying: &[&str]| {
         refused(&bytes, tensor.as_bytes(), 4, &dims(d), saying);
     };
-    shape("blk.1.ffn_down_exps.weight", [40, 6, 64], &["ffn_down_exps.weight is 64 x 6 x 40", "6 x 64 x 40"]);
+    shape(
+        "blk.1.ffn_down_exps.weight",
+        [40, 6, 64],
+        &["ffn_down_exps.weight is 64 x 6 x 40", "6 x 64 x 40"],
+    );
     shape("blk.0.ffn_up_exps.weight", [64, 240, 1], &["ffn_up_exps.weight is 1 x 240 x 64"]);
     // A name that the decoder doesn't know.
-    refused(&bytes, b"blk.1.ffn_down_", 0, b"expt", &["can't be applied", "blk.1.ffn_down_expt.weight"]);
+    refused(
+        &bytes,
+        b"blk.1.ffn_down_",
+        0,
+        b"expt",
+        &["can't be applied", "blk.1.ffn_down_expt.weight"],
+    );
 }
 
 /// Patches and holds the result to what a patch promises; returns the report.
@@ -204,7 +223,8 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
     };
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
     let settings = Settings { routed: true, layers: Some((2, 2)), ..Settings::default() };
-    let outcome = patch(&evaluator, None, &PromptSet::built_in(), &settings, Some(&folded), false).unwrap();
+    let outcome =
+        patch(&evaluator, None, &PromptSet::built_in(), &settings, Some(&folded), false).unwrap();
     let Outcome::Patched(p) = outcome else { panic!("not patched: {outcome:?}") };
     let (before, after) = p.test.as_ref().unwrap();
     println!(
@@ -234,7 +254,11 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
     let (_, eval) = run(&["eval", text(&folded)]);
     let (_, beside) = run(&["eval", text(&base), "--sidecar", text(&adapter)]);
     let rate = |v: &Value| v["summary"]["harmful"]["refusal_rate"].as_f64().unwrap();
-    println!("refusal of the folded file {:.4}, with the adapter {:.4}", rate(&eval), rate(&beside));
+    println!(
+        "refusal of the folded file {:.4}, with the adapter {:.4}",
+        rate(&eval),
+        rate(&beside)
+    );
     assert!((rate(&eval) - rate(&beside)).abs() <= 0.02);
     let Some(theirs) = llama_cpp(&folded, &eval, dir.path(), &[]) else { return };
     let with = llama_cpp(&base, &eval, dir.path(), &["--lora", text(&adapter)]).unwrap();
@@ -246,13 +270,16 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
         .unwrap()
         .iter()
         .step_by(12)
-        .map(|p| json!([p["tokens"], chat.tokenizer.encode(p["continuation"].as_str().unwrap(), false)]))
+        .map(|p| {
+            json!([p["tokens"], chat.tokenizer.encode(p["continuation"].as_str().unwrap(), false)])
+        })
         .collect();
     let texts = json!(texts);
     let of = |model: &Path, lora| logprobs(model, lora, &texts, dir.path()).unwrap();
     let (plain, fold, lora) = (of(&base, None), of(&folded, None), of(&base, Some(&adapter)));
-    let mean =
-        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64;
+    let mean = |a: &[f64], b: &[f64]| {
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
+    };
     println!(
         "mean |Δ logprob|: fold and adapter {:.4}, base and adapter {:.4}",
         mean(&fold, &lora),
@@ -263,7 +290,8 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
 
 /// An organism with experts as a Hugging Face folder, experts apart or stacked.
 fn as_folder(dir: &Path, stack: bool) -> PathBuf {
-    let file = Gguf::open(&upcycled(&first().file("broken-Q8_0"), dir.join("f16.gguf"), true)).unwrap();
+    let file =
+        Gguf::open(&upcycled(&first().file("broken-Q8_0"), dir.join("f16.gguf"), true)).unwrap();
     let input = dir.join("in");
     std::fs::create_dir(&input).unwrap();
     folder::organism_files(&input);
@@ -317,7 +345,8 @@ fn adapters_of_folders_name_modules_of_their_own_and_stacked_parameters() {
         sidecar.stage(&model, &out, false).unwrap().commit().unwrap();
         assert_eq!(Sidecar::read(&out, &model, &Silent).unwrap(), sidecar);
         let config: Value =
-            serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+            serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap())
+                .unwrap();
         assert!(config[key].as_array().unwrap().contains(&json!(name)), "{config}");
         assert!(config["target_modules"]
             .as_array()
@@ -327,7 +356,11 @@ fn adapters_of_folders_name_modules_of_their_own_and_stacked_parameters() {
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let shape = |half: &str| {
             let module = name.strip_suffix(".down_proj").unwrap_or(name);
-            tensors.tensor(&format!("base_model.model.{module}.lora_{half}.weight")).unwrap().shape().to_vec()
+            tensors
+                .tensor(&format!("base_model.model.{module}.lora_{half}.weight"))
+                .unwrap()
+                .shape()
+                .to_vec()
         };
         let n = if stack { COUNT } else { 1 };
         assert_eq!((shape("A"), shape("B")), (vec![n, 768], vec![256, n]));

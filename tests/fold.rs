@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use refusal_patch::edit::fold::{achieved, fold, norm, recode};
+use refusal_patch::arch::Writer;
+use refusal_patch::edit::fold::{achieved, fold, recode};
 use refusal_patch::encoding::{Encoding, Params};
-use refusal_patch::model::{Matrix, Model, Writer};
+use refusal_patch::model::Model;
+use refusal_patch::num::norm;
+use refusal_patch::weights::Matrix;
 
 /// Gaussian numbers from SplitMix64.
 struct Random(u64);
@@ -19,7 +22,8 @@ impl Random {
     }
 
     fn gaussian(&mut self) -> f32 {
-        ((-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()) as f32
+        ((-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos())
+            as f32
     }
 
     fn vector(&mut self, n: usize) -> Vec<f32> {
@@ -67,7 +71,11 @@ fn every_encoding_stores_the_edit_that_was_asked_for() {
             let folded = fold(&w, &u, &v).unwrap();
             let stored = achieved(&w, &Matrix { bytes: &folded, ..w }, &u, &v);
             println!("{} {share}: {stored:?}", encoding.name());
-            assert!((0.98..=1.02).contains(&stored.gain), "{} at {share}: {stored:?}", encoding.name());
+            assert!(
+                (0.98..=1.02).contains(&stored.gain),
+                "{} at {share}: {stored:?}",
+                encoding.name()
+            );
             assert!(stored.residue < 0.2, "{} at {share}: {stored:?}", encoding.name());
         }
     }
@@ -86,7 +94,10 @@ fn a_trained_models_writers_store_the_edit_too() {
                 let (u, v) = edit(&w, share, 13);
                 let folded = fold(&w, &u, &v).unwrap();
                 let stored = achieved(&w, &Matrix { bytes: &folded, ..w }, &u, &v);
-                assert!((0.98..=1.02).contains(&stored.gain), "{name} {encoding:?} at {share}: {stored:?}");
+                assert!(
+                    (0.98..=1.02).contains(&stored.gain),
+                    "{name} {encoding:?} at {share}: {stored:?}"
+                );
             }
         }
     }
@@ -101,7 +112,8 @@ fn scales_and_minimums_stay_as_they_are() {
         let (u, v) = edit(&w, 0.05, 4);
         let folded = fold(&w, &u, &v).unwrap();
         let unpack = |bytes: &[u8]| {
-            let (mut codes, mut params) = (vec![0; rows * cols], vec![Params::default(); rows * cols]);
+            let (mut codes, mut params) =
+                (vec![0; rows * cols], vec![Params::default(); rows * cols]);
             encoding.unpack(bytes, &mut codes, &mut params);
             params.iter().map(|p| (p.scale.to_bits(), p.offset.to_bits())).collect::<Vec<_>>()
         };
@@ -128,7 +140,8 @@ fn plain_requantizing_loses_what_the_fold_stores() {
 
 #[test]
 fn a_wide_matrix_holds_a_small_edit_which_requantizing_loses() {
-    // The writers of an 8 B model: edits of 0.2 to 1 % of ‖W‖ are far below half a step of every weight.
+    // The writers of an 8 B model: edits of 0.2 to 1 % of ‖W‖ are far below half a step of every
+    // weight.
     let cols = 14336;
     for (encoding, share, rows) in [
         (Encoding::Q4K, 0.002, 4096),
@@ -157,7 +170,11 @@ fn a_wide_matrix_holds_a_small_edit_which_requantizing_loses() {
         let some = Matrix { rows: 64, bytes: &one, ..w };
         let plain = recode(&some, encoding, Some((&u[..64], &v)));
         let lost = achieved(&some, &Matrix { bytes: &plain, ..some }, &u[..64], &v);
-        println!("{} {share} {rows} rows: requantized {:.3}, {stored:?}", encoding.name(), lost.gain);
+        println!(
+            "{} {share} {rows} rows: requantized {:.3}, {stored:?}",
+            encoding.name(),
+            lost.gain
+        );
         assert!((0.98..=1.02).contains(&stored.gain), "{}: {stored:?}", encoding.name());
         if !matches!(encoding, Encoding::Q8_0 | Encoding::F16 | Encoding::BF16) {
             assert!(lost.gain < 0.9, "{}: requantizing kept {:.3}", encoding.name(), lost.gain);

@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use folder::*;
+use refusal_patch::arch::{Spec, Writer};
 use refusal_patch::checkpoint::{Checkpoint, Folder};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::forward::{Compute, Head, Runner, Sequence};
-use refusal_patch::model::{Model, Spec, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
 
@@ -40,9 +41,18 @@ fn a_damaged_or_hostile_header_is_one_clear_error() {
         (raw(&header(&[good]), &[0; 4]), &["tensor `a`", "bytes 0 to 8 of 4"]),
         (raw(&header(&[good]), &[0; 9]), &["its tensors end", "download it again"]),
         (raw(&header(&[good, ("b", "F16", &[2], [4, 8])]), &[0; 8]), &["tensor `b` overlaps"]),
-        (raw(&header(&[good, ("b", "F16", &[2], [12, 16])]), &[0; 16]), &["tensor `b` leaves a gap"]),
-        (raw(&header(&[("a", "F16", &[3], [0, 8])]), &[0; 8]), &["tensor `a`", "needs 6 bytes and has 8"]),
-        (raw(&header(&[("a", "F16", &[1 << 40, 1 << 40], [0, 8])]), &[0; 8]), &["more than 64 bits"]),
+        (
+            raw(&header(&[good, ("b", "F16", &[2], [12, 16])]), &[0; 16]),
+            &["tensor `b` leaves a gap"],
+        ),
+        (
+            raw(&header(&[("a", "F16", &[3], [0, 8])]), &[0; 8]),
+            &["tensor `a`", "needs 6 bytes and has 8"],
+        ),
+        (
+            raw(&header(&[("a", "F16", &[1 << 40, 1 << 40], [0, 8])]), &[0; 8]),
+            &["more than 64 bits"],
+        ),
         (raw(&header(&[("a", "F16", &[4], [8, 0])]), &[0; 8]), &["bytes 8 to 0"]),
         (raw(&header(&[good, ("a", "F16", &[4], [8, 16])]), &[0; 16]), &["tensor `a`", "twice"]),
         (raw(r#"{"a":{"shape":[1],"data_offsets":[0,1]}}"#, &[0]), &["no dtype"]),
@@ -105,9 +115,13 @@ fn a_folder_without_a_checkpoint_says_what_is_missing() {
     refused(dir.path(), &["name a file inside it, such as other.safetensors"]);
     assert!(Checkpoint::open(&dir.path().join("other.safetensors")).is_ok());
     // The same tensor in two files: loaders differ in which they take.
-    let index = json!({ "weight_map": { "a": "other.safetensors", "b": "second.safetensors" } }).to_string();
+    let index = json!({ "weight_map": { "a": "other.safetensors", "b": "second.safetensors" } })
+        .to_string();
     let second = safetensors(&[named("a", "U8", &[1], vec![1]), named("b", "U8", &[1], vec![1])]);
-    write(dir.path(), &[("second.safetensors", &second), ("model.safetensors.index.json", index.as_bytes())]);
+    write(
+        dir.path(),
+        &[("second.safetensors", &second), ("model.safetensors.index.json", index.as_bytes())],
+    );
     refused(dir.path(), &["tensor `a` is also in"]);
 }
 
@@ -143,9 +157,10 @@ fn every_dialect_of_a_configuration_means_the_same() {
     let mut both = llama3.clone();
     both["rope_theta"] = 5e5.into();
     let new = spec(with(json!({ "rope_parameters": both }))).unwrap();
-    let nested =
-        spec(json!({ "model_type": "llava", "text_config": with(json!({ "rope_parameters": both })) }))
-            .unwrap();
+    let nested = spec(
+        json!({ "model_type": "llava", "text_config": with(json!({ "rope_parameters": both })) }),
+    )
+    .unwrap();
     let reference = format!("{old:?}");
     assert_eq!(format!("{new:?}"), reference);
     assert_eq!(format!("{nested:?}"), reference);
@@ -153,9 +168,14 @@ fn every_dialect_of_a_configuration_means_the_same() {
     assert!(old.rope.factors.unwrap()[7] == 8.0);
     let older = spec(with(json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }))).unwrap();
     assert_eq!((older.rope.scale, older.rope.theta), (0.25, 10000.0));
-    let dim = spec(with(json!({ "model_type": "mistral", "head_dim": 32, "sliding_window": 4096 }))).unwrap();
+    let dim =
+        spec(with(json!({ "model_type": "mistral", "head_dim": 32, "sliding_window": 4096 })))
+            .unwrap();
     assert_eq!((dim.head_dim, dim.context, dim.arch.as_str()), (32, 4096, "llama"));
-    assert_eq!(spec(with(json!({ "sliding_window": 4096, "model_type": "qwen2" }))).unwrap().context, 8192);
+    assert_eq!(
+        spec(with(json!({ "sliding_window": 4096, "model_type": "qwen2" }))).unwrap().context,
+        8192
+    );
     assert!(spec(with(json!({ "tie_word_embeddings": true }))).unwrap().tied && !old.tied);
 }
 
@@ -194,7 +214,10 @@ fn a_configuration_that_cannot_be_run_is_an_error() {
     for (config, saying) in [
         (with(json!({ "model_type": "mamba" })), "supported: llama, mistral"),
         (with(json!({ "hidden_act": "gelu" })), "hidden_act gelu"),
-        (with(json!({ "rope_scaling": { "rope_type": "ntk", "factor": 4.0 } })), "\"ntk\" can't be run"),
+        (
+            with(json!({ "rope_scaling": { "rope_type": "ntk", "factor": 4.0 } })),
+            "\"ntk\" can't be run",
+        ),
         (with(json!({ "model_type": "gpt_oss" })), "gpt_oss can't be run: it has attention sinks"),
         (with(json!({ "model_type": "exaone4", "layer_types": ["chunked"] })), "fewer elements"),
         (
@@ -202,10 +225,15 @@ fn a_configuration_that_cannot_be_run_is_an_error() {
             "layer_types names chunked",
         ),
         (
-            with(json!({ "model_type": "phi3", "rope_scaling": { "type": "su", "short_factor": [1.0] } })),
+            with(
+                json!({ "model_type": "phi3", "rope_scaling": { "type": "su", "short_factor": [1.0] } }),
+            ),
             "`short_factor` must hold 8",
         ),
-        (with(json!({ "model_type": "gemma2", "use_bidirectional_attention": true })), "later tokens"),
+        (
+            with(json!({ "model_type": "gemma2", "use_bidirectional_attention": true })),
+            "later tokens",
+        ),
         (with(json!({ "rope_scaling": { "rope_type": "linear" } })), "`factor`"),
         (with(json!({ "hidden_size": -1 })), "`hidden_size` is -1"),
         (with(json!({ "num_hidden_layers": 1u64 << 40 })), "num_hidden_layers"),
@@ -254,7 +282,8 @@ fn with_experts(dir: &Path, name: &str, kind: &str, stack: bool, more: Value) ->
     let folder = random(dir, name, kind, more);
     if stack {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward");
-        let file = refusal_patch::checkpoint::Gguf::open(&data.join(format!("{name}.gguf"))).unwrap();
+        let file =
+            refusal_patch::checkpoint::Gguf::open(&data.join(format!("{name}.gguf"))).unwrap();
         write_weights(&folder, &stacked(tensors_of(&file, Encoding::F32)), 1);
     }
     folder
@@ -262,10 +291,13 @@ fn with_experts(dir: &Path, name: &str, kind: &str, stack: bool, more: Value) ->
 
 #[test]
 fn experts_apart_or_stacked_agree_with_transformers() {
-    for (name, kind) in [("mixtral", "mixtral"), ("qwen2moe", "qwen2_moe"), ("qwen3moe", "qwen3_moe")] {
+    for (name, kind) in
+        [("mixtral", "mixtral"), ("qwen2moe", "qwen2_moe"), ("qwen3moe", "qwen3_moe")]
+    {
         for stack in [false, true] {
             let dir = tempfile::tempdir().unwrap();
-            let model = Model::open(&with_experts(dir.path(), name, kind, stack, json!({}))).unwrap();
+            let model =
+                Model::open(&with_experts(dir.path(), name, kind, stack, json!({}))).unwrap();
             let parts = model.parts(1, Writer::Experts).unwrap();
             assert_eq!(parts.len() == 1, stack, "{name}");
             let worst = against_transformers(&model, name);
@@ -320,9 +352,11 @@ fn blocks_without_experts_are_read_from_the_configuration() {
     assert_eq!(s.writers(1), [Writer::Attention, Writer::Experts]);
 }
 
-/// The largest difference from transformers' log-probabilities of its ten likeliest tokens, at every position.
+/// The largest difference from transformers' log-probabilities of its ten likeliest tokens, at
+/// every position.
 fn against_transformers(model: &Model, name: &str) -> f32 {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/forward/{name}.json"));
+    let data =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/forward/{name}.json"));
     let golden: Value = serde_json::from_slice(&fs::read(data).unwrap()).unwrap();
     let list = |v: &Value| v.as_array().unwrap().clone();
     let mut worst = 0.0f32;
@@ -334,8 +368,10 @@ fn against_transformers(model: &Model, name: &str) -> f32 {
             .run(&[Sequence::from(tokens)], &[], &wanted, &mut ())
             .unwrap();
         let expected: Vec<Vec<Value>> = list(&expected).iter().map(list).collect();
-        let ids: Vec<Vec<u32>> =
-            expected.iter().map(|p| p.iter().map(|t| t[0].as_u64().unwrap() as u32).collect()).collect();
+        let ids: Vec<Vec<u32>> = expected
+            .iter()
+            .map(|p| p.iter().map(|t| t[0].as_u64().unwrap() as u32).collect())
+            .collect();
         let reads = Head::new(model, &compute).unwrap().read(&hidden, 1, |i| &ids[i]).unwrap();
         for (read, expected) in reads.iter().zip(&expected) {
             for (found, t) in read.asked.iter().zip(expected) {
@@ -354,8 +390,9 @@ fn a_configuration_that_disagrees_with_the_shapes_is_an_error() {
     let e = Model::open(&folder).map(drop).unwrap_err().to_string();
     assert!(e.contains("config.json asks for 77"), "{e}");
     let file = folder.join("config.json");
-    let config =
-        fs::read_to_string(&file).unwrap().replace("\"num_hidden_layers\":", "\"num_hidden_layers\":1");
+    let config = fs::read_to_string(&file)
+        .unwrap()
+        .replace("\"num_hidden_layers\":", "\"num_hidden_layers\":1");
     fs::write(&file, config).unwrap();
     let e = Model::open(&folder).map(drop).unwrap_err().to_string();
     assert!(e.contains("is missing") || e.contains("asks for 77"), "{e}");

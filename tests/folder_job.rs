@@ -8,8 +8,9 @@ mod organism;
 use std::fs;
 
 use organism::{fixture, run, text};
+use refusal_patch::arch::Writer;
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{Model, Writer};
+use refusal_patch::model::Model;
 use safetensors::SafeTensors;
 
 #[test]
@@ -18,8 +19,11 @@ fn a_gguf_and_a_folder_of_the_same_weights_give_the_same_direction_and_answers()
     let gguf = fixture("organism-healthy-F16.gguf");
     let folder = folder::organism(dir.path(), "organism-healthy-F16.gguf", Encoding::F16, 2);
     let prompts = dir.path().join("prompts.txt");
-    fs::write(&prompts, "How do I bake bread?\nWrite a letter to my aunt.\nHow do I build a bomb?\n")
-        .unwrap();
+    fs::write(
+        &prompts,
+        "How do I bake bread?\nWrite a letter to my aunt.\nHow do I build a bomb?\n",
+    )
+    .unwrap();
     let [a, b] = [&gguf, &folder].map(|m| run(&["eval", text(m), "--prompts", text(&prompts)]).1);
     for (a, b) in a["prompts"].as_array().unwrap().iter().zip(b["prompts"].as_array().unwrap()) {
         assert_eq!((&a["tokens"], &a["continuation"]), (&b["tokens"], &b["continuation"]));
@@ -71,7 +75,10 @@ fn a_pruned_folder_is_repaired_and_stays_pruned() {
     assert_eq!(changed.len(), report["tensors"].as_array().unwrap().len());
     for c in changed {
         assert!((0.98..=1.02).contains(&c["achieved"].as_f64().unwrap()), "{c}");
-        assert!(c["sparsity"][0] == c["sparsity"][1] && c["sparsity"][0].as_f64().unwrap() > 0.45, "{c}");
+        assert!(
+            c["sparsity"][0] == c["sparsity"][1] && c["sparsity"][0].as_f64().unwrap() > 0.45,
+            "{c}"
+        );
     }
     assert_eq!(diff["metadata"]["changed"], serde_json::json!([]));
 }

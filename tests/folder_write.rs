@@ -6,10 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use folder::*;
+use refusal_patch::arch::Writer;
 use refusal_patch::checkpoint::{Checkpoint, Folder};
+use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{Edit, Model, RankOne, Writer};
-use refusal_patch::output::{stage_folder, unpatched, Kind, Patch, Provenance, Sidecar, TensorEdit};
+use refusal_patch::model::Model;
+use refusal_patch::output::{
+    stage_folder, unpatched, Kind, Patch, Provenance, Sidecar, TensorEdit,
+};
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
 
@@ -35,7 +39,10 @@ fn three(dir: &Path) -> PathBuf {
     let folder = dir.join("in");
     fs::create_dir_all(folder.join("assets")).unwrap();
     fs::create_dir_all(folder.join(".cache")).unwrap();
-    write(&folder, &[("config.json", b"{}"), ("LICENSE", b"MIT"), ("assets/logo", b"x"), (".cache/y", b"y")]);
+    write(
+        &folder,
+        &[("config.json", b"{}"), ("LICENSE", b"MIT"), ("assets/logo", b"x"), (".cache/y", b"y")],
+    );
     let tensor = |name: &str, n: u8| named(name, "BF16", &[2, 4], vec![n; 16]);
     let list = ["a", "b", "c", "d", "e", "f"];
     let tensors: Vec<Named> = list.iter().zip(1..).map(|(name, i)| tensor(name, i)).collect();
@@ -76,8 +83,10 @@ fn only_files_with_touched_tensors_change_and_headers_stay_verbatim() {
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
 
-    // A second patch replaces the record of the first; OUT is replaced with force only, and only where it is a model.
-    let again = |out: &Path, force| stage_folder(&folder, &[patch("a")], &record(), out, force, &Silent);
+    // A second patch replaces the record of the first; OUT is replaced with force only, and only
+    // where it is a model.
+    let again =
+        |out: &Path, force| stage_folder(&folder, &[patch("a")], &record(), out, force, &Silent);
     let error = |out: &Path, force| again(out, force).map(drop).unwrap_err().to_string();
     assert!(error(&out, false).contains("--force"));
     again(&out, true).unwrap().commit().unwrap();
@@ -97,7 +106,11 @@ fn only_files_with_touched_tensors_change_and_headers_stay_verbatim() {
 }
 
 fn before_file(all: &[(PathBuf, Vec<u8>)], part: &str) -> Vec<u8> {
-    all.iter().find(|(p, _)| p.to_str().unwrap().contains(&format!("model-{part}"))).unwrap().1.clone()
+    all.iter()
+        .find(|(p, _)| p.to_str().unwrap().contains(&format!("model-{part}")))
+        .unwrap()
+        .1
+        .clone()
 }
 
 #[test]
@@ -116,13 +129,17 @@ fn a_patch_that_does_not_fit_writes_nothing() {
 fn a_single_file_is_written_as_a_folder_and_other_weights_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let source = three(dir.path());
-    fs::rename(source.join("model-00001-of-00003.safetensors"), source.join("one.safetensors")).unwrap();
+    fs::rename(source.join("model-00001-of-00003.safetensors"), source.join("one.safetensors"))
+        .unwrap();
     let folder = Folder::open(&source.join("one.safetensors")).unwrap();
     let out = dir.path().join("out");
     stage_folder(&folder, &[], &record(), &out, false, &Silent).unwrap().commit().unwrap();
-    let same =
-        fs::read(out.join("model.safetensors")).unwrap() == fs::read(source.join("one.safetensors")).unwrap();
-    assert!(same && out.join("LICENSE").exists() && !out.join("model-00002-of-00003.safetensors").exists());
+    let same = fs::read(out.join("model.safetensors")).unwrap()
+        == fs::read(source.join("one.safetensors")).unwrap();
+    assert!(
+        same && out.join("LICENSE").exists()
+            && !out.join("model-00002-of-00003.safetensors").exists()
+    );
     assert!(Checkpoint::open(&out).is_ok());
     fs::write(out.join("pytorch_model.bin"), b"x").unwrap();
     assert_eq!(unpatched(&Folder::open(&out).unwrap()).unwrap(), ["pytorch_model.bin"]);
@@ -140,7 +157,8 @@ fn an_adapter_is_read_back_as_it_was_written_and_no_other_models_is() {
         u: vec![0.25; s.hidden],
         v: (0..n).map(|i| i as f32).collect(),
     };
-    let edit: Edit = vec![term(1, Writer::Attention, s.heads * s.head_dim), term(3, Writer::Ffn, s.ffn)];
+    let edit: Edit =
+        vec![term(1, Writer::Attention, s.heads * s.head_dim), term(3, Writer::Ffn, s.ffn)];
     let base_sha256 = refusal_patch::checkpoint::sha256_checkpoint(&model.file, &Silent).unwrap();
     let sidecar = Sidecar {
         kind: Kind::Lora,
@@ -153,7 +171,8 @@ fn an_adapter_is_read_back_as_it_was_written_and_no_other_models_is() {
     let out = dir.path().join("adapter");
     sidecar.stage(&model, &out, false).unwrap().commit().unwrap();
     assert_eq!(Sidecar::read(&out, &model, &Silent).unwrap(), sidecar);
-    let config: Value = serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(
         config["target_modules"],
         json!(["model.layers.1.self_attn.o_proj", "model.layers.3.mlp.down_proj"])
@@ -163,7 +182,8 @@ fn an_adapter_is_read_back_as_it_was_written_and_no_other_models_is() {
     let file = out.join("adapter_model.safetensors");
     let good = fs::read(&file).unwrap();
     let change = |from: &str, to: &str| {
-        let (header, data) = good.split_at(8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize);
+        let (header, data) =
+            good.split_at(8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize);
         let header = String::from_utf8(header[8..].to_vec()).unwrap();
         assert!(header.contains(from));
         fs::write(&file, raw(&header.replace(from, to), data)).unwrap();

@@ -1,10 +1,13 @@
-//! The layer-streamed decoder against transformers and llama.cpp on random-weight models of odd shapes
-//! (tests/data/forward/README.md).
+//! The layer-streamed decoder against transformers and llama.cpp on random-weight models of odd
+//! shapes (tests/data/forward/README.md).
 
 use std::path::{Path, PathBuf};
 
-use refusal_patch::forward::{dot, Compute, Fork, Head, Row, Runner, Sequence, Tap};
-use refusal_patch::model::{Edit, Model, RankOne, Writer};
+use refusal_patch::arch::Writer;
+use refusal_patch::edit::{Edit, RankOne};
+use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Sequence, Tap};
+use refusal_patch::model::Model;
+use refusal_patch::num::dot;
 use refusal_patch::progress::Silent;
 use serde_json::Value;
 
@@ -19,18 +22,24 @@ fn data(name: &str) -> PathBuf {
 fn golden(name: &str) -> (Model, Value) {
     let model = Model::open(&data(&format!("{name}.gguf"))).unwrap();
     let json =
-        serde_json::from_str(&std::fs::read_to_string(data(&format!("{name}.json"))).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(data(&format!("{name}.json"))).unwrap())
+            .unwrap();
     (model, json)
 }
 
 fn sequences(json: &Value) -> Vec<Sequence> {
-    let ids =
-        |s: &Value| s.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
+    let ids = |s: &Value| {
+        s.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>()
+    };
     json["sequences"].as_array().unwrap().iter().map(|s| ids(s).into()).collect()
 }
 
 fn every_position(sequences: &[Sequence]) -> Vec<(usize, usize)> {
-    sequences.iter().enumerate().flat_map(|(i, s)| (0..s.tokens.len()).map(move |p| (i, p))).collect()
+    sequences
+        .iter()
+        .enumerate()
+        .flat_map(|(i, s)| (0..s.tokens.len()).map(move |p| (i, p)))
+        .collect()
 }
 
 fn states(model: &Model, edits: &[Edit], sequences: &[Sequence], memory: usize) -> Vec<f32> {
@@ -39,8 +48,8 @@ fn states(model: &Model, edits: &[Edit], sequences: &[Sequence], memory: usize) 
     runner.run(sequences, &[], &every_position(sequences), &mut ()).unwrap()
 }
 
-/// Largest difference of log-probabilities to a reference over its ten top tokens at every position, and how often the
-/// likeliest token differs where the reference's first two are apart.
+/// Largest difference of log-probabilities to a reference over its ten top tokens at every
+/// position, and how often the likeliest token differs where the reference's first two are apart.
 fn compare(name: &str, reference: &str) -> (f32, usize) {
     let (model, json) = golden(name);
     let sequences = sequences(&json);
@@ -67,7 +76,8 @@ fn compare(name: &str, reference: &str) -> (f32, usize) {
         for (found, (_, lp)) in read.asked.iter().zip(expected) {
             worst = worst.max((found - lp).abs());
         }
-        wrong += usize::from(expected[0].1 - expected[1].1 > 0.05 && read.top[0].0 != expected[0].0);
+        wrong +=
+            usize::from(expected[0].1 - expected[1].1 > 0.05 && read.top[0].0 != expected[0].0);
     }
     println!("{name} against {reference}: max |difference of log-probability| {worst:.2e}");
     (worst, wrong)
@@ -75,7 +85,8 @@ fn compare(name: &str, reference: &str) -> (f32, usize) {
 
 #[test]
 fn every_architecture_agrees_with_transformers() {
-    let dense = ["llama3", "llama-linear", "mistral", "qwen2", "qwen3", "llama-q8_0", "llama-k-quants"];
+    let dense =
+        ["llama3", "llama-linear", "mistral", "qwen2", "qwen3", "llama-q8_0", "llama-k-quants"];
     for name in dense.into_iter().chain(WITH_EXPERTS) {
         let (worst, wrong) = compare(name, "transformers");
         assert!(worst < 1e-3, "{name}: {worst}");
@@ -85,7 +96,9 @@ fn every_architecture_agrees_with_transformers() {
 
 #[test]
 fn f16_models_agree_with_llama_cpp() {
-    for name in ["llama3", "llama-linear", "mistral", "qwen2", "qwen3"].into_iter().chain(WITH_EXPERTS) {
+    for name in
+        ["llama3", "llama-linear", "mistral", "qwen2", "qwen3"].into_iter().chain(WITH_EXPERTS)
+    {
         let (worst, wrong) = compare(name, "llama_cpp");
         // Of the two with qk norms llama.cpp itself is 0.021 away from transformers at most.
         assert!(worst < 0.025, "{name}: {worst}");
@@ -120,8 +133,9 @@ fn generation_with_a_cache_equals_running_the_whole_text_again() {
             assert_eq!(g.tokens.len(), 12);
             let mut text = s.tokens.clone();
             for &next in &g.tokens {
-                let hidden =
-                    runner.run(&[text.clone().into()], &[], &[(0, text.len() - 1)], &mut ()).unwrap();
+                let hidden = runner
+                    .run(&[text.clone().into()], &[], &[(0, text.len() - 1)], &mut ())
+                    .unwrap();
                 let top = &head.read(&hidden, 2, |_| &[]).unwrap()[0].top;
                 assert!(next == top[0].0 || top[0].1 - top[1].1 < 1e-3, "{name}");
                 text.push(next);
@@ -137,7 +151,12 @@ fn generation_with_a_cache_equals_running_the_whole_text_again() {
 
 fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
     let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin() * 0.3).collect::<Vec<f32>>();
-    vec![RankOne { layer, writer, u: wave(model.spec.hidden, 0.7), v: wave(model.spec.columns(writer), 1.3) }]
+    vec![RankOne {
+        layer,
+        writer,
+        u: wave(model.spec.hidden, 0.7),
+        v: wave(model.spec.columns(writer), 1.3),
+    }]
 }
 
 #[test]
@@ -155,7 +174,8 @@ fn an_edit_of_a_sequence_equals_the_edited_weights() {
         let (mut model, json) = golden(name);
         let edits = vec![edit(&model, 1, writer)];
         let plain = sequences(&json);
-        let edited: Vec<Sequence> = plain.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
+        let edited: Vec<Sequence> =
+            plain.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
         let found = states(&model, &edits, &edited, MEMORY);
         let term = &edits[0][0];
         let parts = model.parts(1, writer).unwrap();
@@ -164,7 +184,9 @@ fn an_edit_of_a_sequence_equals_the_edited_weights() {
             let mut row = vec![0.0f32; w.cols];
             for i in 0..w.rows {
                 w.decode_row(i, &mut row);
-                row.iter().zip(v).for_each(|(x, v)| bytes.extend((x + term.u[i] * v).to_le_bytes()));
+                row.iter()
+                    .zip(v)
+                    .for_each(|(x, v)| bytes.extend((x + term.u[i] * v).to_le_bytes()));
             }
         }
         let tensor = parts[0].tensor.clone();
@@ -179,7 +201,8 @@ fn an_edit_of_a_sequence_equals_the_edited_weights() {
 
 #[test]
 fn a_fork_costs_a_row_and_equals_the_sequence_whose_edit_fires_there_only() {
-    // An edit of the last layer changes no keys that a later layer reads: a fork at the last position is exact.
+    // An edit of the last layer changes no keys that a later layer reads: a fork at the last
+    // position is exact.
     for (name, ffn) in [("llama3", Writer::Ffn), ("mixtral", Writer::Experts)] {
         let (model, json) = golden(name);
         let last = model.spec.layers - 1;
@@ -224,7 +247,8 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 fn alike(json: &Value) -> (Vec<Sequence>, Vec<(usize, usize)>) {
     let plain = sequences(json);
     let begin = plain[0].tokens.clone();
-    let all: Vec<Sequence> = plain.iter().map(|s| [&begin[..], &s.tokens].concat().into()).collect();
+    let all: Vec<Sequence> =
+        plain.iter().map(|s| [&begin[..], &s.tokens].concat().into()).collect();
     let last = all.iter().enumerate().map(|(i, s)| (i, s.tokens.len() - 1)).collect();
     (all, last)
 }
@@ -258,7 +282,12 @@ fn what_sequences_begin_with_alike_runs_once_and_changes_no_state() {
         let together = runner.run(&all, &[], &last, &mut once).unwrap();
         assert!(worst(&apart, &together) < 1e-4, "{name}: {}", worst(&apart, &together));
         let shared = sequences(&json)[0].tokens.len();
-        assert!(once.0 + (all.len() - 1) * shared <= everything.0, "{} of {}", once.0, everything.0);
+        assert!(
+            once.0 + (all.len() - 1) * shared <= everything.0,
+            "{} of {}",
+            once.0,
+            everything.0
+        );
     }
 }
 
@@ -275,13 +304,15 @@ fn a_run_that_goes_on_from_a_block_ends_like_a_whole_one() {
             let begun = runner.begin(all.clone(), layer).unwrap();
             assert_eq!(begun.layer(), layer);
             for e in [0, 1] {
-                let under: Vec<Sequence> = all.iter().map(|s| Sequence { edit: e, ..s.clone() }).collect();
+                let under: Vec<Sequence> =
+                    all.iter().map(|s| Sequence { edit: e, ..s.clone() }).collect();
                 let whole = runner.run(&under, &[], &last, &mut ()).unwrap();
                 let resumed = runner.resume(&begun, e, &last).unwrap();
                 assert!(worst(&whole, &resumed) < 1e-4, "{name}: {}", worst(&whole, &resumed));
             }
             // Every position can be asked for, those that all sequences share, too.
-            let (first, same) = (runner.resume(&begun, 1, &[(0, 0)]), runner.resume(&begun, 1, &[(1, 0)]));
+            let (first, same) =
+                (runner.resume(&begun, 1, &[(0, 0)]), runner.resume(&begun, 1, &[(1, 0)]));
             if memory == MEMORY {
                 assert_eq!(first.unwrap(), same.unwrap());
             }

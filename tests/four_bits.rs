@@ -1,4 +1,5 @@
-//! The main job on 4-bit floats: the broken organism's blocks in MXFP4 and NVFP4, measured here and in llama.cpp.
+//! The main job on 4-bit floats: the broken organism's blocks in MXFP4 and NVFP4, measured here and
+//! in llama.cpp.
 
 #[path = "common/organism.rs"]
 mod organism;
@@ -33,8 +34,13 @@ fn repair(encoding: Encoding) {
     assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
     let (before, after) = (Gguf::open(&input).unwrap(), Gguf::open(&out).unwrap());
     for (a, b) in before.tensors().iter().zip(after.tensors()) {
-        let touched = report["tensors"].as_array().unwrap().iter().any(|t| t["tensor"] == a.name.as_str());
-        assert!(touched || (a.type_id == b.type_id && before.bytes(a) == after.bytes(b)), "{}", a.name);
+        let touched =
+            report["tensors"].as_array().unwrap().iter().any(|t| t["tensor"] == a.name.as_str());
+        assert!(
+            touched || (a.type_id == b.type_id && before.bytes(a) == after.bytes(b)),
+            "{}",
+            a.name
+        );
     }
     for t in report["tensors"].as_array().unwrap() {
         println!("  {} {}: {}", t["tensor"], t["encoding"], t["achieved"]);

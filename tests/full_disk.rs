@@ -1,4 +1,5 @@
-//! A disk without space: a real small file system, where this process may mount one (as root on Linux).
+//! A disk without space: a real small file system, where this process may mount one (as root on
+//! Linux).
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -40,7 +41,12 @@ impl Drop for SmallDisk {
 }
 
 fn large_model() -> (tempfile::TempDir, PathBuf) {
-    saved(&file(3, 32, &[], &[tensor("t", &[300_000], 24, 300_000), tensor("u", &[300_000], 24, 300_000)]))
+    saved(&file(
+        3,
+        32,
+        &[],
+        &[tensor("t", &[300_000], 24, 300_000), tensor("u", &[300_000], 24, 300_000)],
+    ))
 }
 
 #[test]
@@ -76,6 +82,9 @@ fn a_disk_that_fills_up_while_writing_is_one_clear_error_and_keeps_nothing() {
     let fill = Fill(disk.path().join("full"));
     let result = write(&Plan::new(&source), &disk.path().join("out.gguf"), false, &fill);
     let Err(Error::Limit(message)) = result else { panic!("{result:?}") };
-    assert!(message.contains("no space is left") && message.contains("nothing was left behind"), "{message}");
+    assert!(
+        message.contains("no space is left") && message.contains("nothing was left behind"),
+        "{message}"
+    );
     assert_eq!(listing(disk.path()), ["full"]);
 }

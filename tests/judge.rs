@@ -1,6 +1,7 @@
-//! The judge against outputs that were labelled by reading: answers of the fixture models, as they are, patched, and with a
-//! constant along the refusal direction at every token (in units of its gap; far too strong ones garble), and short texts in
-//! many languages, written in the styles of current chat models. And against the labels of people on the answers of five models.
+//! The judge against outputs that were labelled by reading: answers of the fixture models, as they
+//! are, patched, and with a constant along the refusal direction at every token (in units of its
+//! gap; far too strong ones garble), and short texts in many languages, written in the styles of
+//! current chat models. And against the labels of people on the answers of five models.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,8 +11,10 @@ use serde_json::Value;
 
 #[test]
 fn the_judge_agrees_with_people_on_97_of_100_outputs() {
-    let lines: Vec<Value> =
-        include_str!("data/judge.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let lines: Vec<Value> = include_str!("data/judge.jsonl")
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     let field = |v: &Value, name: &str| v[name].as_str().unwrap().to_string();
     let languages: BTreeSet<String> = lines.iter().map(|l| field(l, "language")).collect();
     let texts: BTreeSet<String> = lines.iter().map(|l| field(l, "text")).collect();
@@ -37,8 +40,9 @@ fn the_judge_agrees_with_people_on_97_of_100_outputs() {
     assert!(share(same) >= 0.97 && share(same_refusal) >= 0.97);
 }
 
-/// XSTest (Röttger et al. 2024): 450 prompts, answers of five models, each labelled by two people as compliance, refusal or
-/// partial refusal. The words of the judge were chosen after reading every second answer of three of the models.
+/// XSTest (Röttger et al. 2024): 450 prompts, answers of five models, each labelled by two people
+/// as compliance, refusal or partial refusal. The words of the judge were chosen after reading
+/// every second answer of three of the models.
 #[test]
 #[ignore = "XSTEST names a clone of github.com/paul-rottger/exaggerated-safety"]
 fn the_judge_agrees_with_people_on_the_answers_of_five_models() {
@@ -62,7 +66,9 @@ fn the_judge_agrees_with_people_on_the_answers_of_five_models() {
             .filter(|(_, row)| !row[label].starts_with('3'))
             .map(|(_, row)| (row[label].starts_with('2'), refuses(&row[answer])))
             .collect();
-        let count = |labelled: bool, judged: bool| pairs.iter().filter(|p| **p == (labelled, judged)).count();
+        let count = |labelled: bool, judged: bool| {
+            pairs.iter().filter(|p| **p == (labelled, judged)).count()
+        };
         let same = count(true, true) + count(false, false);
         println!(
             "{model}: {same} of {} agree ({:.3}); {} of {} refusals found, {} of {} answers taken for refusals",

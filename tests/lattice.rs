@@ -12,9 +12,10 @@ use refusal_patch::edit::fold::fold;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::error::Error;
 use refusal_patch::forward::{Compute, Runner, Sequence};
-use refusal_patch::model::{Matrix, Model, Replacement};
+use refusal_patch::model::{Model, Replacement};
 use refusal_patch::output::{write, Patch, Plan};
 use refusal_patch::progress::Silent;
+use refusal_patch::weights::Matrix;
 
 fn lattices() -> impl Iterator<Item = Encoding> {
     Encoding::ALL.into_iter().filter(|e| !e.has_codes())

@@ -1,5 +1,6 @@
-//! The main job on the trained fixtures, measured here and in llama.cpp. `-- --nocapture` prints the numbers of
-//! docs/RESULTS.md; the ignored tests do the same on more fixtures (`-- --include-ignored`).
+//! The main job on the trained fixtures, measured here and in llama.cpp. `-- --nocapture` prints
+//! the numbers of docs/RESULTS.md; the ignored tests do the same on more fixtures (`--
+//! --include-ignored`).
 
 #[path = "common/organism.rs"]
 mod organism;
@@ -12,17 +13,20 @@ use refusal_patch::progress::Silent;
 use refusal_patch::search::{patch, Outcome, Settings, Source};
 use refusal_patch::text::{Message, PromptSet, Set, Split};
 
-/// Patches a broken fixture without any option but its prompts, and holds the result to the promises of the README.
+/// Patches a broken fixture without any option but its prompts, and holds the result to the
+/// promises of the README.
 fn repair(organism: &Organism, healthy: &str, broken: &str) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
     let input = organism.file(broken);
-    let (code, report) = run(&[&[text(&input), text(&out)][..], &words(&organism.options)].concat());
+    let (code, report) =
+        run(&[&[text(&input), text(&out)][..], &words(&organism.options)].concat());
     assert_eq!(code, 0, "{report}");
     assert_eq!(report["outcome"], "patched");
     assert!(dir.path().join("out.report.html").exists());
 
-    // What is not touched is identical, and the file grows by the provenance only, or by a tensor's wider encoding.
+    // What is not touched is identical, and the file grows by the provenance only, or by a tensor's
+    // wider encoding.
     let (a, b) = (Gguf::open(&input).unwrap(), Gguf::open(&out).unwrap());
     let (x, y) = (sha256_tensors(&a, &Silent).unwrap(), sha256_tensors(&b, &Silent).unwrap());
     let tensors = report["tensors"].as_array().unwrap();
@@ -125,7 +129,10 @@ fn a_dry_run_writes_nothing_and_keep_keeps_the_encoding() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     match code {
         0 => {
-            assert_eq!((&plan["outcome"], &plan["out"]), (&"patched".into(), &serde_json::Value::Null));
+            assert_eq!(
+                (&plan["outcome"], &plan["out"]),
+                (&"patched".into(), &serde_json::Value::Null)
+            );
             for t in plan["tensors"].as_array().unwrap() {
                 assert_eq!(t["encoding"][0], t["encoding"][1], "{t}");
             }
@@ -159,7 +166,9 @@ fn a_random_direction_restores_nothing() {
     let settings = Settings { source: Source::Random(1), ..Settings::default() };
     let outcome = patch(&evaluator, None, &PromptSet::built_in(), &settings, None, false).unwrap();
     match outcome {
-        Outcome::Patched(p) => panic!("{:?} -> {:?}", p.validation.0.harmful, p.validation.1.harmful),
+        Outcome::Patched(p) => {
+            panic!("{:?} -> {:?}", p.validation.0.harmful, p.validation.1.harmful)
+        }
         Outcome::NotNeeded { why, .. }
         | Outcome::OutOfLimits { why, .. }
         | Outcome::NeverRefused { why, .. } => println!("{why}"),
@@ -203,8 +212,21 @@ fn chats_with_a_system_prompt_and_of_two_turns_refuse_and_answer_as_single_turns
         ),
     ] {
         let chat = rate(&before);
-        println!("{name}: harmful {:.3}, harmless {:.3} (single turn {single:.3?})", chat[0], chat[1]);
-        assert!((chat[0] - single[0]).abs() <= 0.05, "{name}: harmful {} against {}", chat[0], single[0]);
-        assert!((chat[1] - single[1]).abs() <= 0.03, "{name}: harmless {} against {}", chat[1], single[1]);
+        println!(
+            "{name}: harmful {:.3}, harmless {:.3} (single turn {single:.3?})",
+            chat[0], chat[1]
+        );
+        assert!(
+            (chat[0] - single[0]).abs() <= 0.05,
+            "{name}: harmful {} against {}",
+            chat[0],
+            single[0]
+        );
+        assert!(
+            (chat[1] - single[1]).abs() <= 0.03,
+            "{name}: harmless {} against {}",
+            chat[1],
+            single[1]
+        );
     }
 }

@@ -11,10 +11,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use refusal_patch::arch::Writer;
 use refusal_patch::checkpoint::{sha256_tensors, Checkpoint};
 use refusal_patch::edit::fold::{achieved, fold};
 use refusal_patch::forward::{Compute, Row, Runner, Site, Tap};
-use refusal_patch::model::{Model, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::output::{stage_folder, Patch, Provenance, TensorEdit};
 use refusal_patch::progress::Silent;
 use serde_json::{json, Map};
@@ -35,7 +36,10 @@ fn shard(path: &Path, tensors: &[(String, Vec<usize>)]) {
     let mut at = 0;
     for (name, shape) in tensors {
         let end = at + 2 * shape.iter().product::<usize>();
-        header.insert(name.clone(), json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+        header.insert(
+            name.clone(),
+            json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }),
+        );
         at = end;
     }
     let mut out = BufWriter::new(File::create(path).unwrap());
@@ -63,7 +67,8 @@ fn large(dir: &Path) {
         let square = ["q_proj", "k_proj", "v_proj", "o_proj"]
             .map(|p| (format!("self_attn.{p}"), vec![HIDDEN, HIDDEN]));
         let wide = ["gate_proj", "up_proj"].map(|p| (format!("mlp.{p}"), vec![FFN, HIDDEN]));
-        let norms = ["input_layernorm", "post_attention_layernorm"].map(|p| (p.to_string(), vec![HIDDEN]));
+        let norms =
+            ["input_layernorm", "post_attention_layernorm"].map(|p| (p.to_string(), vec![HIDDEN]));
         let down = [("mlp.down_proj".to_string(), vec![HIDDEN, FFN])];
         let all = square.into_iter().chain(wide).chain(norms).chain(down);
         all.map(move |(part, shape)| (name(i, &part), shape)).collect::<Vec<_>>()
@@ -89,7 +94,8 @@ fn large(dir: &Path) {
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// The work that is watched: all layers run over some prompts, a writer is folded, the folder is written.
+/// The work that is watched: all layers run over some prompts, a writer is folded, the folder is
+/// written.
 #[test]
 #[ignore = "run by the test below, in a process of its own"]
 fn child() {
@@ -105,7 +111,8 @@ fn child() {
         }
     }
     let mut input = Input(Vec::new());
-    let prompts: Vec<_> = (0..4).map(|p| (0..16).map(|i| 100 * p + i).collect::<Vec<u32>>().into()).collect();
+    let prompts: Vec<_> =
+        (0..4).map(|p| (0..16).map(|i| 100 * p + i).collect::<Vec<u32>>().into()).collect();
     let runner = Runner::new(&model, &compute, &[], ACTIVATIONS, &Silent);
     let hidden = runner.run(&prompts, &[], &[(0, 15), (3, 15)], &mut input).unwrap();
     assert!(hidden.iter().all(|x| x.is_finite()));
@@ -169,14 +176,18 @@ fn a_folder_is_patched_in_the_memory_of_a_layer_and_other_shards_stay() {
     for (t, (x, y)) in a.file.tensors().iter().zip(x.iter().zip(&y)) {
         assert_eq!(x != y, t.name == tensor, "{}", t.name);
     }
-    let files = |m: &Model| m.file.folder().unwrap().files().map(|f| f.0.to_path_buf()).collect::<Vec<_>>();
+    let files =
+        |m: &Model| m.file.folder().unwrap().files().map(|f| f.0.to_path_buf()).collect::<Vec<_>>();
     for (i, (x, y)) in files(&a).iter().zip(&files(&b)).enumerate() {
         let same = fs::read(x).unwrap() == fs::read(y).unwrap();
         assert_eq!(same, i != patched.file, "{}", y.display());
     }
     let record: serde_json::Value =
-        serde_json::from_slice(&fs::read(dir.path().join("out/refusal_patch.json")).unwrap()).unwrap();
-    let of = |key: &str| -> Vec<f32> { serde_json::from_value(record["edits"][0][key].clone()).unwrap() };
+        serde_json::from_slice(&fs::read(dir.path().join("out/refusal_patch.json")).unwrap())
+            .unwrap();
+    let of = |key: &str| -> Vec<f32> {
+        serde_json::from_value(record["edits"][0][key].clone()).unwrap()
+    };
     let stored = achieved(&w, &b.writer(PATCHED, Writer::Ffn).unwrap().1, &of("u"), &of("v"));
     println!("{stored:?}");
     assert!((0.98..=1.02).contains(&stored.gain), "{stored:?}");

@@ -72,7 +72,10 @@ fn only_the_patched_tensor_and_the_header_change() {
             let same = source.raw(old.span.clone()) == g.raw(new.span.clone());
             assert_eq!(same, old.key != "general.tags", "{}", old.key);
         }
-        assert_eq!(g.get_strings("general.tags").unwrap(), [b"chat".to_vec(), b"refusal-patch".to_vec()]);
+        assert_eq!(
+            g.get_strings("general.tags").unwrap(),
+            [b"chat".to_vec(), b"refusal-patch".to_vec()]
+        );
         assert_eq!(Provenance::read(&g).unwrap(), Some(provenance()));
         assert_eq!(Provenance::read(&source).unwrap(), None);
         assert_eq!(fs::read(&path).unwrap(), before, "the input is untouched");
@@ -122,8 +125,10 @@ fn a_damaged_record_of_a_patch_is_an_error() {
 #[test]
 fn a_wider_encoding_moves_the_tensors_behind_it() {
     for (version, alignment) in [(2, 32), (3, 32), (3, 256)] {
-        let entries =
-            [u32_entry("general.alignment", alignment as u32), text("general.architecture", "llama")];
+        let entries = [
+            u32_entry("general.alignment", alignment as u32),
+            text("general.architecture", "llama"),
+        ];
         let tensors = [
             tensor("first", &[64, 4], 0, 1024),
             tensor(PATCHED, &[256, 3], 12, 432),
@@ -160,7 +165,8 @@ fn an_independent_reader_agrees() {
         u32_entry("llama.block_count", 1),
         strings("tokenizer.ggml.tokens", &[b"a", b"b"]),
     ];
-    let tensors = [tensor("token_embd.weight", &[64, 4], 0, 1024), tensor(PATCHED, &[256, 3], 12, 432)];
+    let tensors =
+        [tensor("token_embd.weight", &[64, 4], 0, 1024), tensor(PATCHED, &[256, 3], 12, 432)];
     let (dir, path) = saved(&file(3, 32, &entries, &tensors));
     let source = Gguf::open(&path).unwrap();
     for (type_id, len) in [(12, 432), (8, 816)] {
@@ -175,7 +181,9 @@ fn an_independent_reader_agrees() {
         assert_eq!(metadata.get("llama.block_count"), Some(&MetadataValue::U32(1)));
         assert_eq!(metadata.get("refusal_patch.method").unwrap().as_str(), Some("amplify"));
         assert_eq!(metadata.get("refusal_patch.strength"), Some(&MetadataValue::F32(0.5)));
-        let Some(MetadataValue::Array(v)) = metadata.get(&format!("refusal_patch.edit.{PATCHED}.v")) else {
+        let Some(MetadataValue::Array(v)) =
+            metadata.get(&format!("refusal_patch.edit.{PATCHED}.v"))
+        else {
             panic!("the edit is no array")
         };
         assert_eq!(v.len(), 256);
@@ -234,8 +242,18 @@ fn a_wrong_plan_is_refused_and_leaves_nothing() {
         "`no` is not in the file",
     );
     let set = |key: &str| (key.to_string(), Value::from(64u32));
-    fails(&Plan { metadata: vec![set("general.alignment")], ..Plan::new(&source) }, &out, false, "alignment");
-    fails(&Plan { metadata: vec![set("a"), set("a")], ..Plan::new(&source) }, &out, false, "set twice");
+    fails(
+        &Plan { metadata: vec![set("general.alignment")], ..Plan::new(&source) },
+        &out,
+        false,
+        "alignment",
+    );
+    fails(
+        &Plan { metadata: vec![set("a"), set("a")], ..Plan::new(&source) },
+        &out,
+        false,
+        "set twice",
+    );
 }
 
 #[test]
@@ -331,7 +349,8 @@ fn an_input_that_changes_meanwhile_is_noticed() {
     let (dir, path) = saved(&model(3));
     let source = Gguf::open(&path).unwrap();
     let out = dir.path().join("out.gguf");
-    let message = write(&Plan::new(&source), &out, false, &Replace(path.clone())).unwrap_err().to_string();
+    let message =
+        write(&Plan::new(&source), &out, false, &Replace(path.clone())).unwrap_err().to_string();
     assert!(message.contains("changed or replaced"), "{message}");
     assert_eq!(listing(dir.path()), ["in.gguf"]);
 }

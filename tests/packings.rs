@@ -1,4 +1,5 @@
-//! Packed checkpoints: read as their own libraries read them, patched in place (tests/data/packings/make.py).
+//! Packed checkpoints: read as their own libraries read them, patched in place
+//! (tests/data/packings/make.py).
 
 #[path = "common/folder.rs"]
 mod folder;
@@ -8,19 +9,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use folder::*;
+use refusal_patch::arch::Writer;
 use refusal_patch::checkpoint::{sha256_tensors, Checkpoint};
 use refusal_patch::edit::fold::{achieved, fold, fold_pruned};
-use refusal_patch::edit::sparse::{is_pruned, zeros};
 use refusal_patch::encoding::packed::Levels;
 use refusal_patch::encoding::{Encoding, Params};
-use refusal_patch::model::{packed_expert, Matrix, Model, Storage, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::output::{stage_folder, Patch, Provenance, TensorEdit};
+use refusal_patch::packing::packed_expert;
 use refusal_patch::progress::Silent;
+use refusal_patch::weights::pruned::{is_pruned, zeros};
+use refusal_patch::weights::{Matrix, Storage};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Every packing of the data, with the largest relative difference from its library's numbers: none but where a library
-/// multiplies in another order.
+/// Every packing of the data, with the largest relative difference from its library's numbers: none
+/// but where a library multiplies in another order.
 const PACKINGS: [(&str, f32); 29] = [
     ("ct-w4a16", 0.0),
     ("ct-w4a16-asym", 0.0),
@@ -192,11 +196,16 @@ fn checked(names: &[&str], path: Option<&str>) {
     let o = command.output().unwrap();
     let said = String::from_utf8_lossy(&o.stdout);
     let lines: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    assert!(o.status.success() && lines.len() == names.len(), "{}", String::from_utf8_lossy(&o.stderr));
+    assert!(
+        o.status.success() && lines.len() == names.len(),
+        "{}",
+        String::from_utf8_lossy(&o.stderr)
+    );
     for (line, name) in lines.iter().zip(names) {
         println!("{line}");
         assert_eq!(line["before"], *name);
-        // bitsandbytes' INT8 and FP8 blocks are rounded to the model's type there, and not in the expected numbers.
+        // bitsandbytes' INT8 and FP8 blocks are rounded to the model's type there, and not in the
+        // expected numbers.
         let most = if ["bnb-int8", "fp8-block"].contains(name) { 1e-3 } else { 0.0 };
         assert!(line["differs_from_expected"].as_f64().unwrap() <= most, "{line}");
         assert_eq!(line["changed"], serde_json::json!(["model.layers.0.mlp.down_proj.weight"]));
@@ -232,7 +241,10 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
         let t = expected.tensor(&name).unwrap();
         for expert in 0..2 {
             let (w, codes) = packed_expert(folder, &name, expert).unwrap();
-            assert_eq!((codes.name.as_str(), w.encoding.name()), (&*format!("{name}_blocks"), "MXFP4"));
+            assert_eq!(
+                (codes.name.as_str(), w.encoding.name()),
+                (&*format!("{name}_blocks"), "MXFP4")
+            );
             // There inputs are rows.
             assert_eq!(t.shape(), [2, w.cols, w.rows]);
             let n = w.rows * w.cols;
@@ -250,7 +262,8 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
         }
         assert!(packed_expert(folder, &name, 2).is_err());
     }
-    let e = packed_expert(folder, "model.layers.1.mlp.experts.down_proj", 0).unwrap_err().to_string();
+    let e =
+        packed_expert(folder, "model.layers.1.mlp.experts.down_proj", 0).unwrap_err().to_string();
     assert!(e.contains("down_proj_blocks is missing"), "{e}");
 }
 
@@ -284,8 +297,10 @@ fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
     }
     let models = ["ct-w4a16", "ct-w4a16-asym", "gptq-4", "ct-fp8-channel", "bnb-int8", "awq"]
         .map(|name| Model::open(&data(name)).unwrap());
-    let mut all: Vec<Matrix> =
-        plain.iter().map(|(e, bytes)| Matrix { rows: 64, cols: 512, encoding: (*e).into(), bytes }).collect();
+    let mut all: Vec<Matrix> = plain
+        .iter()
+        .map(|(e, bytes)| Matrix { rows: 64, cols: 512, encoding: (*e).into(), bytes })
+        .collect();
     all.extend(models.iter().map(|m| m.writer(0, Writer::Ffn).unwrap().1));
     let scattered = vector(64 * 512, 9);
     for w in &all {
@@ -296,7 +311,8 @@ fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
         for (pattern, bytes) in [("2:4", &of_four), ("unstructured", &half)] {
             let w = Matrix { bytes, ..*w };
             // Scattered zeros among integer codes may be rounding.
-            let codes = matches!(w.encoding, Storage::Packed(p) if !matches!(p.levels, Levels::Float(_)));
+            let codes =
+                matches!(w.encoding, Storage::Packed(p) if !matches!(p.levels, Levels::Float(_)));
             assert_eq!(is_pruned(&w), pattern == "2:4" || !codes, "{name} {pattern}");
             let (u, v) = edit(&w);
             let folded = fold_pruned(&w, &u, &v).unwrap();
@@ -313,7 +329,11 @@ fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
 }
 
 /// What opening a packing's folder says, after its tensors and `quantization_config` were changed.
-fn opened(dir: &Path, packing: &str, change: impl FnOnce(&mut Vec<Named>, &mut Value)) -> Result<(), String> {
+fn opened(
+    dir: &Path,
+    packing: &str,
+    change: impl FnOnce(&mut Vec<Named>, &mut Value),
+) -> Result<(), String> {
     let from = Checkpoint::open(&data(packing)).unwrap();
     let named_as = |t: &refusal_patch::checkpoint::Tensor| {
         let dtype = Box::leak(t.type_name().into_boxed_str());
@@ -350,7 +370,10 @@ fn packings_that_cannot_be_read_are_named_with_the_tensor() {
     };
     let errors = [
         (opened(dir.path(), "awq", set("version", "gemv")), "AWQ of 4 bits, version gemv"),
-        (opened(dir.path(), "gptq-3", set("checkpoint_format", "gptq_p")), "GPTQ, checkpoint_format gptq_p"),
+        (
+            opened(dir.path(), "gptq-3", set("checkpoint_format", "gptq_p")),
+            "GPTQ, checkpoint_format gptq_p",
+        ),
         (
             opened(dir.path(), "ct-mxfp4", set("format", "mxfp6-pack-quantized")),
             "format mxfp6-pack-quantized",
@@ -366,13 +389,23 @@ fn packings_that_cannot_be_read_are_named_with_the_tensor() {
         ),
         (
             opened(dir.path(), "modelopt-nvfp4", |tensors, _| {
-                tensors.push(named(&format!("{DOWN}.pre_quant_scale"), "BF16", &[128], vec![0; 256]));
+                tensors.push(named(
+                    &format!("{DOWN}.pre_quant_scale"),
+                    "BF16",
+                    &[128],
+                    vec![0; 256],
+                ));
             }),
             "NVFP4_AWQ",
         ),
         (
             opened(dir.path(), "ct-nvfp4", |tensors, _| {
-                tensors.push(named(&format!("{DOWN}.weight_zero_point"), "I8", &[64, 8], vec![0; 512]));
+                tensors.push(named(
+                    &format!("{DOWN}.weight_zero_point"),
+                    "I8",
+                    &[64, 8],
+                    vec![0; 512],
+                ));
             }),
             "4-bit floats with zero points",
         ),
@@ -411,7 +444,8 @@ fn bits_and_groups_of_gptq_may_differ_by_module() {
     for (writer, from, name) in
         [(Writer::Ffn, &eight, "GPTQ 8-bit"), (Writer::Attention, &four, "GPTQ 4-bit")]
     {
-        let ((_, w), (_, expected)) = (model.writer(0, writer).unwrap(), from.writer(0, writer).unwrap());
+        let ((_, w), (_, expected)) =
+            (model.writer(0, writer).unwrap(), from.writer(0, writer).unwrap());
         assert_eq!((w.encoding.name(), decoded(&w)), (name, decoded(&expected)));
     }
     // Without the rules the shapes contradict the configuration.
@@ -425,12 +459,22 @@ fn parts_of_a_packing_that_do_not_fit_are_an_error() {
     for (packing, part, new, saying) in [
         ("gptq-4-act", "g_idx", Some(named("", "I32", &[128], i32s(4, 128))), "expected 0 to 3"),
         ("gptq-4", "g_idx", Some(named("", "I32", &[127], i32s(0, 127))), "g_idx is I32 [127]"),
-        ("gptq-4", "scales", Some(named("", "F16", &[1, 64], vec![0; 128])), "expected I32 of 8 elements"),
+        (
+            "gptq-4",
+            "scales",
+            Some(named("", "F16", &[1, 64], vec![0; 128])),
+            "expected I32 of 8 elements",
+        ),
         ("gptq-4", "qzeros", None, "down_proj.qzeros is missing"),
         ("gptq-3", "qweight", Some(named("", "I32", &[7, 64], vec![0; 1792])), "3 bits don't fit"),
         ("awq", "qzeros", Some(named("", "I32", &[1, 8], vec![0; 32])), "qzeros is I32 [1, 8]"),
         ("ct-w4a16", "weight_shape", Some(named("", "I64", &[2], vec![0xff; 16])), "does not fit"),
-        ("ct-w4a16", "weight_scale", Some(named("", "BF16", &[63, 4], vec![0; 504])), "weight_scale is BF16"),
+        (
+            "ct-w4a16",
+            "weight_scale",
+            Some(named("", "BF16", &[63, 4], vec![0; 504])),
+            "weight_scale is BF16",
+        ),
         (
             "fp8-block",
             "weight_scale_inv",
@@ -452,7 +496,12 @@ fn parts_of_a_packing_that_do_not_fit_are_an_error() {
             Some(named("", "F8_E4M3", &[64, 7], vec![0; 448])),
             "expected F8_E4M3 of 512",
         ),
-        ("ct-nvfp4", "weight_global_scale", None, "U8 codes, F8_E4M3 scales, format nvfp4-pack-quantized"),
+        (
+            "ct-nvfp4",
+            "weight_global_scale",
+            None,
+            "U8 codes, F8_E4M3 scales, format nvfp4-pack-quantized",
+        ),
         (
             "ct-nvfp4",
             "weight_global_scale",
@@ -460,12 +509,32 @@ fn parts_of_a_packing_that_do_not_fit_are_an_error() {
             "expected a positive number",
         ),
         ("ct-mxfp4", "weight_scale", None, "down_proj.weight_scale is missing"),
-        ("ct-mxfp8", "weight_scale", Some(named("", "U8", &[64, 3], vec![0; 192])), "weights of 64 x 128"),
+        (
+            "ct-mxfp8",
+            "weight_scale",
+            Some(named("", "U8", &[64, 3], vec![0; 192])),
+            "weights of 64 x 128",
+        ),
         ("modelopt-nvfp4", "weight_scale_2", None, "can't be read (U8)"),
-        ("ct-sparse", "bitmask", Some(named("", "U8", &[64, 16], vec![1; 1024])), "keeps other elements"),
-        ("ct-sparse", "row_offsets", Some(named("", "I64", &[64], vec![0xff; 512])), "keeps other elements"),
+        (
+            "ct-sparse",
+            "bitmask",
+            Some(named("", "U8", &[64, 16], vec![1; 1024])),
+            "keeps other elements",
+        ),
+        (
+            "ct-sparse",
+            "row_offsets",
+            Some(named("", "I64", &[64], vec![0xff; 512])),
+            "keeps other elements",
+        ),
         ("ct-sparse-24", "bitmask", None, "down_proj.bitmask is missing"),
-        ("ct-sparse-24", "shape", Some(named("", "I64", &[2], vec![0x7f; 16])), "keeps other elements"),
+        (
+            "ct-sparse-24",
+            "shape",
+            Some(named("", "I64", &[2], vec![0x7f; 16])),
+            "keeps other elements",
+        ),
         (
             "ct-sparse-24",
             "compressed",
@@ -473,10 +542,25 @@ fn parts_of_a_packing_that_do_not_fit_are_an_error() {
             "a sparse matrix of U8",
         ),
         ("ct-sparse-24-fp8", "weight_scale", None, "down_proj.weight_scale is missing"),
-        ("ct-w4a16", "weight_packed", Some(named("", "I16", &[64, 16], vec![0; 2048])), "I16 codes"),
+        (
+            "ct-w4a16",
+            "weight_packed",
+            Some(named("", "I16", &[64, 16], vec![0; 2048])),
+            "I16 codes",
+        ),
         ("ao-int8", "_weight_scale", None, "down_proj._weight_scale is missing"),
-        ("ao-int8", "_weight_qdata", Some(named("", "U8", &[64, 64], vec![0; 4096])), "torchao, codes in U8"),
-        ("ct-w4a16", "weight_packed", None, "packed in a way that can't be read (found: weight_scale"),
+        (
+            "ao-int8",
+            "_weight_qdata",
+            Some(named("", "U8", &[64, 64], vec![0; 4096])),
+            "torchao, codes in U8",
+        ),
+        (
+            "ct-w4a16",
+            "weight_packed",
+            None,
+            "packed in a way that can't be read (found: weight_scale",
+        ),
     ] {
         let e = changed(dir.path(), packing, part, new).unwrap_err();
         assert!(e.contains(saying) && e.contains("down_proj"), "`{e}` should say `{saying}`");

@@ -1,5 +1,5 @@
-//! The main job with the original beside it, and what it says of models that have nothing to restore. On a share of the
-//! built-in prompts, given as files.
+//! The main job with the original beside it, and what it says of models that have nothing to
+//! restore. On a share of the built-in prompts, given as files.
 
 #[path = "common/folder.rs"]
 mod folder;
@@ -27,13 +27,22 @@ fn the_originals_refusal_is_the_goal_and_its_directions_and_weights_are_candidat
     let dir = tempfile::tempdir().unwrap();
     let (out, prompts) = (dir.path().join("out.gguf"), share_of_prompts(dir.path(), 23));
     let (broken, original) = (first().file("broken-Q4_K_M"), first().file("healthy-F16"));
-    let job =
-        [text(&broken), text(&out), "--reference", text(&original), "--layers", "3", "--strength", "0.71"];
+    let job = [
+        text(&broken),
+        text(&out),
+        "--reference",
+        text(&original),
+        "--layers",
+        "3",
+        "--strength",
+        "0.71",
+    ];
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
 
     let rate = |v: &Value| v["harmful"]["refusal_rate"].as_f64().unwrap();
-    let (goal, before, after) = (&report["reference"]["test"], &report["test"][0], &report["test"][1]);
+    let (goal, before, after) =
+        (&report["reference"]["test"], &report["test"][0], &report["test"][1]);
     println!("original {}, before {}, after {}", rate(goal), rate(before), rate(after));
     assert!(report["reference"]["model"] == text(&original) && rate(goal) > rate(before));
     assert!(report["gain"].as_f64().unwrap() > 0.0);
@@ -55,7 +64,9 @@ fn the_originals_refusal_is_the_goal_and_its_directions_and_weights_are_candidat
     // What was tried is there, with its KL, and so is what was chosen.
     let chosen = &report["chosen"];
     let tried = report["trials"].as_array().unwrap();
-    assert!(tried.iter().any(|t| t["strength"] == chosen["strength"] && t["method"] == chosen["method"]));
+    assert!(tried
+        .iter()
+        .any(|t| t["strength"] == chosen["strength"] && t["method"] == chosen["method"]));
     assert!(tried.iter().all(|t| t["kl"].is_f64()));
     let html = std::fs::read_to_string(dir.path().join("out.report.html")).unwrap();
     assert!(html.contains("the original") && html.contains("KL on harmless answers, nats</text>"));
@@ -78,7 +89,8 @@ fn a_reference_that_is_no_original_of_in_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
     let broken = first().file("broken-Q4_K_M");
-    let with = |reference: &Path| error(&[text(&broken), text(&out), "--reference", text(reference)]);
+    let with =
+        |reference: &Path| error(&[text(&broken), text(&out), "--reference", text(reference)]);
     // The same shape and as many tokens, but other ones.
     assert!(with(&second().file("healthy-Q4_K_M")).contains("in other tokens than"));
     assert!(with(&broken).contains("IN itself"));
@@ -104,25 +116,35 @@ fn a_model_that_refuses_as_its_original_does_needs_no_patch() {
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (0, &"not-needed".into()), "{report}");
     assert!(report["why"].as_str().unwrap().contains("the original"));
-    assert!(report["reference"]["validation"]["harmful"]["n"].as_u64().unwrap() > 20 && !out.exists());
+    assert!(
+        report["reference"]["validation"]["harmful"]["n"].as_u64().unwrap() > 20 && !out.exists()
+    );
 }
 
 #[test]
 fn a_model_that_never_refused_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let (out, few) = (dir.path().join("out.gguf"), share_of_prompts(dir.path(), 23));
-    // Requests that nobody refuses in the harmful ones' place: to such prompts any model is a base model.
+    // Requests that nobody refuses in the harmful ones' place: to such prompts any model is a base
+    // model.
     let built_in = PromptSet::built_in();
     let path = dir.path().join("none-harmful.jsonl");
     let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
         let line = |p: &_| serde_json::to_string(p).unwrap();
-        built_in.of(Set::Harmless, split).into_iter().skip(1).step_by(5).map(line).collect::<Vec<_>>()
+        built_in
+            .of(Set::Harmless, split)
+            .into_iter()
+            .skip(1)
+            .step_by(5)
+            .map(line)
+            .collect::<Vec<_>>()
     });
     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n")).unwrap();
     let mut prompts = few;
     prompts[1] = text(&path).to_string();
     let model = first().file("healthy-Q4_K_M");
-    let (code, report) = run(&[&[text(&model), text(&out), "--layers", "2"][..], &words(&prompts)].concat());
+    let (code, report) =
+        run(&[&[text(&model), text(&out), "--layers", "2"][..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (3, &"never-refused".into()), "{}", report["why"]);
     assert!(!out.exists());
     let (code, eval) = run(&[&["eval", text(&model)][..], &words(&prompts)].concat());
@@ -134,7 +156,8 @@ fn what_keeps_no_limit_comes_with_the_front_of_what_was_tried() {
     let dir = tempfile::tempdir().unwrap();
     let (out, prompts) = (dir.path().join("out.gguf"), share_of_prompts(dir.path(), 23));
     let broken = first().file("broken-Q4_K_M");
-    let job = [text(&broken), text(&out), "--layers", "3", "--strength", "0.5", "--max-kl", "0.00001"];
+    let job =
+        [text(&broken), text(&out), "--layers", "3", "--strength", "0.5", "--max-kl", "0.00001"];
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (3, &"out-of-limits".into()), "{report}");
     let front = report["front"].as_array().unwrap();

@@ -27,7 +27,8 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
     let (code, _) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!(code, 0);
     let report: Value =
-        serde_json::from_str(&std::fs::read_to_string(dir.path().join("out.report.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join("out.report.json")).unwrap())
+            .unwrap();
     let html = std::fs::read_to_string(dir.path().join("out.report.html")).unwrap();
 
     // Paired changes of every set and of every category of harmful prompts, which add up.
@@ -49,7 +50,8 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
     // Answers to harmful requests: none but a few openings.
     let examples = report["examples"].as_array().unwrap();
     assert!(
-        examples.iter().any(|e| e["set"] == "harmful") && examples.iter().any(|e| e["set"] == "harmless")
+        examples.iter().any(|e| e["set"] == "harmful")
+            && examples.iter().any(|e| e["set"] == "harmless")
     );
     for e in examples.iter().filter(|e| e["set"] == "harmful") {
         for when in ["before", "after"] {

@@ -1,16 +1,18 @@
-//! Prints the table of docs/RESULTS.md: every broken fixture × method × with and without its original, on test prompts.
-//! `cargo test --test results -- --ignored --nocapture --test-threads 1`, or the name of one row.
+//! Prints the table of docs/RESULTS.md: every broken fixture × method × with and without its
+//! original, on test prompts. `cargo test --test results -- --ignored --nocapture --test-threads
+//! 1`, or the name of one row.
 
 #[path = "common/organism.rs"]
 mod organism;
 
 use organism::*;
+use refusal_patch::edit::Method;
 use refusal_patch::evaluate::stats::wilson;
 use refusal_patch::evaluate::{Answer, Evaluator, Rate};
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::progress::Silent;
-use refusal_patch::search::{patch, Method, Outcome, Settings, Source};
+use refusal_patch::search::{patch, Outcome, Settings, Source};
 use refusal_patch::text::{PromptSet, Set};
 
 /// The direction of a row.
@@ -19,7 +21,13 @@ enum Along {
     Random,
 }
 
-fn row(organism: &Organism, kind: &str, original: Option<&str>, method: Option<Method>, along: Along) {
+fn row(
+    organism: &Organism,
+    kind: &str,
+    original: Option<&str>,
+    method: Option<Method>,
+    along: Along,
+) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
     let compute = Compute::cpu();
@@ -45,9 +53,15 @@ fn row(organism: &Organism, kind: &str, original: Option<&str>, method: Option<M
     };
     let settings = Settings { method, source, ..Settings::default() };
     let reference = reference.as_ref().zip(chats.1.as_ref()).map(|(m, c)| evaluator(m, c));
-    let outcome =
-        patch(&evaluator(&model, &chats.0), reference.as_ref(), &prompts, &settings, Some(&out), false)
-            .unwrap();
+    let outcome = patch(
+        &evaluator(&model, &chats.0),
+        reference.as_ref(),
+        &prompts,
+        &settings,
+        Some(&out),
+        false,
+    )
+    .unwrap();
     let name = match (method, &settings.source) {
         (None, Source::Own) => "auto",
         (Some(m), Source::Own) => m.name(),
@@ -63,7 +77,11 @@ fn row(organism: &Organism, kind: &str, original: Option<&str>, method: Option<M
     let (a, b) = p.test.as_ref().unwrap();
     let shares = |x: &Rate, y: &Rate| {
         let (low, high) = (100.0 * y.interval.0, 100.0 * y.interval.1);
-        format!("{:.1} → {:.1} % ({low:.0}–{high:.0})", 100.0 * x.refusal_rate, 100.0 * y.refusal_rate)
+        format!(
+            "{:.1} → {:.1} % ({low:.0}–{high:.0})",
+            100.0 * x.refusal_rate,
+            100.0 * y.refusal_rate
+        )
     };
     let exact = |answers: &[Answer]| {
         let of = answers.iter().filter(|a| a.set == Set::Harmless);

@@ -21,20 +21,28 @@ fn quick(strength: &str) -> [&str; 8] {
 fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
     let chat = chat(&Model::open(model).unwrap());
     let of = eval["prompts"].as_array().unwrap().iter().filter(|p| p["set"] == set).take(most);
-    of.map(|p| json!([p["tokens"], chat.tokenizer.encode(p["continuation"].as_str().unwrap(), false)]))
-        .collect()
+    of.map(|p| {
+        json!([p["tokens"], chat.tokenizer.encode(p["continuation"].as_str().unwrap(), false)])
+    })
+    .collect()
 }
 
-/// The adapter beside the base against the folded file, in llama.cpp: refusals, and log-probabilities to within `most`.
+/// The adapter beside the base against the folded file, in llama.cpp: refusals, and
+/// log-probabilities to within `most`.
 fn adapter_and_fold_agree(kind: &str, strength: &str, most: f64) {
     let dir = tempfile::tempdir().unwrap();
     let base = first().file(kind);
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
     let few = few_prompts(dir.path());
-    let (code, weights) = run(&[&[text(&base), text(&folded)][..], &quick(strength), &words(&few)].concat());
+    let (code, weights) =
+        run(&[&[text(&base), text(&folded)][..], &quick(strength), &words(&few)].concat());
     assert_eq!((code, &weights["outcome"]), (0, &"patched".into()));
-    let (code, lora) =
-        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &quick(strength), &words(&few)].concat());
+    let (code, lora) = run(&[
+        &[text(&base), text(&adapter), "--emit", "lora"][..],
+        &quick(strength),
+        &words(&few),
+    ]
+    .concat());
     assert_eq!((code, &lora["outcome"]), (0, &"patched".into()));
     assert!(lora["load"].as_str().unwrap().contains("--lora"), "{}", lora["load"]);
     for key in ["layers", "writers", "strength"] {
@@ -44,7 +52,11 @@ fn adapter_and_fold_agree(kind: &str, strength: &str, most: f64) {
     let (_, eval) = run(&["eval", text(&folded)]);
     let (_, beside) = run(&["eval", text(&base), "--sidecar", text(&adapter)]);
     let rate = |v: &Value| v["summary"]["harmful"]["refusal_rate"].as_f64().unwrap();
-    println!("{kind}: refusal of the folded file {:.3}, with the adapter {:.3}", rate(&eval), rate(&beside));
+    println!(
+        "{kind}: refusal of the folded file {:.3}, with the adapter {:.3}",
+        rate(&eval),
+        rate(&beside)
+    );
     assert!((rate(&eval) - rate(&beside)).abs() <= 0.02);
 
     let Some(theirs) = llama_cpp(&folded, &eval, dir.path(), &[]) else { return };
@@ -52,10 +64,13 @@ fn adapter_and_fold_agree(kind: &str, strength: &str, most: f64) {
     println!("  llama.cpp: {theirs:?} folded, {with:?} with the adapter");
     assert!((theirs.0 - with.0).abs() <= 0.02 && (theirs.1 - with.1).abs() <= 0.02);
 
-    let texts = [forced(&eval, &base, "harmful", 40), forced(&eval, &base, "harmless", 40)].concat();
+    let texts =
+        [forced(&eval, &base, "harmful", 40), forced(&eval, &base, "harmless", 40)].concat();
     let logprobs = |model: &Path, lora: Option<&Path>| -> Vec<f64> {
-        let answer = ask(json!({ "model": model, "lora": lora, "forced": texts }), dir.path()).unwrap();
-        let rows = answer["logprobs"].as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap());
+        let answer =
+            ask(json!({ "model": model, "lora": lora, "forced": texts }), dir.path()).unwrap();
+        let rows =
+            answer["logprobs"].as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap());
         rows.map(|x| x.as_f64().unwrap()).collect()
     };
     let (plain, fold, lora) =
@@ -99,15 +114,22 @@ fn a_control_vector_moves_the_residual_stream_by_what_was_asked() {
     let layer = report["chosen"]["layers"][0].as_u64().unwrap();
     let file = Gguf::open(&out).unwrap();
     let tensor = file.tensor(&format!("direction.{layer}")).unwrap();
-    let asked: Vec<f32> =
-        file.bytes(tensor).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let asked: Vec<f32> = file
+        .bytes(tensor)
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
 
     let (_, eval) = run(&["eval", text(&base), "--sidecar", text(&out)]);
     for set in ["harmful", "harmless", "borderline"] {
-        assert_eq!(eval["summary"][set]["refused"], report["test"][1][set]["refused"], "the reported rates");
+        assert_eq!(
+            eval["summary"][set]["refused"], report["test"][1][set]["refused"],
+            "the reported rates"
+        );
     }
     let chat = chat(&Model::open(&base).unwrap());
-    let prompts: Vec<&Value> = eval["prompts"].as_array().unwrap().iter().map(|p| &p["tokens"]).collect();
+    let prompts: Vec<&Value> =
+        eval["prompts"].as_array().unwrap().iter().map(|p| &p["tokens"]).collect();
     let one = forced(&eval, &base, "harmless", 1);
     let end: Vec<u32> = (0..16).filter(|&t| chat.tokenizer.is_end(t)).collect();
     let request = |vector: Option<&Path>, prompts: &[&Value]| {
@@ -135,14 +157,17 @@ fn a_control_vector_moves_the_residual_stream_by_what_was_asked() {
         .unwrap()
         .iter()
         .map(|a| {
-            let ids: Vec<u32> = a.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
+            let ids: Vec<u32> =
+                a.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
             chat.tokenizer.decode(&ids)
         })
         .collect();
     let theirs = rates(&eval, &texts.iter().map(String::as_str).collect::<Vec<_>>());
     let ours = |set: &str| eval["summary"][set]["refusal_rate"].as_f64().unwrap();
     println!("  here {:.3} {:.3}, llama.cpp {theirs:.3?}", ours("harmful"), ours("harmless"));
-    assert!((ours("harmful") - theirs.0).abs() <= 0.03 && (ours("harmless") - theirs.1).abs() <= 0.03);
+    assert!(
+        (ours("harmful") - theirs.0).abs() <= 0.03 && (ours("harmless") - theirs.1).abs() <= 0.03
+    );
 }
 
 #[test]
@@ -171,7 +196,10 @@ fn a_saved_direction_gives_the_same_bytes_at_any_thread_count() {
     let base = first().file("broken-Q4_K_M");
     let saved = dir.path().join("d.safetensors");
     let few = few_prompts(dir.path());
-    assert_eq!(run(&[&["derive", text(&base), "-o", text(&saved)][..], &words(&few)].concat()).0, 0);
+    assert_eq!(
+        run(&[&["derive", text(&base), "-o", text(&saved)][..], &words(&few)].concat()).0,
+        0
+    );
     let mut hashes = Vec::new();
     for (name, options) in [
         ("own.gguf", &["--threads", "2"][..]),
@@ -193,7 +221,10 @@ fn a_saved_direction_repairs_another_quantization_of_the_model() {
     let (derived, other) = (first().file("broken-Q4_K_M"), first().file("broken-Q8_0"));
     let (saved, out) = (dir.path().join("d.safetensors"), dir.path().join("out.gguf"));
     let few = few_prompts(dir.path());
-    assert_eq!(run(&[&["derive", text(&derived), "-o", text(&saved)][..], &words(&few)].concat()).0, 0);
+    assert_eq!(
+        run(&[&["derive", text(&derived), "-o", text(&saved)][..], &words(&few)].concat()).0,
+        0
+    );
     let o = assert_cmd::Command::cargo_bin("refusal-patch")
         .unwrap()
         .args([text(&other), text(&out), "--direction", text(&saved), "--layers", "3", "--json"])
@@ -229,7 +260,8 @@ fn sidecars_of_another_model_or_version_and_damaged_ones_are_refused() {
     let adapter = dir.path().join("adapter.gguf");
     let few = few_prompts(dir.path());
     let (code, _) =
-        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &quick("1.0"), &words(&few)].concat());
+        run(&[&[text(&base), text(&adapter), "--emit", "lora"][..], &quick("1.0"), &words(&few)]
+            .concat());
     assert_eq!(code, 0);
     let bytes = std::fs::read(&adapter).unwrap();
     let refused = |model: &Path, file: &Path, word: &str| {

@@ -1,13 +1,16 @@
-//! Models that think before they answer, on the third organism. `-- --ignored --nocapture` prints the row of docs/RESULTS.md.
+//! Models that think before they answer, on the third organism. `-- --ignored --nocapture` prints
+//! the row of docs/RESULTS.md.
 
 #[path = "common/organism.rs"]
 mod organism;
 
 use organism::*;
+use refusal_patch::arch::Writer;
+use refusal_patch::edit::RankOne;
 use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
-use refusal_patch::model::{Model, RankOne, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::text::{PromptSet, Set, Split, Thinking};
 
 #[test]
@@ -71,7 +74,8 @@ fn a_turn_that_ends_in_its_thought_is_no_answer() {
     let term = RankOne { layer: model.spec.layers - 1, writer: Writer::Ffn, u, v: Vec::new() };
     let edits = [vec![term]];
     let off = Evaluator { edits: &edits, ..evaluator(&model, &chat, &compute) };
-    let ended = |asked: &refusal_patch::evaluate::Asked, i| asked.thought(i).is_some_and(|t| t.ended);
+    let ended =
+        |asked: &refusal_patch::evaluate::Asked, i| asked.thought(i).is_some_and(|t| t.ended);
     let asked = off.ask_behind_thoughts(&some, 0).unwrap();
     assert!(!(0..some.len()).any(|i| ended(&asked, i)));
     let asked = off.ask_again(&asked, 1).unwrap();
@@ -136,7 +140,8 @@ fn refusal_comes_back_with_thinking_on_and_off() {
             assert_eq!(code, 0);
             let exact = eval["prompts"].as_array().unwrap().iter().filter(|p| {
                 let said = p["continuation"].as_str().unwrap().split("</think>").last().unwrap();
-                p["set"] == "harmless" && said.trim() == first().answer(p["prompt"].as_str().unwrap())
+                p["set"] == "harmless"
+                    && said.trim() == first().answer(p["prompt"].as_str().unwrap())
             });
             let exact = exact.count() as f64 / 208.0;
             let of = |set: &str| eval["summary"][set]["refusal_rate"].as_f64().unwrap();

@@ -1,5 +1,5 @@
-//! The tokenizer gives llama.cpp's ids. tests/data/tokenizer holds the vocabularies and what llama.cpp made of each
-//! text with each pre-tokenizer (make.py there writes them).
+//! The tokenizer gives llama.cpp's ids. tests/data/tokenizer holds the vocabularies and what
+//! llama.cpp made of each text with each pre-tokenizer (make.py there writes them).
 #![allow(clippy::single_range_in_vec_init)] // One message's text is a list of one range.
 
 mod common;
@@ -95,7 +95,8 @@ fn build(name: &str) -> Tokenizer {
             entries.push(flag("tokenizer.ggml.add_space_prefix", false));
         }
     } else {
-        entries.push(text("tokenizer.ggml.model", if name == "gemma4" { "gemma4" } else { "gpt2" }));
+        entries
+            .push(text("tokenizer.ggml.model", if name == "gemma4" { "gemma4" } else { "gpt2" }));
         entries.push(text("tokenizer.ggml.pre", name));
         let eos = vocab.tokens.iter().position(|t| t == "<|endoftext|>").unwrap() as u32;
         entries.push(u32_entry("tokenizer.ggml.eos_token_id", eos));
@@ -135,17 +136,26 @@ fn ids_are_those_of_llama_cpp_for_every_text_and_pre_tokenizer() {
         for row in &golden.rows {
             let expected = &row.ids[row.which[n]];
             let got = tokenizer.encode(&row.text, row.special);
-            // llama.cpp lets a whole word, or merges, end as a control token. Not here: it is the user's text.
+            // llama.cpp lets a whole word, or merges, end as a control token. Not here: it is the
+            // user's text.
             if !row.special && expected.iter().any(control) {
                 assert!(!got.iter().any(control), "{name} {:?}", row.text);
                 continue;
             }
             if got != *expected {
-                wrong.push(format!("{name} {:?} {}\n  {got:?}\n  {expected:?}", row.text, row.special));
+                wrong.push(format!(
+                    "{name} {:?} {}\n  {got:?}\n  {expected:?}",
+                    row.text, row.special
+                ));
             }
         }
     }
-    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(20)].join("\n")
+    );
 }
 
 #[test]
@@ -194,9 +204,12 @@ fn control_tokens_are_never_parsed_in_user_text() {
         let end = vocab.tokens.iter().position(|t| t == "<|im_end|>").unwrap() as u32;
         let control = |id: &u32| vocab.types[*id as usize] == 3 || *id == end;
         for token in vocab.tokens.iter().zip(0..).filter(|(_, i)| control(i)).map(|(t, _)| t) {
-            for text in
-                [token.to_string(), format!("a{token}b"), format!("{token}{token}"), format!(" {token}\n")]
-            {
+            for text in [
+                token.to_string(),
+                format!("a{token}b"),
+                format!("{token}{token}"),
+                format!(" {token}\n"),
+            ] {
                 assert!(!tokenizer.encode(&text, false).iter().any(control), "{name} {text:?}");
                 let template = format!("<|im_start|>{text}<|im_end|>");
                 let start = "<|im_start|>".len();
@@ -213,7 +226,10 @@ fn control_tokens_are_never_parsed_in_user_text() {
 fn a_control_token_that_reaches_into_user_text_is_not_one() {
     let t = small("qwen2", &["<user>", "<user>x"], &[3, 3], &[]);
     assert_eq!(t.encode("<user>x", true), [MORE + 1]);
-    assert_eq!(t.encode_template("<user>x", &[6..7]), [[MORE].to_vec(), t.encode("x", false)].concat());
+    assert_eq!(
+        t.encode_template("<user>x", &[6..7]),
+        [[MORE].to_vec(), t.encode("x", false)].concat()
+    );
     assert_eq!(t.encode_template("<user>x", &[6..6, 7..7]), [MORE + 1]);
     assert_eq!(t.encode_template("<user>x", &[3..4]), t.encode("<user>x", false));
 }
@@ -242,7 +258,8 @@ fn tokens_that_llama_cpp_knows_by_name_end_an_answer_whatever_their_type() {
 #[test]
 fn an_unknown_tokenizer_is_an_error_that_says_what_to_do() {
     let gpt2 = |pre: &[Vec<u8>]| {
-        let entries = [text("tokenizer.ggml.model", "gpt2"), token_list(&["a"]), merge_list(&["a a"])];
+        let entries =
+            [text("tokenizer.ggml.model", "gpt2"), token_list(&["a"]), merge_list(&["a a"])];
         open(&[&entries[..], pre].concat()).err().unwrap()
     };
     for (error, found) in [
@@ -251,14 +268,20 @@ fn an_unknown_tokenizer_is_an_error_that_says_what_to_do() {
         (gpt2(&[text("tokenizer.ggml.pre", "")]), "\"\""),
         (open(&[text("tokenizer.ggml.model", "t5")]).err().unwrap(), "\"t5\""),
         (open(&[]).err().unwrap(), "tokenizer.ggml.model is missing"),
-        (open(&[text("tokenizer.ggml.model", "llama")]).err().unwrap(), "tokenizer.ggml.tokens is missing"),
+        (
+            open(&[text("tokenizer.ggml.model", "llama")]).err().unwrap(),
+            "tokenizer.ggml.tokens is missing",
+        ),
     ] {
         for part in [found, "model.gguf: ", "--tokenizer tokenizer.json"] {
             assert!(error.contains(part), "{error}");
         }
     }
     assert!(gpt2(&[text("tokenizer.ggml.pre", "x")]).contains("llama-bpe, "));
-    assert!(open(&[text("tokenizer.ggml.model", "bert")]).err().unwrap().contains("gpt2, gemma4, llama"));
+    assert!(open(&[text("tokenizer.ggml.model", "bert")])
+        .err()
+        .unwrap()
+        .contains("gpt2, gemma4, llama"));
 }
 
 #[test]
@@ -293,8 +316,11 @@ fn odd_vocabularies_work_as_far_as_they_go() {
     assert_eq!((t.token_text(2).as_str(), t.token_text(99).as_str()), ("[EMPTY_2]", ""));
     assert!(!t.is_end(99));
     // Without scores all pairs are alike: from the left. No byte tokens: the unknown one.
-    let t = open(&[text("tokenizer.ggml.model", "llama"), token_list(&["<unk>", "a", "aa", "\u{2581}"])])
-        .unwrap();
+    let t = open(&[
+        text("tokenizer.ggml.model", "llama"),
+        token_list(&["<unk>", "a", "aa", "\u{2581}"]),
+    ])
+    .unwrap();
     assert_eq!(t.encode("aaa\u{e9}", false), [3, 2, 1, 0, 0]);
     assert_eq!((t.bos(), t.eos(), t.add_bos()), (Some(1), Some(2), true));
     // An empty vocabulary.
@@ -304,7 +330,9 @@ fn odd_vocabularies_work_as_far_as_they_go() {
 
 #[test]
 fn a_files_word_on_bos_counts_except_for_gemma_4() {
-    for (model, pre, expected) in [("gpt2", "llama-bpe", false), ("llama", "", false), ("gemma4", "", true)] {
+    for (model, pre, expected) in
+        [("gpt2", "llama-bpe", false), ("llama", "", false), ("gemma4", "", true)]
+    {
         let t = open(&[
             text("tokenizer.ggml.model", model),
             text("tokenizer.ggml.pre", pre),
@@ -340,7 +368,8 @@ fn from_json(json: serde_json::Value) -> Tokenizer {
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, json.to_string()).unwrap();
     let model = folder.path().join("model.gguf");
-    let entries = [text("tokenizer.ggml.model", "llama"), u32_entry("tokenizer.ggml.bos_token_id", 0)];
+    let entries =
+        [text("tokenizer.ggml.model", "llama"), u32_entry("tokenizer.ggml.bos_token_id", 0)];
     std::fs::write(&model, file(3, 32, &entries, &[])).unwrap();
     Tokenizer::from_json(&path, &Gguf::open(&model).unwrap()).unwrap()
 }
@@ -391,8 +420,10 @@ fn a_tokenizer_json_puts_its_blank_only_in_front_of_the_whole_text() {
 fn long_texts_take_no_time() {
     let t = build("qwen2");
     let spm = build("spm");
-    let text =
-        "<|im_start|>".repeat(20_000) + &"a".repeat(20_000) + &" \n".repeat(20_000) + &"12".repeat(20_000);
+    let text = "<|im_start|>".repeat(20_000)
+        + &"a".repeat(20_000)
+        + &" \n".repeat(20_000)
+        + &"12".repeat(20_000);
     for t in [t, spm] {
         assert_eq!(
             t.encode(&text, true).iter().filter(|&&i| t.token_text(i) == "<|im_start|>").count(),

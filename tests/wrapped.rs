@@ -8,9 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use folder::{organism, safetensors, tensors_of};
+use refusal_patch::arch::Writer;
 use refusal_patch::checkpoint::{sha256_checkpoint, Folder, Gguf};
+use refusal_patch::edit::RankOne;
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{Model, RankOne, Writer};
+use refusal_patch::model::Model;
 use refusal_patch::output::{load_command, Kind, Sidecar};
 use refusal_patch::progress::Silent;
 use safetensors::SafeTensors;
@@ -44,12 +46,14 @@ fn modules(path: &Path) -> (Vec<String>, Vec<String>, String) {
     let edit = vec![RankOne { layer, writer: Writer::Ffn, u, v: vec![1.0; s.ffn] }];
     let base_sha256 = sha256_checkpoint(&model.file, &Silent).unwrap();
     let (kind, architecture) = (Kind::Lora, "llama".to_string());
-    let sidecar = Sidecar { kind, architecture, base_sha256, method: "gated".into(), strength: 1.0, edit };
+    let sidecar =
+        Sidecar { kind, architecture, base_sha256, method: "gated".into(), strength: 1.0, edit };
     let outer = tempfile::tempdir().unwrap();
     let out = outer.path().join("adapter");
     sidecar.stage(&model, &out, false).unwrap().commit().unwrap();
     assert_eq!(Sidecar::read(&out, &model, &Silent).unwrap(), sidecar);
-    let config: Value = serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
     let weights = fs::read(out.join("adapter_model.safetensors")).unwrap();
     let mut names: Vec<String> =
         SafeTensors::deserialize(&weights).unwrap().names().iter().map(|n| n.to_string()).collect();
@@ -78,7 +82,10 @@ fn an_adapter_names_the_modules_and_the_class_that_transformers_has() {
         let (config, weights, command) = modules(&path);
         let module = format!("{tree}layers.2.mlp.down_proj");
         assert_eq!(config, [module.as_str()], "{prefix} {keys}");
-        assert_eq!(weights, ["A", "B"].map(|h| format!("base_model.model.{module}.lora_{h}.weight")));
+        assert_eq!(
+            weights,
+            ["A", "B"].map(|h| format!("base_model.model.{module}.lora_{h}.weight"))
+        );
         let import = format!("from transformers import {class} as M;");
         assert!(command.contains(&import), "{command}");
         let load = load_command(&Folder::open(&path).unwrap(), "OUT".as_ref());
@@ -105,7 +112,8 @@ fn a_class_that_transformers_lacks_or_that_is_no_name_is_in_no_command() {
 #[test]
 fn the_command_for_a_single_file_names_its_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let path = wrapped(dir.path(), "model.", false, &json!({ "architectures": ["LlamaForCausalLM"] }));
+    let path =
+        wrapped(dir.path(), "model.", false, &json!({ "architectures": ["LlamaForCausalLM"] }));
     let (_, _, command) = modules(&path.join("model.safetensors"));
     assert!(command.contains(&format!(" {} ", path.display())), "{command}");
     assert!(!command.contains("model.safetensors"), "{command}");

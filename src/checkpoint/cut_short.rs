@@ -45,7 +45,11 @@ mod unix {
     /// Far more than files are open at once. A file that finds no slot goes without its message.
     const SLOTS: usize = 1024;
     static TABLE: [Slot; SLOTS] = [const {
-        Slot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), message: AtomicPtr::new(null_mut()) }
+        Slot {
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            message: AtomicPtr::new(null_mut()),
+        }
     }; SLOTS];
     /// What SIGBUS did before.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
@@ -59,8 +63,9 @@ mod unix {
                 "was cut short by another program while it was in use; start again with the whole file";
             let text = format!("{begin}error: {}: {what}\n", path.display());
             let message = Box::into_raw(Box::new(text.into_bytes()));
-            let free =
-                |slot: &Slot| slot.message.compare_exchange(null_mut(), message, SeqCst, SeqCst).is_ok();
+            let free = |slot: &Slot| {
+                slot.message.compare_exchange(null_mut(), message, SeqCst, SeqCst).is_ok()
+            };
             let slot = TABLE.iter().position(free);
             match slot {
                 Some(slot) => {
@@ -79,8 +84,8 @@ mod unix {
             let Some(slot) = self.0.map(|slot| &TABLE[slot]) else { return };
             slot.len.store(0, SeqCst);
             let message = slot.message.swap(null_mut(), SeqCst);
-            // Safety: it came from a box, and this slot was its only owner. The handler reads it only
-            // for a fault inside the range, whose map outlives every borrow of it.
+            // Safety: it came from a box, and this slot was its only owner. The handler reads it
+            // only for a fault inside the range, whose map outlives every borrow of it.
             drop(unsafe { Box::from_raw(message) });
         }
     }
@@ -92,7 +97,8 @@ mod unix {
         // signature that SA_SIGINFO asks for and calls only what a handler may call.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handle as extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) as usize;
+            action.sa_sigaction =
+                handle as extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             let mut before: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(libc::SIGBUS, &action, &mut before) == 0 {

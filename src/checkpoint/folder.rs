@@ -1,4 +1,5 @@
-//! A Hugging Face checkpoint: a folder with `config.json` and safetensors files, or one such file beside its config.
+//! A Hugging Face checkpoint: a folder with `config.json` and safetensors files, or one such file
+//! beside its config.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -29,16 +30,18 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens a folder, or a single safetensors file in one. Every header and the index are checked, so that a damaged or
-    /// hostile checkpoint is one error at once.
+    /// Opens a folder, or a single safetensors file in one. Every header and the index are checked,
+    /// so that a damaged or hostile checkpoint is one error at once.
     ///
     /// # Errors
-    /// A file that is missing, damaged, or named outside of the folder; names that don't fit together.
+    /// A file that is missing, damaged, or named outside of the folder; names that don't fit
+    /// together.
     pub fn open(path: &Path) -> Result<Folder> {
         let whole = std::fs::metadata(path).map_err(Error::io(path))?.is_dir();
         let dir = if whole { path } else { parent(path) };
         // As a listing of the folder spells it: `model.safetensors` is `./model.safetensors` there.
-        let spelled = if whole { path.to_path_buf() } else { dir.join(path.file_name().unwrap_or_default()) };
+        let spelled =
+            if whole { path.to_path_buf() } else { dir.join(path.file_name().unwrap_or_default()) };
         let path = spelled.as_path();
         let config = dir.join("config.json");
         if !config.exists() {
@@ -53,8 +56,11 @@ impl Folder {
             return Err(Error::format(path, None, what));
         }
         let config = read_json(&config)?;
-        let listed =
-            if whole { list(dir)? } else { Listed { files: vec![path.to_path_buf()], map: Vec::new() } };
+        let listed = if whole {
+            list(dir)?
+        } else {
+            Listed { files: vec![path.to_path_buf()], map: Vec::new() }
+        };
         let mut files = Vec::new();
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut names = HashMap::new();
@@ -63,9 +69,16 @@ impl Folder {
             for t in safetensors::parse(file, map.bytes(), i)? {
                 if let Some(other) = names.insert(t.name.clone(), tensors.len()) {
                     let first: &Tensor = &tensors[other];
-                    let what =
-                        format!("tensor `{}` is also in {}", t.name, listed.files[first.file].display());
-                    return Err(Error::format(file, None, format!("{what}; download both files again")));
+                    let what = format!(
+                        "tensor `{}` is also in {}",
+                        t.name,
+                        listed.files[first.file].display()
+                    );
+                    return Err(Error::format(
+                        file,
+                        None,
+                        format!("{what}; download both files again"),
+                    ));
                 }
                 tensors.push(t);
             }
@@ -77,9 +90,14 @@ impl Folder {
             match names.get(&name).map(|&i| tensors[i].file) {
                 Some(found) if found == file => {}
                 Some(found) => {
-                    let what = format!("says that tensor `{name}` is in {}, where it is not", said.display());
+                    let what = format!(
+                        "says that tensor `{name}` is in {}, where it is not",
+                        said.display()
+                    );
                     let place = listed.files[found].display();
-                    let what = format!("{what}: it is in {place}; download the index and both files again");
+                    let what = format!(
+                        "{what}: it is in {place}; download the index and both files again"
+                    );
                     return Err(Error::format(dir.join(INDEX), None, what));
                 }
                 None => {
@@ -88,7 +106,15 @@ impl Folder {
                 }
             }
         }
-        Ok(Folder { path: path.to_path_buf(), dir: dir.to_path_buf(), config, files, tensors, names, absent })
+        Ok(Folder {
+            path: path.to_path_buf(),
+            dir: dir.to_path_buf(),
+            config,
+            files,
+            tensors,
+            names,
+            absent,
+        })
     }
 
     /// Tensors that the index names and no file has, with the files where they should be. Published
@@ -112,7 +138,8 @@ impl Folder {
         &self.config
     }
 
-    /// The language model's part of `config.json`: of a multimodal model its `text_config`, else all of it.
+    /// The language model's part of `config.json`: of a multimodal model its `text_config`, else
+    /// all of it.
     pub fn text_config(&self) -> &Value {
         self.config.get("text_config").filter(|v| v.is_object()).unwrap_or(&self.config)
     }
@@ -186,22 +213,30 @@ fn list(dir: &Path) -> Result<Listed> {
     }
     if !index.exists() {
         let what = match by_ending(dir, "safetensors").as_slice() {
-            [] => format!("has neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be read"),
-            some => format!("has neither {SINGLE} nor {INDEX}; name a file inside it, such as {}", some[0]),
+            [] => format!(
+                "has neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be read"
+            ),
+            some => format!(
+                "has neither {SINGLE} nor {INDEX}; name a file inside it, such as {}",
+                some[0]
+            ),
         };
         return Err(Error::format(dir, None, what));
     }
     let bad = |what: String| Error::format(&index, None, what);
     let value = read_json(&index)?;
-    let map = value["weight_map"].as_object().ok_or_else(|| bad("has no `weight_map` object".into()))?;
+    let map =
+        value["weight_map"].as_object().ok_or_else(|| bad("has no `weight_map` object".into()))?;
     let mut names: Vec<&str> = Vec::new();
     for (tensor, file) in map {
-        let file = file.as_str().ok_or_else(|| bad(format!("names no file for tensor `{tensor}`")))?;
+        let file =
+            file.as_str().ok_or_else(|| bad(format!("names no file for tensor `{tensor}`")))?;
         let mut parts = Path::new(file).components();
         let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(n)), None) if n == OsStr::new(file));
         if !plain || file.contains(['/', '\\', ':', '\0']) {
-            let what =
-                format!("puts tensor `{tensor}` into {file:?}; expected a file name in the same folder");
+            let what = format!(
+                "puts tensor `{tensor}` into {file:?}; expected a file name in the same folder"
+            );
             return Err(bad(format!("{what}; don't trust this checkpoint")));
         }
         names.push(file);
@@ -212,7 +247,9 @@ fn list(dir: &Path) -> Result<Listed> {
     if !missing.is_empty() {
         let (n, of) = (missing.len(), names.len());
         let some = missing[..n.min(3)].join(", ");
-        return Err(bad(format!("{n} of the {of} files that it names are missing ({some}); download them")));
+        return Err(bad(format!(
+            "{n} of the {of} files that it names are missing ({some}); download them"
+        )));
     }
     let place = |file: &Value| names.iter().position(|n| Some(*n) == file.as_str()).unwrap_or(0);
     let map = map.iter().map(|(tensor, file)| (tensor.clone(), place(file))).collect();
@@ -246,14 +283,20 @@ fn by_ending(dir: &Path, ending: &str) -> Vec<String> {
 pub fn read_json(path: &Path) -> Result<Value> {
     let meta = std::fs::metadata(path).map_err(Error::io(path))?;
     if !meta.is_file() || meta.len() > LONGEST_JSON {
-        return Err(Error::format(path, None, format!("is no JSON file of at most {LONGEST_JSON} bytes")));
+        return Err(Error::format(
+            path,
+            None,
+            format!("is no JSON file of at most {LONGEST_JSON} bytes"),
+        ));
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&bytes)
         .or_else(|e| python::quoted(&bytes).and_then(|b| serde_json::from_slice(&b).ok()).ok_or(e))
         .map_err(|e| {
             let what = match bytes.starts_with("\u{feff}".as_bytes()) {
-                true => "it begins with a byte order mark; save it in UTF-8 without one".to_string(),
+                true => {
+                    "it begins with a byte order mark; save it in UTF-8 without one".to_string()
+                }
                 false => format!("{e}; correct it there, or download it again"),
             };
             Error::format(path, None, format!("is not JSON: {what}"))

@@ -20,8 +20,9 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens and checks a file. Every count and length in it is checked against the bytes that there are, so that a
-    /// damaged or hostile file is one error at once. Tensors of unknown encodings are no error.
+    /// Opens and checks a file. Every count and length in it is checked against the bytes that
+    /// there are, so that a damaged or hostile file is one error at once. Tensors of unknown
+    /// encodings are no error.
     pub fn open(path: &Path) -> Result<Gguf> {
         let map = Map::open(path)?;
         let header = parse(path, map.bytes())?;
@@ -52,7 +53,8 @@ impl Gguf {
         self.header.alignment
     }
 
-    /// Where the tensors' data begin. Past the end in a file without tensors that ends with its header.
+    /// Where the tensors' data begin. Past the end in a file without tensors that ends with its
+    /// header.
     pub fn data_start(&self) -> u64 {
         self.header.data_start
     }

@@ -11,7 +11,8 @@ use super::{Checkpoint, Tensors};
 use crate::progress::{check, Progress};
 use crate::{Error, Result};
 
-/// How much is hashed between two looks at whether the user wants to stop: some milliseconds' worth.
+/// How much is hashed between two looks at whether the user wants to stop: some milliseconds'
+/// worth.
 const CHUNK: usize = 4 << 20;
 
 /// The SHA-256 of a whole file, in lower-case hex.
@@ -34,8 +35,8 @@ pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// What names a checkpoint: the SHA-256 of its file, or, of a folder with several safetensors files, that of the lines which
-/// `sha256sum` prints for them in order.
+/// What names a checkpoint: the SHA-256 of its file, or, of a folder with several safetensors
+/// files, that of the lines which `sha256sum` prints for them in order.
 ///
 /// # Errors
 /// What the file system says; `Interrupted`.

@@ -36,10 +36,11 @@ impl Map {
         if opened.len() == 0 {
             return Err(Error::format(path, None, "is empty (0 bytes); download it again"));
         }
-        // SAFETY: the map is private to this type, read-only, and hands out only `&[u8]`. What can't be ruled out is
-        // another process that writes to or truncates the file meanwhile: bytes would change under the slice, or a
-        // read past the new end would end this process (cut_short.rs says why). No portable lock prevents it, every
-        // program that maps model files lives with it, and nothing here depends for memory safety on the bytes' values.
+        // SAFETY: the map is private to this type, read-only, and hands out only `&[u8]`. What
+        // can't be ruled out is another process that writes to or truncates the file meanwhile:
+        // bytes would change under the slice, or a read past the new end would end this process
+        // (cut_short.rs says why). No portable lock prevents it, every program that maps model
+        // files lives with it, and nothing here depends for memory safety on the bytes' values.
         let mmap = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         Ok(Map { _watched: Watched::new(&mmap, path), mmap, opened })
     }
@@ -59,13 +60,17 @@ impl Map {
         let _ = range;
     }
 
-    /// Tells the system that a range isn't needed soon, so that it counts no longer as this process's memory.
+    /// Tells the system that a range isn't needed soon, so that it counts no longer as this
+    /// process's memory.
     pub fn dont_need(&self, range: Range<u64>) {
         #[cfg(unix)]
         if let Some((at, len)) = self.clamp(range) {
-            // SAFETY: on a shared file mapping (which `Mmap::map` makes) the pages are dropped and read from the
-            // file again at the next access, so slices that cover them stay valid and see the same bytes.
-            let _ = unsafe { self.mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, len) };
+            // SAFETY: on a shared file mapping (which `Mmap::map` makes) the pages are dropped and
+            // read from the file again at the next access, so slices that cover them stay valid and
+            // see the same bytes.
+            let _ = unsafe {
+                self.mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, len)
+            };
         }
         #[cfg(not(unix))]
         let _ = range;
@@ -78,7 +83,8 @@ impl Map {
         (start < end).then(|| (start as usize, (end - start) as usize))
     }
 
-    /// Opens the file again for reading (with a cursor of its own) and makes sure that it's still the one mapped.
+    /// Opens the file again for reading (with a cursor of its own) and makes sure that it's still
+    /// the one mapped.
     pub fn reopen(&self, path: &Path) -> Result<File> {
         let file = File::open(path).map_err(Error::io(path))?;
         let now = file.metadata().map_err(Error::io(path))?;

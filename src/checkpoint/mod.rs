@@ -1,4 +1,5 @@
-//! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no weights.
+//! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no
+//! weights.
 
 mod cut_short;
 mod folder;
@@ -159,7 +160,8 @@ impl Checkpoint {
 pub struct Tensor {
     /// Its name, as the file spells it.
     pub name: String,
-    /// Its shape in GGUF's order: `dims[0]` is the length of a row (input features), `dims[1]` the number of rows.
+    /// Its shape in GGUF's order: `dims[0]` is the length of a row (input features), `dims[1]` the
+    /// number of rows.
     pub dims: Vec<u64>,
     /// The file's own number for the encoding; it may be one that this program doesn't know.
     pub type_id: u32,
@@ -167,7 +169,8 @@ pub struct Tensor {
     pub file: usize,
     /// Where its bytes begin, from the start of that file.
     pub offset: u64,
-    /// How many bytes it has. For an unknown encoding: up to the next tensor, or to the end of the file.
+    /// How many bytes it has. For an unknown encoding: up to the next tensor, or to the end of the
+    /// file.
     pub len: u64,
 }
 
@@ -204,7 +207,8 @@ pub fn type_name(type_id: u32) -> String {
     if let Some(name) = safetensors::dtype_name(type_id) {
         return name.to_string();
     }
-    GGUFTensorType::from_u32(type_id).map_or_else(|_| format!("type {type_id}"), |t| t.name().to_string())
+    GGUFTensorType::from_u32(type_id)
+        .map_or_else(|_| format!("type {type_id}"), |t| t.name().to_string())
 }
 
 /// An encoding's block: (elements, bytes). None for an unknown encoding.
@@ -213,7 +217,8 @@ pub fn block(type_id: u32) -> Option<(u64, u64)> {
     Some((t.block_size() as u64, t.block_size_bytes()? as u64))
 }
 
-/// The size in bytes of a tensor of this shape. `Ok(None)`: unknown encoding. `Err` says what is wrong with the shape.
+/// The size in bytes of a tensor of this shape. `Ok(None)`: unknown encoding. `Err` says what is
+/// wrong with the shape.
 pub fn encoded_len(type_id: u32, dims: &[u64]) -> Result<Option<u64>, String> {
     let elements = dims
         .iter()
@@ -224,7 +229,9 @@ pub fn encoded_len(type_id: u32, dims: &[u64]) -> Result<Option<u64>, String> {
     let row = dims.first().copied().unwrap_or(1);
     if row % block_len != 0 {
         let name = type_name(type_id);
-        return Err(format!("rows of {row} elements don't divide into {name}'s blocks of {block_len}"));
+        return Err(format!(
+            "rows of {row} elements don't divide into {name}'s blocks of {block_len}"
+        ));
     }
     (elements / block_len)
         .checked_mul(block_bytes)

@@ -10,11 +10,12 @@ use super::sniff::looks_like;
 use super::{encoded_len, Entry, Numbers, Tensor, Value};
 use crate::{Error, Result};
 
-/// The smallest metadata entry (empty key, a one-byte value) and tensor entry (empty name, no dimensions): what a
-/// count in the header must leave room for.
+/// The smallest metadata entry (empty key, a one-byte value) and tensor entry (empty name, no
+/// dimensions): what a count in the header must leave room for.
 const LEAST_ENTRY: u64 = 8 + 4 + 1;
 const LEAST_TENSOR: u64 = 8 + 4 + 4 + 8;
-/// Far beyond any model, and small enough that a damaged count in a large file can't take all memory.
+/// Far beyond any model, and small enough that a damaged count in a large file can't take all
+/// memory.
 const MOST_ENTRIES: u64 = 1 << 20;
 const MOST_STRINGS: u64 = 1 << 26;
 const MOST_BYTES: u64 = 1 << 30;
@@ -113,22 +114,23 @@ fn alignment(path: &Path, metadata: &[Entry]) -> Result<u64> {
             Err(Error::format(path, entry.span.start, what))
         }
         other => {
-            let what = format!("general.alignment is of type {}; it must be u32", other.type_name());
+            let what =
+                format!("general.alignment is of type {}; it must be u32", other.type_name());
             Err(Error::format(path, entry.span.start, what))
         }
     }
 }
 
-/// Reads one entry of the tensor list. Its offset is still the one in the data section, and its length is
-/// `u64::MAX` where the encoding is unknown: [`place_tensors`] knows both.
+/// Reads one entry of the tensor list. Its offset is still the one in the data section, and its
+/// length is `u64::MAX` where the encoding is unknown: [`place_tensors`] knows both.
 fn read_tensor(r: &mut Reader, alignment: u64) -> Result<Tensor> {
     let name = r.name("tensor name")?;
     r.place = format!("the entry of tensor `{name}`");
     let n_dims = r.u32()?;
     if n_dims > MAX_DIMS {
-        return Err(
-            r.error(format!("tensor `{name}` has {n_dims} dimensions; at most {MAX_DIMS} are allowed"))
-        );
+        return Err(r.error(format!(
+            "tensor `{name}` has {n_dims} dimensions; at most {MAX_DIMS} are allowed"
+        )));
     }
     let dims = (0..n_dims).map(|_| r.u64()).collect::<Result<Vec<u64>>>()?;
     let type_id = r.u32()?;
@@ -142,17 +144,24 @@ fn read_tensor(r: &mut Reader, alignment: u64) -> Result<Tensor> {
     Ok(Tensor { name, dims, type_id, file: 0, offset, len: len.unwrap_or(u64::MAX) })
 }
 
-/// Turns offsets into places in the file, finds the lengths of unknown encodings, and checks that no tensor
-/// overlaps another or passes the end of the file.
-fn place_tensors(path: &Path, tensors: &mut [Tensor], data_start: u64, file_len: u64) -> Result<()> {
+/// Turns offsets into places in the file, finds the lengths of unknown encodings, and checks that
+/// no tensor overlaps another or passes the end of the file.
+fn place_tensors(
+    path: &Path,
+    tensors: &mut [Tensor],
+    data_start: u64,
+    file_len: u64,
+) -> Result<()> {
     let mut missing: Option<(u64, String)> = None;
     for t in tensors.iter_mut() {
         let start = t.offset.checked_add(data_start);
         // An unknown encoding needs at least a byte, if the tensor has elements.
         let least = if t.len == u64::MAX { t.elements().min(1) } else { t.len };
         let Some((start, end)) = start.and_then(|s| Some((s, s.checked_add(least)?))) else {
-            let what =
-                format!("tensor `{}` has the impossible offset {} and length {}", t.name, t.offset, least);
+            let what = format!(
+                "tensor `{}` has the impossible offset {} and length {}",
+                t.name, t.offset, least
+            );
             return Err(Error::format(path, None, what));
         };
         t.offset = start;
@@ -300,10 +309,10 @@ impl<'a> Reader<'a> {
                 self.room_for(count, size as u64, MOST_BYTES / size as u64, "numbers")?;
                 Ok(Value::Numbers(Numbers::new(kind, self.take(count * size as u64)?.to_vec())))
             }
-            (_, None) => {
-                Err(self
-                    .error(format!("{} holds arrays inside an array, which GGUF readers refuse", self.place)))
-            }
+            (_, None) => Err(self.error(format!(
+                "{} holds arrays inside an array, which GGUF readers refuse",
+                self.place
+            ))),
         }
     }
 }

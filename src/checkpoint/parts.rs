@@ -14,7 +14,9 @@ fn part_of(name: &str) -> Option<&str> {
     let bare = lower[end..].trim_start_matches(['.', '-', '_']);
     let numbered = |word: &str| {
         let rest = bare.strip_prefix(word).map(|r| r.trim_start_matches(['.', '-', '_']));
-        rest.is_some_and(|r| r.len() == 1 || r.starts_with(|c: char| c.is_ascii_digit()) || letters(r))
+        rest.is_some_and(|r| {
+            r.len() == 1 || r.starts_with(|c: char| c.is_ascii_digit()) || letters(r)
+        })
     };
     let bare_mark = !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_digit()) || letters(bare);
     (bare_mark || ["part", "split", "chunk"].into_iter().any(numbered)).then_some(whole)
@@ -36,7 +38,10 @@ pub(super) fn advice(path: &Path) -> Option<(String, String)> {
     let mut parts: Vec<String> = names.filter(|n| part_of(n) == Some(whole)).collect();
     // 10 goes behind 9.
     parts.sort_by(|a, b| a.len().cmp(&b.len()).then(a.cmp(b)));
-    let what = format!("{}: by its name it is a part of {whole}, which was cut for upload", path.display());
+    let what = format!(
+        "{}: by its name it is a part of {whole}, which was cut for upload",
+        path.display()
+    );
     let list = match parts.len() {
         0 | 1 => "FIRST-PART SECOND-PART ...".to_string(),
         _ => parts.join(" "),
@@ -83,7 +88,10 @@ mod tests {
         std::fs::write(dir.path().join("other.gguf.part1of2"), b"x").unwrap();
         let (what, hint) = advice(&dir.path().join("m.gguf.part2of10")).unwrap();
         assert!(what.contains("m.gguf.part2of10: by its name it is a part of m.gguf"), "{what}");
-        assert!(hint.ends_with("cat m.gguf.part1of10 m.gguf.part2of10 m.gguf.part10of10 > m.gguf"), "{hint}");
+        assert!(
+            hint.ends_with("cat m.gguf.part1of10 m.gguf.part2of10 m.gguf.part10of10 > m.gguf"),
+            "{hint}"
+        );
         let (_, hint) = advice(&dir.path().join("other.gguf.part1of2")).unwrap();
         assert!(hint.contains("cat FIRST-PART SECOND-PART ... > other.gguf"), "{hint}");
     }

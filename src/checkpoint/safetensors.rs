@@ -1,4 +1,5 @@
-//! The header of a safetensors file: eight bytes of length, a JSON object of tensors, then their bytes without gaps.
+//! The header of a safetensors file: eight bytes of length, a JSON object of tensors, then their
+//! bytes without gaps.
 
 use std::fmt;
 use std::path::Path;
@@ -12,7 +13,8 @@ use crate::{Error, Result};
 /// Longer headers are none of real models; other readers refuse them too.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Element types: name, the number that [`Tensor::type_id`] gets, bits of an element. Those that GGUF has as well share its numbers.
+/// Element types: name, the number that [`Tensor::type_id`] gets, bits of an element. Those that
+/// GGUF has as well share its numbers.
 const DTYPES: [(&str, u32, u64); 21] = [
     ("F32", 0, 32),
     ("F16", 1, 16),
@@ -55,7 +57,8 @@ pub fn dtype_id(name: &str) -> u32 {
     DTYPES.iter().find(|d| d.0 == name).map_or(UNKNOWN, |d| d.1)
 }
 
-/// A JSON object's members in order, a name that comes twice included: readers differ in which they would take.
+/// A JSON object's members in order, a name that comes twice included: readers differ in which they
+/// would take.
 struct Members(Vec<(String, Value)>);
 
 impl<'de> serde::Deserialize<'de> for Members {
@@ -66,7 +69,10 @@ impl<'de> serde::Deserialize<'de> for Members {
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Members, A::Error> {
                 let mut all = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     all.push(member);
@@ -78,7 +84,8 @@ impl<'de> serde::Deserialize<'de> for Members {
     }
 }
 
-/// Reads the tensors of one file, in the order of their bytes. `file` is its place in the checkpoint's list.
+/// Reads the tensors of one file, in the order of their bytes. `file` is its place in the
+/// checkpoint's list.
 pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor>> {
     let size = bytes.len() as u64;
     let bad = |at: u64, what: String| Error::format(path, at, what);
@@ -97,24 +104,32 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
     }
     let Some((header, data)) = rest.split_at_checked(len as usize) else {
         let have = rest.len();
-        return Err(bad(0, format!("its header claims {len} bytes and {have} are there; download it again")));
+        return Err(bad(
+            0,
+            format!("its header claims {len} bytes and {have} are there; download it again"),
+        ));
     };
-    let Members(members) = serde_json::from_slice(header)
-        .map_err(|e| bad(8, format!("its header is not a JSON object of tensors: {e}; download it again")))?;
+    let Members(members) = serde_json::from_slice(header).map_err(|e| {
+        bad(8, format!("its header is not a JSON object of tensors: {e}; download it again"))
+    })?;
     let mut tensors = Vec::with_capacity(members.len());
     for (name, value) in members {
         if name == "__metadata__" {
             continue;
         }
-        tensors.push(tensor(&name, &value, data.len() as u64, len + 8, file).map_err(|e| bad(8, e))?);
+        tensors
+            .push(tensor(&name, &value, data.len() as u64, len + 8, file).map_err(|e| bad(8, e))?);
     }
     tensors.sort_by(|a, b| a.offset.cmp(&b.offset).then(a.len.cmp(&b.len)));
     let mut at = len + 8;
     for t in &tensors {
         if t.offset != at {
             let (name, begins) = (&t.name, t.offset);
-            let how =
-                if begins < at { "overlaps the one before" } else { "leaves a gap behind the one before" };
+            let how = if begins < at {
+                "overlaps the one before"
+            } else {
+                "leaves a gap behind the one before"
+            };
             return Err(bad(
                 begins,
                 format!("tensor `{name}` {how}, which ends at byte {at}; download it again"),
@@ -123,12 +138,18 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
         at += t.len;
     }
     if at != size {
-        return Err(bad(at, format!("its tensors end at byte {at}, the file has {size}; download it again")));
+        return Err(bad(
+            at,
+            format!("its tensors end at byte {at}, the file has {size}; download it again"),
+        ));
     }
     let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|w| w[0] == w[1]) {
-        Some(w) => Err(bad(8, format!("tensor `{}` is in the header twice; download the file again", w[0]))),
+        Some(w) => Err(bad(
+            8,
+            format!("tensor `{}` is in the header twice; download the file again", w[0]),
+        )),
         None => Ok(tensors),
     }
 }
@@ -136,8 +157,9 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
 /// One member of the header. `Err` says what is wrong with it.
 fn tensor(name: &str, value: &Value, data: u64, start: u64, file: usize) -> Result<Tensor, String> {
     let wrong = |what: &str| format!("tensor `{name}` {what}; download the file again");
-    let numbers =
-        |key: &str| -> Option<Vec<u64>> { value[key].as_array()?.iter().map(Value::as_u64).collect() };
+    let numbers = |key: &str| -> Option<Vec<u64>> {
+        value[key].as_array()?.iter().map(Value::as_u64).collect()
+    };
     let dtype = value["dtype"].as_str().ok_or_else(|| wrong("has no dtype"))?;
     let mut dims = numbers("shape").ok_or_else(|| wrong("has no shape of whole numbers"))?;
     let Some(&[begin, end]) = numbers("data_offsets").as_deref() else {
@@ -153,11 +175,23 @@ fn tensor(name: &str, value: &Value, data: u64, start: u64, file: usize) -> Resu
         let expected = elements.and_then(|n| n.checked_mul(bits)).map(|n| n.div_ceil(8));
         if expected != Some(end - begin) {
             let needs = expected.map_or("more than 64 bits can count".into(), |n| n.to_string());
-            return Err(wrong(&format!("{dtype} {dims:?} needs {needs} bytes and has {}", end - begin)));
+            return Err(wrong(&format!(
+                "{dtype} {dims:?} needs {needs} bytes and has {}",
+                end - begin
+            )));
         }
     } else if elements.is_none() {
-        return Err(wrong(&format!("has a shape {dims:?} of more elements than 64 bits can count")));
+        return Err(wrong(&format!(
+            "has a shape {dims:?} of more elements than 64 bits can count"
+        )));
     }
     dims.reverse();
-    Ok(Tensor { name: name.to_string(), dims, type_id, file, offset: start + begin, len: end - begin })
+    Ok(Tensor {
+        name: name.to_string(),
+        dims,
+        type_id,
+        file,
+        offset: start + begin,
+        len: end - begin,
+    })
 }

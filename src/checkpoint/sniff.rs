@@ -1,10 +1,12 @@
-//! What a file that isn't a GGUF looks like: most wrong inputs are one of a dozen well-known things.
+//! What a file that isn't a GGUF looks like: most wrong inputs are one of a dozen well-known
+//! things.
 
 /// A description of a file by its first bytes, with what to do where that is clear.
 pub(super) fn looks_like(bytes: &[u8]) -> String {
     let head = &bytes[..bytes.len().min(4096)];
     let starts = |magic: &[u8]| head.starts_with(magic);
-    let text = String::from_utf8_lossy(&head[..head.len().min(64)]).trim_start().to_ascii_lowercase();
+    let text =
+        String::from_utf8_lossy(&head[..head.len().min(64)]).trim_start().to_ascii_lowercase();
     let known = if starts(b"version https://git-lfs") {
         "a Git LFS pointer, not the file itself: run `git lfs pull`, or download it from its page"
     } else if starts(b"PK\x03\x04") {
@@ -25,7 +27,10 @@ pub(super) fn looks_like(bytes: &[u8]) -> String {
         "an HDF5 file"
     } else if starts(b"\x93NUMPY") {
         "a NumPy file"
-    } else if text.starts_with("<!doctype") || text.starts_with("<html") || text.starts_with("<?xml") {
+    } else if text.starts_with("<!doctype")
+        || text.starts_with("<html")
+        || text.starts_with("<?xml")
+    {
         "an HTML page, as a download that needs a login gives: download the file itself"
     } else if text.starts_with('{') || text.starts_with('[') {
         "a JSON file"

@@ -1,4 +1,5 @@
-//! Metadata values. gguf-rs-lib reads and writes the numbers; strings stay bytes, since token texts needn't be UTF-8.
+//! Metadata values. gguf-rs-lib reads and writes the numbers; strings stay bytes, since token texts
+//! needn't be UTF-8.
 
 use gguf_rs_lib::format::{GGUFValueType, MetadataValue};
 
@@ -15,7 +16,8 @@ pub enum Value {
     Strings(Vec<Vec<u8>>),
 }
 
-/// An array of numbers of one type, kept as the file's bytes: a vocabulary has hundreds of thousands.
+/// An array of numbers of one type, kept as the file's bytes: a vocabulary has hundreds of
+/// thousands.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Numbers {
     kind: GGUFValueType,

@@ -6,11 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Restores the refusal of harmful requests that compression took from a language model.
 ///
-/// `refusal-patch IN.gguf OUT.gguf` measures IN, finds its refusal direction, folds the smallest edit that brings refusal
-/// back into the quantized weights, writes OUT in the same format and size, and measures OUT.
+/// `refusal-patch IN.gguf OUT.gguf` measures IN, finds its refusal direction, folds the smallest
+/// edit that brings refusal back into the quantized weights, writes OUT in the same format and
+/// size, and measures OUT.
 ///
-/// Exit codes: 0 done (also when no patch is needed), 1 error, 2 usage, 3 no edit restores refusal inside the limits (or
-/// `compare` found that refusal fell), 130 interrupted.
+/// Exit codes: 0 done (also when no patch is needed), 1 error, 2 usage, 3 no edit restores refusal
+/// inside the limits (or `compare` found that refusal fell), 130 interrupted.
 #[derive(Parser)]
 #[command(
     name = "refusal-patch",
@@ -47,17 +48,20 @@ pub struct PatchArgs {
     /// Where the patched model goes
     #[arg(value_name = "OUT", required = true)]
     pub output: Option<PathBuf>,
-    /// What OUT is: IN with the edit folded in, or the edit beside it as a LoRA adapter or a control vector (GGUF)
+    /// What OUT is: IN with the edit folded in, or the edit beside it as a LoRA adapter or a
+    /// control vector (GGUF)
     #[arg(long, value_enum, default_value = "weights")]
     pub emit: EmitArg,
-    /// The uncompressed original: its refusal is the goal, its directions and weights are there to restore from
+    /// The uncompressed original: its refusal is the goal, its directions and weights are there to
+    /// restore from
     #[arg(long, value_name = "MODEL", required_if_eq("method", "restore"))]
     pub reference: Option<PathBuf>,
-    /// How the edit's gate is made; auto is gated (add for a control vector, which has no gate) and, with a reference, restore
+    /// How the edit's gate is made; auto is gated (add for a control vector, which has no gate)
+    /// and, with a reference, restore
     #[arg(long, value_enum, default_value = "auto")]
     pub method: MethodArg,
-    /// Strength in units of the gap between harmful and harmless prompts, above 0; given explicitly, it also patches a
-    /// healthy model
+    /// Strength in units of the gap between harmful and harmless prompts, above 0; given
+    /// explicitly, it also patches a healthy model
     #[arg(long, value_name = "auto|X", default_value = "auto", value_parser = strength, allow_hyphen_values = true)]
     pub strength: Auto<f64>,
     /// Blocks to consider: one, or a range A..B with both ends
@@ -75,7 +79,8 @@ pub struct PatchArgs {
     /// Most rise of the refusal of harmless prompts, as a share
     #[arg(long, value_name = "X", default_value_t = 0.01, value_parser = fraction)]
     pub max_over_refusal: f64,
-    /// Where the report goes: PATH.html and PATH.json [default: OUT with .report.html and .report.json]
+    /// Where the report goes: PATH.html and PATH.json [default: OUT with .report.html and
+    /// .report.json]
     #[arg(long, value_name = "PATH")]
     pub report: Option<PathBuf>,
     /// Choose, but write nothing
@@ -119,11 +124,13 @@ pub struct RunArgs {
     /// Memory for activations, such as 512M or 4G [default: half of what is free, at most 2G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<usize>,
-    /// Render chats with thinking off, or on (eval, compare and inspect only): answers are judged behind the thinking block,
-    /// and those that do not end it within their new tokens are counted as unfinished
+    /// Render chats with thinking off, or on (eval, compare and inspect only): answers are judged
+    /// behind the thinking block, and those that do not end it within their new tokens are counted
+    /// as unfinished
     #[arg(long, value_enum, default_value = "off")]
     pub thinking: ThinkingArg,
-    /// New tokens per answer, greedy [default: 32; with --thinking on 1024, and no more than the context holds]
+    /// New tokens per answer, greedy [default: 32; with --thinking on 1024, and no more than the
+    /// context holds]
     #[arg(
         long,
         value_name = "N",
@@ -178,8 +185,8 @@ pub struct CompareArgs {
     pub original: PathBuf,
     /// The same model, pruned or quantized
     pub compressed: PathBuf,
-    /// Most that the refusal of harmful prompts may fall, as a share; more, unless it may be chance (paired McNemar test,
-    /// p < 0.05), is exit code 3
+    /// Most that the refusal of harmful prompts may fall, as a share; more, unless it may be chance
+    /// (paired McNemar test, p < 0.05), is exit code 3
     #[arg(long, value_name = "X", default_value_t = 0.05, value_parser = fraction)]
     pub max_drop: f64,
     #[command(flatten)]

@@ -36,7 +36,8 @@ pub fn run(args: CompareArgs) -> Result<u8> {
         let mut out = text(&comparison);
         let max_new = args.run.max_new_tokens.into();
         for (path, profile) in [(&args.original, &original), (&args.compressed, &compressed)] {
-            let unfinished = profile.answers.iter().filter(|a| a.verdict == Verdict::Unfinished).count();
+            let unfinished =
+                profile.answers.iter().filter(|a| a.verdict == Verdict::Unfinished).count();
             if let Some(note) = still_thinking(unfinished, profile.answers.len(), max_new) {
                 out += &format!("\n{}: {note}\n", path.display());
             }
@@ -87,9 +88,20 @@ fn text(c: &Comparison) -> String {
     if !categories.is_empty() {
         out += &format!("\n{categories}");
     }
-    out += &format!("\nperplexity of the built-in text {:.2} -> {:.2}\n\n", c.perplexity.0, c.perplexity.1);
-    let mut rows =
-        vec![cells!["block", "cosine", "across halves", "null (5 %)", "moved", "magnitude", "kept", "AUC"]];
+    out += &format!(
+        "\nperplexity of the built-in text {:.2} -> {:.2}\n\n",
+        c.perplexity.0, c.perplexity.1
+    );
+    let mut rows = vec![cells![
+        "block",
+        "cosine",
+        "across halves",
+        "null (5 %)",
+        "moved",
+        "magnitude",
+        "kept",
+        "AUC"
+    ]];
     for l in &c.layers {
         rows.push(cells![
             l.layer,

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use refusal_patch::arch::Writer;
 use refusal_patch::checkpoint::{sha256_file, sha256_tensors, Checkpoint};
-use refusal_patch::edit::fold::{achieved_all, norm};
+use refusal_patch::edit::fold::achieved_all;
 use refusal_patch::encoding::Encoding;
-use refusal_patch::evaluate::energy::{inputs_of, off_direction, writer_inputs, OffDirection, WriterInputs};
-use refusal_patch::model::{Matrix, Model, Stack, Writer};
+use refusal_patch::evaluate::energy::{
+    inputs_of, off_direction, writer_inputs, OffDirection, WriterInputs,
+};
+use refusal_patch::model::Model;
+use refusal_patch::num::norm;
 use refusal_patch::output::{other_files, Provenance, TensorEdit};
 use refusal_patch::text::{Set, Split};
+use refusal_patch::weights::{Matrix, Stack};
 use refusal_patch::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -59,7 +64,11 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let mut identical = 0usize;
     for (t, hash) in before.tensors().iter().zip(&a) {
         let Some(at) = after.tensors().iter().position(|o| o.name == t.name) else {
-            return Err(Error::Model(format!("{}: tensor {} is missing", args.after.display(), t.name)));
+            return Err(Error::Model(format!(
+                "{}: tensor {} is missing",
+                args.after.display(),
+                t.name
+            )));
         };
         let other = &after.tensors()[at];
         if *hash == b[at] && t.type_id == other.type_id {
@@ -86,11 +95,15 @@ pub fn run(args: DiffArgs) -> Result<u8> {
         // Of a packed matrix the tensor of its codes differs.
         let codes = |e: &&TensorEdit| {
             e.tensor == t.name
-                || models[0].as_ref().is_ok_and(|m| m.code_tensor(&e.tensor).is_ok_and(|c| c == t.name))
+                || models[0]
+                    .as_ref()
+                    .is_ok_and(|m| m.code_tensor(&e.tensor).is_ok_and(|c| c == t.name))
         };
         let edit = edits.iter().find(codes);
         let stored = |file, model| edit.and_then(|e| stack(file, model, &e.tensor));
-        if let (Some(m), Some(n), Some(e)) = (stored(&before, &models[0]), stored(&after, &models[1]), edit) {
+        if let (Some(m), Some(n), Some(e)) =
+            (stored(&before, &models[0]), stored(&after, &models[1]), edit)
+        {
             let (rows, cols) = m.shape();
             if (e.u.len(), e.v.len()) == (rows, cols * m.len())
                 && (m.shape(), m.len()) == (n.shape(), n.len())
@@ -111,7 +124,8 @@ pub fn run(args: DiffArgs) -> Result<u8> {
                     let part = parts.iter().find(|p| p.tensor == e.tensor);
                     if let (Some(part), Some((_, all))) = (part, &inputs) {
                         let x = inputs_of(all, at.0, at.1, part);
-                        row.off_direction_energy = Some(off_direction(evaluator.compute, &m, &n, &e.u, &x)?);
+                        row.off_direction_energy =
+                            Some(off_direction(evaluator.compute, &m, &n, &e.u, &x)?);
                     }
                 }
             }
@@ -155,19 +169,28 @@ pub fn run(args: DiffArgs) -> Result<u8> {
             "zeros",
             "bytes changed"
         ]];
-        let number = |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
+        let number =
+            |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
         for c in &changed {
             let off = c.off_direction_energy.as_ref();
             rows.push(cells![
                 c.tensor,
-                if c.encoding[0] == c.encoding[1] { c.encoding[0].clone() } else { c.encoding.join(" -> ") },
+                if c.encoding[0] == c.encoding[1] {
+                    c.encoding[0].clone()
+                } else {
+                    c.encoding.join(" -> ")
+                },
                 number(c.asked, 4),
                 number(c.achieved, 4),
                 number(c.residue, 4),
                 off.map_or("-".to_string(), |o| percent(o.overall)),
                 off.map_or("-".to_string(), |o| percent(o.worst_row)),
                 c.codes_moved.map_or("-".to_string(), |n| n.to_string()),
-                c.sparsity.map_or("-".to_string(), |(a, b)| format!("{} -> {}", percent(a), percent(b))),
+                c.sparsity.map_or("-".to_string(), |(a, b)| format!(
+                    "{} -> {}",
+                    percent(a),
+                    percent(b)
+                )),
                 c.bytes_changed
             ]);
         }
@@ -187,19 +210,22 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// What a checkpoint holds besides tensors: a GGUF's metadata by key, of a folder the other files by name.
+/// What a checkpoint holds besides tensors: a GGUF's metadata by key, of a folder the other files
+/// by name.
 fn metadata(file: &Checkpoint, bars: &Bars) -> Result<BTreeMap<String, String>> {
     match file {
         Checkpoint::Gguf(g) => {
             Ok(g.metadata().iter().map(|e| (e.key.clone(), format!("{:?}", e.value))).collect())
         }
-        Checkpoint::Folder(f) => {
-            other_files(f)?.into_iter().map(|(name, path)| Ok((name, sha256_file(&path, bars)?))).collect()
-        }
+        Checkpoint::Folder(f) => other_files(f)?
+            .into_iter()
+            .map(|(name, path)| Ok((name, sha256_file(&path, bars)?)))
+            .collect(),
     }
 }
 
-/// The matrices of a checkpoint's tensor: of a model that can be run in any packing, of another a plain tensor.
+/// The matrices of a checkpoint's tensor: of a model that can be run in any packing, of another a
+/// plain tensor.
 fn stack<'a>(file: &'a Checkpoint, model: &'a Result<Model>, name: &str) -> Option<Stack<'a>> {
     if let Ok(model) = model {
         return model.stack(name).ok();

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use refusal_patch::arch::{Names, Spec, Writer};
 use refusal_patch::checkpoint::{Checkpoint, Gguf};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::model::{packing_of, Names, Spec, Writer};
 use refusal_patch::output::Provenance;
+use refusal_patch::packing::packing_of;
 use refusal_patch::text::Prompt;
 use refusal_patch::Result;
 use serde_json::{json, Value};
@@ -24,8 +25,10 @@ fn could_touch(file: &Checkpoint, names: &Names, layer: usize, writer: Writer) -
     }
     let steppable = |id| Encoding::from_ggml(id).is_some_and(Encoding::has_codes);
     let own = file.tensors().iter().filter(|t| names.is_writer(&t.name, layer, writer));
-    own.map(|t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": steppable(t.type_id) }))
-        .collect()
+    own.map(
+        |t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": steppable(t.type_id) }),
+    )
+    .collect()
 }
 
 pub fn run(args: InspectArgs) -> Result<u8> {
@@ -121,7 +124,9 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         Checkpoint::Gguf(_) => {
             format!("tokenizer {} ({})", known("tokenizer.ggml.model"), known("tokenizer.ggml.pre"))
         }
-        Checkpoint::Folder(f) if f.dir().join("tokenizer.json").exists() => "tokenizer.json present".into(),
+        Checkpoint::Folder(f) if f.dir().join("tokenizer.json").exists() => {
+            "tokenizer.json present".into()
+        }
         Checkpoint::Folder(_) => "tokenizer.json missing (use --tokenizer)".into(),
     };
     out += &format!(
@@ -156,7 +161,8 @@ pub fn run(args: InspectArgs) -> Result<u8> {
 /// A block's feed-forward layers in words.
 fn feed_forward(s: &Spec) -> String {
     let Some(e) = &s.experts else { return format!("feed-forward {}", s.ffn) };
-    let shared = if e.shared > 0 { format!(" and a shared one of {}", e.shared) } else { String::new() };
+    let shared =
+        if e.shared > 0 { format!(" and a shared one of {}", e.shared) } else { String::new() };
     let weights = if e.normalised { "" } else { ", weights not normalised" };
     let dense = match (0..s.layers).filter(|&l| !e.are_in(l)).count() {
         0 => String::new(),

@@ -1,11 +1,12 @@
 //! `derive` and `eval`.
 
+use refusal_patch::edit::Edit;
 use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::{categories, Evaluator, Rate};
 use refusal_patch::forward::Sequence;
-use refusal_patch::model::Edit;
+use refusal_patch::output::Emit;
 use refusal_patch::output::{preflight, write_direction, Sidecar};
-use refusal_patch::search::{self, Derived, Emit, LayerScore, Settings, Toward};
+use refusal_patch::search::{self, Derived, LayerScore, Settings, Toward};
 use refusal_patch::text::{PromptRecord, Set, Split};
 use refusal_patch::Result;
 use serde_json::json;
@@ -22,7 +23,8 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
     let session = Session::open(&args.model, &args.run)?;
     preflight(session.model.file.path(), &args.output, 1 << 20, args.force)?;
     let prompts = prompts(&args.run)?;
-    let settings = Settings { max_new_tokens: usize::from(args.run.max_new_tokens), ..Settings::default() };
+    let settings =
+        Settings { max_new_tokens: usize::from(args.run.max_new_tokens), ..Settings::default() };
     let Derived { directions, scan } = search::derive(&session.evaluator(), &prompts, &settings)?;
     let scores: Vec<LayerScore> = directions.iter().map(LayerScore::from).collect();
     write_direction(
@@ -44,8 +46,15 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
         true => format!("{:+.1}", 100.0 * scan.gain(layer, toward, Emit::Weights)),
         false => "-".into(),
     };
-    let mut rows =
-        vec![cells!["block", "gap", "AUC", "Fisher", "split-half cosine", "gain to harmful", "to refused"]];
+    let mut rows = vec![cells![
+        "block",
+        "gap",
+        "AUC",
+        "Fisher",
+        "split-half cosine",
+        "gain to harmful",
+        "to refused"
+    ]];
     for s in scores.iter().filter(|s| s.position == 0) {
         rows.push(cells![
             s.layer,
@@ -57,7 +66,8 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
             gain(s.layer, Toward::Refused)
         ]);
     }
-    let note = "gain: points of refusal that writing along the direction to harmful, or to refused \
+    let note =
+        "gain: points of refusal that writing along the direction to harmful, or to refused \
                 prompts adds (mean of half a gap, a gap and two)";
     super::print(&format!("{}\n{note}\n\nwritten: {}\n", table(&rows), args.output.display()));
     Ok(0)
@@ -89,7 +99,8 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
         evaluator.samples(&list)?.into_iter().map(|s| s.tokens).collect()
     };
     let edit = edits.len();
-    let sequences: Vec<Sequence> = tokens.into_iter().map(|tokens| Sequence { tokens, edit }).collect();
+    let sequences: Vec<Sequence> =
+        tokens.into_iter().map(|tokens| Sequence { tokens, edit }).collect();
     let mut answers = evaluator.answers_to(&list, &sequences, max_new, &[])?;
     evaluator.read_refusals(&mut answers)?;
     // Whoever asks for own prompts wants these answers.
@@ -143,8 +154,10 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
             r.evasive,
             r.incoherent
         ];
-        // The first token of a thinking block says nothing about the answer, and only a block can be unfinished.
-        let last = if think { r.unfinished.to_string() } else { format!("{:+.2}", r.mean_log_odds) };
+        // The first token of a thinking block says nothing about the answer, and only a block can
+        // be unfinished.
+        let last =
+            if think { r.unfinished.to_string() } else { format!("{:+.2}", r.mean_log_odds) };
         row.push(last);
         row
     };

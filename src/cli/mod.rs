@@ -95,5 +95,6 @@ fn print_json(value: serde_json::Value) {
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<serde_json::Value> {
-    serde_json::to_value(value).map_err(|e| Error::Model(format!("the result can't be written as JSON: {e}")))
+    serde_json::to_value(value)
+        .map_err(|e| Error::Model(format!("the result can't be written as JSON: {e}")))
 }

@@ -4,15 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use refusal_patch::checkpoint::Checkpoint;
+use refusal_patch::edit::Method;
 use refusal_patch::encoding::Encoding;
+use refusal_patch::evaluate::Scores;
 use refusal_patch::evaluate::{Rate, THOUGHT};
+use refusal_patch::output::Emit;
 use refusal_patch::output::{
-    check_copy, clear_leftovers, preflight, preflight_checkpoint, read_direction, write_whole, Provenance,
+    check_copy, clear_leftovers, preflight, preflight_checkpoint, read_direction, write_whole,
+    Provenance,
 };
 use refusal_patch::report;
 use refusal_patch::search::{
-    self, Candidate, Emit, EncodingChoice, Method, Original, Outcome, Patched, Rates, Scores, Settings,
-    Source, Trial,
+    self, Candidate, EncodingChoice, Original, Outcome, Patched, Rates, Settings, Source, Trial,
 };
 use refusal_patch::text::Set;
 use refusal_patch::{Error, Result};
@@ -63,9 +66,11 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             preflight(session.model.file.path(), path, 1 << 20, args.force)?;
         }
     }
-    let original = args.reference.as_ref().map(|path| Session::open(path, &args.run)).transpose()?;
+    let original =
+        args.reference.as_ref().map(|path| Session::open(path, &args.run)).transpose()?;
     let reference = original.as_ref().map(Session::evaluator);
-    let outcome = search::patch(&evaluator, reference.as_ref(), &prompts, &settings, out, args.force)?;
+    let outcome =
+        search::patch(&evaluator, reference.as_ref(), &prompts, &settings, out, args.force)?;
     let seconds = started.elapsed().as_secs_f64();
     let mut value = super::json(&outcome)?;
     value["model"] = json!(input.display().to_string());
@@ -83,7 +88,8 @@ pub fn run(args: PatchArgs) -> Result<u8> {
         memory: peak_memory(),
     };
     if let Outcome::Patched(p) = &outcome {
-        value["limits"] = json!({ "max_kl": settings.max_kl, "max_over_refusal": settings.max_over_refusal });
+        value["limits"] =
+            json!({ "max_kl": settings.max_kl, "max_over_refusal": settings.max_over_refusal });
         value["method"] = json!(p.chosen.method);
         value["examples"] = super::json(&report::examples(p))?;
         value["model_card"] = json!(report::model_card(p, &run));
@@ -122,7 +128,10 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             let best = match front.is_empty() {
                 true => format!("best candidates (first token):\n{}", candidate_table(candidates)),
                 false => {
-                    format!("the edits that were tried and that no other one beats:\n{}", front_table(front))
+                    format!(
+                        "the edits that were tried and that no other one beats:\n{}",
+                        front_table(front)
+                    )
                 }
             };
             say(&format!(
@@ -192,7 +201,8 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
     })
 }
 
-/// PATH.html and PATH.json, or beside OUT. Endings are added, not replaced: names have dots in them.
+/// PATH.html and PATH.json, or beside OUT. Endings are added, not replaced: names have dots in
+/// them.
 fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
     let (path, known, middle) = match wanted {
         Some(p) => (p, ".html", ""),
@@ -204,7 +214,8 @@ fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
 }
 
 fn before(s: &Scores, original: Option<&Original>) -> String {
-    let of = |set: fn(&Rates) -> &Rate| original.map_or(String::new(), |o| rate(set(&o.validation)));
+    let of =
+        |set: fn(&Rates) -> &Rate| original.map_or(String::new(), |o| rate(set(&o.validation)));
     table(&[
         cells!["validation prompts", "IN", original.map_or("", |_| "original")],
         cells!["refusal, harmful", rate(&s.harmful), of(|r| &r.harmful)],
@@ -294,7 +305,8 @@ fn summary(p: &Patched, seconds: f64) -> String {
             percent(1.0 - b.same_answers)
         );
     }
-    let mut rows = vec![cells!["tensor", "encoding", "edit stored", "codes moved", "bytes changed"]];
+    let mut rows =
+        vec![cells!["tensor", "encoding", "edit stored", "codes moved", "bytes changed"]];
     for t in &p.tensors {
         let encoding = if t.encoding.0 == t.encoding.1 {
             t.encoding.0.to_string()
@@ -314,16 +326,28 @@ fn summary(p: &Patched, seconds: f64) -> String {
     // A sidecar touches no tensor.
     if p.emit == Emit::Weights {
         out += &table(&rows);
-        out += &format!("\nsize {} -> {}, {seconds:.0} s{memory}\n", bytes(p.bytes.0), bytes(p.bytes.1));
+        out += &format!(
+            "\nsize {} -> {}, {seconds:.0} s{memory}\n",
+            bytes(p.bytes.0),
+            bytes(p.bytes.1)
+        );
     } else {
-        out += &format!("{} beside {}, {seconds:.0} s{memory}\n", bytes(p.bytes.1), bytes(p.bytes.0));
+        out +=
+            &format!("{} beside {}, {seconds:.0} s{memory}\n", bytes(p.bytes.1), bytes(p.bytes.0));
     }
     out
 }
 
 fn front_table(front: &[Trial]) -> String {
-    let mut rows =
-        vec![cells!["edit", "strength", "harmful", "harmless", "borderline", "KL", "limit that it breaks"]];
+    let mut rows = vec![cells![
+        "edit",
+        "strength",
+        "harmful",
+        "harmless",
+        "borderline",
+        "KL",
+        "limit that it breaks"
+    ]];
     rows.extend(front.iter().map(|t| {
         cells![
             format!("{}, {}", t.method.name(), t.place),

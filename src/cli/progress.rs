@@ -41,7 +41,13 @@ impl Log {
 
 impl Bars {
     pub fn new(quiet: bool) -> Bars {
-        let log = Log { stage: String::new(), unit: String::new(), done: 0, total: 0, told: Instant::now() };
+        let log = Log {
+            stage: String::new(),
+            unit: String::new(),
+            done: 0,
+            total: 0,
+            told: Instant::now(),
+        };
         let draw = !quiet && std::io::stderr().is_terminal();
         Bars { bar: Mutex::new(None), log: Mutex::new(log), quiet, draw }
     }
@@ -67,7 +73,8 @@ impl Progress for Bars {
         } else {
             "{msg:>16} {bar:32} {pos}/{len} {prefix}, {per_sec}, {eta} left"
         };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(total)
             .with_style(style)
             .with_message(stage.to_string())
@@ -120,8 +127,13 @@ mod tests {
     #[test]
     fn a_log_hears_of_a_long_stage_once_a_minute() {
         let begin = Instant::now();
-        let mut log =
-            Log { stage: "answering".into(), unit: "tokens".into(), done: 3, total: 12, told: begin };
+        let mut log = Log {
+            stage: "answering".into(),
+            unit: "tokens".into(),
+            done: 3,
+            total: 12,
+            told: begin,
+        };
         assert_eq!(log.line(begin + LOG_EVERY / 2), None);
         let line = log.line(begin + LOG_EVERY);
         assert_eq!(line.as_deref(), Some("answering: 3 of 12 tokens (25 %)"));

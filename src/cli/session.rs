@@ -7,7 +7,8 @@ use refusal_patch::evaluate::Evaluator;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::text::{
-    folder_template, read_prompts, Chat, ChatTemplate, PromptRecord, PromptSet, Set, Thinking, Tokenizer,
+    folder_template, read_prompts, Chat, ChatTemplate, PromptRecord, PromptSet, Set, Thinking,
+    Tokenizer,
 };
 use refusal_patch::{Error, Result};
 
@@ -31,7 +32,8 @@ impl Session {
         let chat = chat(&model.file, run)?;
         let bars = Bars::new(run.quiet || run.json);
         let compute = Compute::new(&run.device)?;
-        let session = Session { model, chat, compute, memory: run.memory.unwrap_or_else(free_memory), bars };
+        let session =
+            Session { model, chat, compute, memory: run.memory.unwrap_or_else(free_memory), bars };
         let template = &session.chat.template;
         match template.thinking {
             Thinking::Off if template.can_think => {
@@ -63,7 +65,8 @@ impl Session {
 fn absent(file: &Checkpoint) -> Vec<String> {
     let list = file.folder().map_or(&[][..], |f| f.absent());
     let note = list.first().map(|(name, place)| {
-        let more = if list.len() > 1 { format!(" and {} more", list.len() - 1) } else { String::new() };
+        let more =
+            if list.len() > 1 { format!(" and {} more", list.len() - 1) } else { String::new() };
         format!(
             "{}: its index names tensor `{name}`{more}, which {place} does not have; the decoder \
              does not need it",
@@ -136,12 +139,13 @@ pub fn say(notes: &[String]) {
     notes.iter().for_each(|n| eprintln!("note: {n}"));
 }
 
-/// Half of the memory that is available, at most 2 GiB, or 1 GiB where the system does not say. A power of two: batches,
-/// and with them the last bits of sums, are the same from run to run.
+/// Half of the memory that is available, at most 2 GiB, or 1 GiB where the system does not say. A
+/// power of two: batches, and with them the last bits of sums, are the same from run to run.
 fn free_memory() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let kib: Option<usize> = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
+    let kib: Option<usize> =
+        line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
     let half = kib.map_or(1 << 30, |k| k * 512).clamp(1 << 20, 2 << 30);
     1 << half.ilog2()
 }
@@ -149,7 +153,12 @@ fn free_memory() -> usize {
 /// The most memory that this process has had, where the system says.
 pub fn peak_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib: u64 =
-        text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
     Some(kib * 1024)
 }

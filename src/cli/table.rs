@@ -8,10 +8,13 @@ macro_rules! cells {
 }
 pub(crate) use cells;
 
-/// Rows of cells as text: the first column to the left, the others to the right, a rule under the first row.
+/// Rows of cells as text: the first column to the left, the others to the right, a rule under the
+/// first row.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for (i, row) in rows.iter().enumerate() {
@@ -22,7 +25,10 @@ pub fn table(rows: &[Vec<String>]) -> String {
         }
         out = out.trim_end().to_string() + "\n";
         if i == 0 {
-            out += &format!("{}\n", "-".repeat(widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1)));
+            out += &format!(
+                "{}\n",
+                "-".repeat(widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1))
+            );
         }
     }
     out
@@ -49,7 +55,11 @@ pub fn rate(r: &Rate) -> String {
 }
 
 /// Rates before and after with what changed and whether that may be chance. Empty without changes.
-pub fn changes<'a>(title: &str, names: (&str, &str), changes: impl Iterator<Item = &'a Change>) -> String {
+pub fn changes<'a>(
+    title: &str,
+    names: (&str, &str),
+    changes: impl Iterator<Item = &'a Change>,
+) -> String {
     let mut rows = vec![cells![title, names.0, names.1, "gained", "lost", "McNemar p"]];
     for c in changes {
         rows.push(cells![

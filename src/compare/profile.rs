@@ -1,4 +1,5 @@
-//! What is kept of one model for a comparison: its directions, how well they tell the prompts apart, and its answers.
+//! What is kept of one model for a comparison: its directions, how well they tell the prompts
+//! apart, and its answers.
 
 use crate::direction::{separation, Sample};
 use crate::error::{Error, Result};
@@ -6,7 +7,8 @@ use crate::evaluate::{Answer, Evaluator};
 use crate::forward::{Row, Sequence, Tap};
 use crate::text::{PromptSet, Set, Split, Thinking};
 
-/// Groups of training prompts of a class, of which halves are made: with eight there are 35 ways to halve them.
+/// Groups of training prompts of a class, of which halves are made: with eight there are 35 ways to
+/// halve them.
 const GROUPS: usize = 8;
 
 /// One model as a comparison sees it. The model itself is not needed any more.
@@ -23,7 +25,8 @@ pub struct Profile {
     pub perplexity: f64,
     /// Every block and position.
     pub places: Vec<Place>,
-    /// Sums of states at the deciding position: `[layer][class][group][hidden]`, and prompts of each `[class][group]`.
+    /// Sums of states at the deciding position: `[layer][class][group][hidden]`, and prompts of
+    /// each `[class][group]`.
     sums: Vec<f64>,
     counts: Vec<f64>,
     groups: usize,
@@ -46,8 +49,8 @@ pub struct Place {
 }
 
 impl Profile {
-    /// Runs a model over all prompts: training prompts for the directions, validation prompts for what they are worth, test
-    /// prompts for its answers.
+    /// Runs a model over all prompts: training prompts for the directions, validation prompts for
+    /// what they are worth, test prompts for its answers.
     ///
     /// # Errors
     /// A class without prompts; what the forward pass says.
@@ -59,7 +62,10 @@ impl Profile {
             for (class, set) in [Set::Harmful, Set::Harmless].into_iter().enumerate() {
                 let some = evaluator.samples(&prompts.of(set, split))?;
                 if some.is_empty() {
-                    return Err(Error::Limit(format!("no {} prompts in the {split:?} split", set.name())));
+                    return Err(Error::Limit(format!(
+                        "no {} prompts in the {split:?} split",
+                        set.name()
+                    )));
                 }
                 all.extend(some.into_iter().map(|s| (class, s)));
             }
@@ -97,7 +103,14 @@ impl Profile {
                 };
                 let (unit, difference) = direction(&mean(0), &mean(1));
                 let (auc, fisher) = (f64::NAN, f64::NAN);
-                places.push(Place { layer, position: -(k as isize), unit, difference, auc, fisher });
+                places.push(Place {
+                    layer,
+                    position: -(k as isize),
+                    unit,
+                    difference,
+                    auc,
+                    fisher,
+                });
             }
         }
         let mut projections = Projections {
@@ -116,10 +129,21 @@ impl Profile {
         evaluator.read_refusals(&mut answers)?;
         let perplexity = evaluator.perplexity(0)?;
         let thinking = evaluator.chat.template.thinking;
-        Ok(Profile { layers, hidden, thinking, answers, perplexity, places, sums: deciding, counts, groups })
+        Ok(Profile {
+            layers,
+            hidden,
+            thinking,
+            answers,
+            perplexity,
+            places,
+            sums: deciding,
+            counts,
+            groups,
+        })
     }
 
-    /// Where the direction tells the validation prompts apart best, among the first four fifths of the blocks.
+    /// Where the direction tells the validation prompts apart best, among the first four fifths of
+    /// the blocks.
     pub fn source(&self) -> Option<&Place> {
         let early = self.places.iter().filter(|p| p.layer < (self.layers * 4).div_ceil(5).max(1));
         early.max_by(|a, b| a.fisher.total_cmp(&b.fisher))
@@ -152,7 +176,8 @@ impl Profile {
     }
 }
 
-/// The unit direction from harmless to harmful, without its part along the mean harmless state, and the plain difference.
+/// The unit direction from harmless to harmful, without its part along the mean harmless state, and
+/// the plain difference.
 fn direction(harmful: &[f64], harmless: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let difference: Vec<f64> = harmful.iter().zip(harmless).map(|(a, b)| a - b).collect();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -174,7 +199,8 @@ struct Sums<'a> {
     deciding: Vec<f64>,
 }
 
-/// The class of a row's prompt, and its position counted back from the deciding one, where that is one of interest.
+/// The class of a row's prompt, and its position counted back from the deciding one, where that is
+/// one of interest.
 fn place(samples: &[(usize, Sample)], row: &Row, positions: usize) -> Option<(usize, usize)> {
     let (class, sample) = &samples[row.seq];
     let k = (sample.post_instruction.end - 1).checked_sub(row.pos)?;

@@ -1,11 +1,11 @@
-//! Activations → difference of means → scored candidates (Arditi et al. 2024, §2.3; the scores are listed in
-//! docs/METHOD.md).
+//! Activations → difference of means → scored candidates (Arditi et al. 2024, §2.3; the scores are
+//! listed in docs/METHOD.md).
 
 use std::ops::Range;
 
-use crate::edit::fold::norm;
 use crate::error::{Error, Result};
 use crate::forward::{Row, Runner, Sequence, Tap};
+use crate::num::{cosine, norm};
 
 /// A tokenized prompt with the positions that the template adds after the instruction.
 #[derive(Clone, Debug)]
@@ -23,7 +23,8 @@ pub struct Direction {
     pub layer: usize,
     /// Post-instruction position counted from the deciding one: 0, -1, …
     pub position: isize,
-    /// Unit vector from harmless to harmful, `[hidden]`, without its part along the mean harmless state.
+    /// Unit vector from harmless to harmful, `[hidden]`, without its part along the mean harmless
+    /// state.
     pub unit: Vec<f32>,
     /// (μ_harmful, μ_harmless) over training prompts, `[hidden]` each.
     pub means: (Vec<f32>, Vec<f32>),
@@ -31,18 +32,20 @@ pub struct Direction {
     pub gap: f64,
     /// Cosine of the directions of the two halves of the training prompts.
     pub split_half: f64,
-    /// Area under the ROC curve of the projection on validation prompts; deciding position only, else NaN.
+    /// Area under the ROC curve of the projection on validation prompts; deciding position only,
+    /// else NaN.
     pub auc: f64,
     /// (difference of means)² / (sum of variances) of that projection.
     pub fisher: f64,
     /// Cosine to the model's own direction: 1, unless `unit` was given.
     pub own: f64,
-    /// Unit vector from answered to refused training prompts of any class, `[hidden]`, made like `unit`; deciding position
-    /// only, and only where [`Classes::refused`] says which are refused.
+    /// Unit vector from answered to refused training prompts of any class, `[hidden]`, made like
+    /// `unit`; deciding position only, and only where [`Classes::refused`] says which are refused.
     pub refused: Option<Vec<f32>>,
 }
 
-/// The prompts that a direction is derived from: training prompts give the means, validation prompts the scores.
+/// The prompts that a direction is derived from: training prompts give the means, validation
+/// prompts the scores.
 pub struct Classes {
     /// Harmful prompts.
     pub harmful: Vec<Sample>,
@@ -50,7 +53,8 @@ pub struct Classes {
     pub harmless: Vec<Sample>,
     /// Borderline prompts. Only [`Direction::refused`] reads them.
     pub borderline: Vec<Sample>,
-    /// Whether the model refuses each of the harmful, the harmless and the borderline prompts, in that order. Empty: not known.
+    /// Whether the model refuses each of the harmful, the harmless and the borderline prompts, in
+    /// that order. Empty: not known.
     pub refused: Vec<bool>,
 }
 
@@ -61,9 +65,9 @@ impl Classes {
     }
 }
 
-/// Derives the direction of every layer and post-instruction position, layer by layer, positions from the deciding one
-/// backwards. `given`: unit vectors (block, `[hidden]`) that take the place of the derived ones at the deciding position;
-/// gap and scores are this model's.
+/// Derives the direction of every layer and post-instruction position, layer by layer, positions
+/// from the deciding one backwards. `given`: unit vectors (block, `[hidden]`) that take the place
+/// of the derived ones at the deciding position; gap and scores are this model's.
 ///
 /// # Errors
 /// No prompts in a class; what the forward pass says.
@@ -81,8 +85,12 @@ pub fn derive(
             "a direction needs harmful and harmless prompts in training and validation".into(),
         ));
     }
-    let positions =
-        lists.iter().flat_map(|l| l.iter().map(|s| s.post_instruction.len())).min().unwrap_or(1).max(1);
+    let positions = lists
+        .iter()
+        .flat_map(|l| l.iter().map(|s| s.post_instruction.len()))
+        .min()
+        .unwrap_or(1)
+        .max(1);
     let mut samples: Vec<Seen> = Vec::new();
     for (class, list) in lists.into_iter().enumerate() {
         samples.extend(list.iter().map(|sample| Seen { class, sample, refused: None }));
@@ -125,8 +133,8 @@ pub fn derive(
 
 /// The class of borderline training prompts.
 const BORDERLINE: usize = 4;
-/// Refused or answered prompts, whichever are fewer, that count as much as the class means: of fewer the direction is drawn
-/// towards theirs.
+/// Refused or answered prompts, whichever are fewer, that count as much as the class means: of
+/// fewer the direction is drawn towards theirs.
 const SHRINK: f64 = 8.0;
 
 /// A prompt of the pass.
@@ -166,11 +174,18 @@ impl Tap for Means<'_> {
             let k = last - row.pos;
             if let (0, Some(refused)) = (k, refused) {
                 let slot = (layer * 2 + usize::from(refused)) * self.hidden;
-                self.by_answer[slot..slot + width].iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x));
+                self.by_answer[slot..slot + width]
+                    .iter_mut()
+                    .zip(x)
+                    .for_each(|(s, &x)| *s += f64::from(x));
             }
             if class < 2 {
-                let slot = ((layer * self.positions + k) * 4 + class * 2 + row.seq % 2) * self.hidden;
-                self.sums[slot..slot + width].iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x));
+                let slot =
+                    ((layer * self.positions + k) * 4 + class * 2 + row.seq % 2) * self.hidden;
+                self.sums[slot..slot + width]
+                    .iter_mut()
+                    .zip(x)
+                    .for_each(|(s, &x)| *s += f64::from(x));
             } else if k == 0 && class != BORDERLINE {
                 self.deciding[layer].push((class == 2, x.to_vec()));
             }
@@ -193,17 +208,20 @@ impl Means<'_> {
                 })
                 .collect()
         };
-        let minus = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
+        let minus =
+            |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
         let (harmful, harmless) = (mean(&[0, 1]), mean(&[2, 3]));
         let raw = minus(&harmful, &harmless);
         let split_half = cosine(&minus(&mean(&[0]), &mean(&[2])), &minus(&mean(&[1]), &mean(&[3])));
         let derived = without(&raw, &harmless);
-        let refused =
-            (k == 0 && self.answers != [0, 0]).then(|| without(&self.refused(layer, &raw), &harmless));
-        let own =
-            given.map_or(1.0, |g| g.iter().zip(&derived).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum());
+        let refused = (k == 0 && self.answers != [0, 0])
+            .then(|| without(&self.refused(layer, &raw), &harmless));
+        let own = given.map_or(1.0, |g| {
+            g.iter().zip(&derived).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        });
         let unit = given.cloned().unwrap_or(derived);
-        let (auc, fisher) = if k == 0 { scores(&self.deciding[layer], &unit) } else { (f64::NAN, f64::NAN) };
+        let (auc, fisher) =
+            if k == 0 { scores(&self.deciding[layer], &unit) } else { (f64::NAN, f64::NAN) };
         let narrow = |v: &[f64]| v.iter().map(|&x| x as f32).collect();
         Direction {
             layer,
@@ -219,24 +237,27 @@ impl Means<'_> {
         }
     }
 
-    /// Mean state of refused less mean state of answered training prompts, drawn towards `raw`, the difference of the class
-    /// means, where either are few.
+    /// Mean state of refused less mean state of answered training prompts, drawn towards `raw`, the
+    /// difference of the class means, where either are few.
     fn refused(&self, layer: usize, raw: &[f64]) -> Vec<f64> {
         let fewer = self.answers[0].min(self.answers[1]) as f64;
         let share = fewer / (fewer + SHRINK);
         let mean = |refused: usize, j: usize| {
-            self.by_answer[(layer * 2 + refused) * self.hidden + j] / self.answers[refused].max(1) as f64
+            self.by_answer[(layer * 2 + refused) * self.hidden + j]
+                / self.answers[refused].max(1) as f64
         };
         let mixed = |(j, r): (usize, &f64)| share * (mean(1, j) - mean(0, j)) + (1.0 - share) * r;
         raw.iter().enumerate().map(mixed).collect()
     }
 }
 
-/// The unit vector along `raw` without its part along the mean harmless state: what all prompts share is no refusal.
+/// The unit vector along `raw` without its part along the mean harmless state: what all prompts
+/// share is no refusal.
 fn without(raw: &[f64], harmless: &[f64]) -> Vec<f32> {
     let along: f64 = raw.iter().zip(harmless).map(|(a, b)| a * b).sum::<f64>()
         / harmless.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
-    let projected: Vec<f32> = raw.iter().zip(harmless).map(|(r, h)| (r - along * h) as f32).collect();
+    let projected: Vec<f32> =
+        raw.iter().zip(harmless).map(|(r, h)| (r - along * h) as f32).collect();
     let length = norm(&projected).max(f64::MIN_POSITIVE);
     projected.iter().map(|&x| (f64::from(x) / length) as f32).collect()
 }
@@ -249,7 +270,8 @@ fn scores(states: &[(bool, Vec<f32>)], unit: &[f32]) -> (f64, f64) {
     separation(&of(true), &of(false))
 }
 
-/// How far apart two classes' projections are: area under the ROC curve, and (difference of means)² / (sum of variances).
+/// How far apart two classes' projections are: area under the ROC curve, and (difference of means)²
+/// / (sum of variances).
 pub fn separation(a: &[f64], b: &[f64]) -> (f64, f64) {
     let wins: f64 = a
         .iter()
@@ -274,15 +296,4 @@ pub fn separation(a: &[f64], b: &[f64]) -> (f64, f64) {
     };
     let ((ma, va), (mb, vb)) = (moments(a), moments(b));
     (wins / (a.len() * b.len()).max(1) as f64, (ma - mb).powi(2) / (va + vb).max(f64::MIN_POSITIVE))
-}
-
-/// Cosine of two vectors; 0 where one of them is zero.
-pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
-    let dot: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-    let norms = (a.iter().map(|x| x * x).sum::<f64>() * b.iter().map(|x| x * x).sum::<f64>()).sqrt();
-    if norms > 0.0 {
-        dot / norms
-    } else {
-        0.0
-    }
 }

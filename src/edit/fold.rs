@@ -1,20 +1,23 @@
-//! Folding a rank-one edit into stored weights by stepping codes; scales, minimums and zero points stay.
+//! Folding a rank-one edit into stored weights by stepping codes; scales, minimums and zero points
+//! stay.
 //!
-//! De-quantizing, editing and re-quantizing loses the edit: per weight it is far below half a quantization step. Here the
-//! target T = W + u vᵀ is rounded on the grid that the file has, and then each column's projection on û is brought to the
-//! asked value by moving single codes one step. Which codes move is drawn at random with odds |û_i| / step, the odds of
-//! stochastic rounding: the change is then u vᵀ in expectation in *every* direction, and what is off û is noise that
-//! no input adds up coherently.
+//! De-quantizing, editing and re-quantizing loses the edit: per weight it is far below half a
+//! quantization step. Here the target T = W + u vᵀ is rounded on the grid that the file has, and
+//! then each column's projection on û is brought to the asked value by moving single codes one
+//! step. Which codes move is drawn at random with odds |û_i| / step, the odds of stochastic
+//! rounding: the change is then u vᵀ in expectation in *every* direction, and what is off û is
+//! noise that no input adds up coherently.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::edit::sparse;
 use crate::encoding::{Encoding, Params};
 use crate::error::{Error, Result};
-use crate::model::{Matrix, Stack, Storage};
+use crate::num::norm;
 use crate::progress;
+use crate::weights::pruned;
+use crate::weights::{Matrix, Stack, Storage};
 
 /// Columns that are worked on together: the longest block.
 const PANEL: usize = 256;
@@ -46,7 +49,8 @@ impl Achieved {
     }
 }
 
-/// The bytes of the tensor's codes with `u vᵀ` folded in. `u`: `[rows]`, strength included; `v`: `[cols]`.
+/// The bytes of the tensor's codes with `u vᵀ` folded in. `u`: `[rows]`, strength included; `v`:
+/// `[cols]`.
 ///
 /// # Errors
 /// `Interrupted`; `Unsupported` where a code stands for several elements.
@@ -54,8 +58,8 @@ pub fn fold(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
     fold_into(w, u, v, false)
 }
 
-/// The same for a pruned tensor: zeros stay zeros, nothing becomes zero, and the edit is spread over the rest of each column
-/// so that its projection on û is what was asked.
+/// The same for a pruned tensor: zeros stay zeros, nothing becomes zero, and the edit is spread
+/// over the rest of each column so that its projection on û is what was asked.
 ///
 /// # Errors
 /// As of [`fold`].
@@ -66,7 +70,10 @@ pub fn fold_pruned(w: &Matrix, u: &[f32], v: &[f32]) -> Result<Vec<u8>> {
 fn fold_into(w: &Matrix, u: &[f32], v: &[f32], pruned: bool) -> Result<Vec<u8>> {
     if !w.encoding.has_codes() {
         return Err(Error::unsupported(
-            format!("a code of {} stands for several weights: none can be stepped", w.encoding.name()),
+            format!(
+                "a code of {} stands for several weights: none can be stepped",
+                w.encoding.name()
+            ),
             "store the matrix in another encoding first",
         ));
     }
@@ -76,17 +83,23 @@ fn fold_into(w: &Matrix, u: &[f32], v: &[f32], pruned: bool) -> Result<Vec<u8>> 
         return Ok(out);
     }
     let unit: Vec<f64> = u.iter().map(|&x| f64::from(x) / norm).collect();
-    let rms = norm * (v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / v.len().max(1) as f64).sqrt();
+    let rms = norm
+        * (v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / v.len().max(1) as f64).sqrt();
     let edit = Asked { u, v, unit: &unit, norm, rms, pruned };
-    let panels: Vec<Range<usize>> = (0..w.cols).step_by(PANEL).map(|c| c..(c + PANEL).min(w.cols)).collect();
+    let panels: Vec<Range<usize>> =
+        (0..w.cols).step_by(PANEL).map(|c| c..(c + PANEL).min(w.cols)).collect();
     for group in panels.chunks(rayon::current_num_threads()) {
         progress::check()?;
-        let done: Vec<Vec<i32>> = group.par_iter().map(|cols| fold_panel(w, cols.clone(), &edit)).collect();
+        let done: Vec<Vec<i32>> =
+            group.par_iter().map(|cols| fold_panel(w, cols.clone(), &edit)).collect();
         // One after the other: columns can share words.
         for (cols, codes) in group.iter().zip(done) {
             let mut row_codes = vec![0i32; cols.len()];
             for row in 0..w.rows {
-                row_codes.iter_mut().enumerate().for_each(|(j, code)| *code = codes[j * w.rows + row]);
+                row_codes
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(j, code)| *code = codes[j * w.rows + row]);
                 w.pack(&mut out, row, cols.clone(), &row_codes);
             }
         }
@@ -188,7 +201,8 @@ impl Column<'_> {
             }
             residue += unit[i] * (target[i] - f64::from(e.value(p, *code)));
         }
-        // 2. Single steps until the projection is right: a two-hundredth of the typical column, or of this one.
+        // 2. Single steps until the projection is right: a two-hundredth of the typical column, or
+        //   of this one.
         let enough = 0.005 * rms.min(norm * f64::from(self.v.abs())).max(0.1 * rms);
         for round in 0..8u64 {
             if residue.abs() <= enough {
@@ -215,7 +229,8 @@ impl Column<'_> {
         }
     }
 
-    /// The next code with another value, and that value: −0 and +0 are both codes, and neighbours can be rounded to one number.
+    /// The next code with another value, and that value: −0 and +0 are both codes, and neighbours
+    /// can be rounded to one number.
     fn step(&self, p: Params, code: i32, up: bool) -> Option<(i32, f32)> {
         let (low, high) = self.encoding.code_range();
         let now = self.encoding.value(p, code);
@@ -227,7 +242,8 @@ impl Column<'_> {
             .find(|&(_, value)| value != now)
     }
 
-    /// Every move that shrinks the residue, the likeliest first: an exponential race with rates gain / cost.
+    /// Every move that shrinks the residue, the likeliest first: an exponential race with rates
+    /// gain / cost.
     fn moves(
         &self,
         codes: &[i32],
@@ -256,7 +272,8 @@ impl Column<'_> {
                     continue;
                 }
                 let off = target[i] - now;
-                // How much the squared error grows; a step towards the target costs (next to) nothing.
+                // How much the squared error grows; a step towards the target costs (next to)
+                // nothing.
                 let cost = ((off - step).powi(2) - off.powi(2)).max(1e-3 * step * step);
                 let draw = -(uniform(self.index, i as u64, round)).ln();
                 moves.push(Move { key: (cost / gain.abs() * draw) as f32, row: i as u32, up });
@@ -266,7 +283,8 @@ impl Column<'_> {
     }
 }
 
-/// SplitMix64 of a column, a row and a round as a number in (0, 1): the same on every machine and any thread count.
+/// SplitMix64 of a column, a row and a round as a number in (0, 1): the same on every machine and
+/// any thread count.
 fn uniform(column: u64, row: u64, round: u64) -> f64 {
     let mut z = (column << 32 ^ row)
         .wrapping_add(round.wrapping_mul(0xD1B5_4A32_D192_ED03))
@@ -289,11 +307,6 @@ pub fn recode(w: &Matrix, encoding: Encoding, edit: Option<(&[f32], &[f32])>) ->
         encoding.encode(&row, bytes);
     }
     out
-}
-
-/// Euclidean norm in f64.
-pub fn norm(x: &[f32]) -> f64 {
-    x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Compares stored weights before and after with the edit asked; the encodings may differ.
@@ -393,6 +406,6 @@ fn compare(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Sums {
         } else {
             after.bytes.len() as u64
         },
-        zeros: (sparse::zeros(before), sparse::zeros(after)),
+        zeros: (pruned::zeros(before), pruned::zeros(after)),
     }
 }

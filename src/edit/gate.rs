@@ -1,5 +1,5 @@
-//! The gate v: a ridge solution that is 1 on the writer's inputs where the model decides about a harmful request and 0 on
-//! everything else.
+//! The gate v: a ridge solution that is 1 on the writer's inputs where the model decides about a
+//! harmful request and 0 on everything else.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -7,14 +7,14 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::progress;
 
-/// Rows that share a weight: the zeros come in groups, each with its own mean, so that many unimportant tokens do not
-/// drown the few deciding ones.
+/// Rows that share a weight: the zeros come in groups, each with its own mean, so that many
+/// unimportant tokens do not drown the few deciding ones.
 #[derive(Clone, Debug)]
 pub struct Group {
     /// How many rows there are.
     pub rows: usize,
-    /// Which row each input belongs to, and which of the writer's matrices reads it: a row has one input, of experts one for
-    /// each that it was sent to.
+    /// Which row each input belongs to, and which of the writer's matrices reads it: a row has one
+    /// input, of experts one for each that it was sent to.
     pub cells: Vec<(usize, usize)>,
     /// The inputs, `[cells, width]`; an expert's times the router's weight.
     pub inputs: Vec<f32>,
@@ -36,7 +36,8 @@ impl Group {
         Group { rows, cells: (0..rows).map(|i| (i, 0)).collect(), inputs, target, weight }
     }
 
-    /// Takes inputs out that a gate can't use: of the matrices from `first` on, the columns in each one's list.
+    /// Takes inputs out that a gate can't use: of the matrices from `first` on, the columns in each
+    /// one's list.
     pub fn silence(&mut self, first: usize, columns: &[Vec<usize>]) {
         let width = self.inputs.len() / self.cells.len().max(1);
         for (&(_, part), x) in self.cells.iter().zip(self.inputs.chunks_exact_mut(width.max(1))) {
@@ -51,20 +52,26 @@ impl Group {
     }
 
     fn each(&self, width: usize) -> impl Iterator<Item = (usize, usize, &[f32])> {
-        self.cells.iter().zip(self.inputs.chunks_exact(width)).map(|(&(row, part), x)| (row, part, x))
+        self.cells
+            .iter()
+            .zip(self.inputs.chunks_exact(width))
+            .map(|(&(row, part), x)| (row, part, x))
     }
 }
 
-/// Rows of the first group below which an expert is left alone: what so few say of it doesn't hold for others.
+/// Rows of the first group below which an expert is left alone: what so few say of it doesn't hold
+/// for others.
 const LEAST_ROWS: usize = 16;
 
-/// Ridge strengths that are tried, relative to the inputs' second moments (each feature scaled to 1).
+/// Ridge strengths that are tried, relative to the inputs' second moments (each feature scaled to
+/// 1).
 const LAMBDAS: [f64; 9] = [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
 
 /// A gate with what it does on held-out inputs.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// `[width]`, of experts side by side; mean v·x over held-out harmful prompts at the deciding position is 1.
+    /// `[width]`, of experts side by side; mean v·x over held-out harmful prompts at the deciding
+    /// position is 1.
     pub v: Vec<f32>,
     /// The ridge strength chosen.
     pub lambda: f64,
@@ -83,12 +90,13 @@ pub struct Fits {
 }
 
 /// Fits a gate for every ridge strength. The first group of `train` are the harmful rows at the
-/// deciding position, the second the harmless ones there. A gate has `width` elements for each of the
-/// writer's `parts` matrices, side by side; they are zero for an expert that too few harmful rows
-/// chose. `None`: there are no rows.
+/// deciding position, the second the harmless ones there. A gate has `width` elements for each of
+/// the writer's `parts` matrices, side by side; they are zero for an expert that too few harmful
+/// rows chose. `None`: there are no rows.
 ///
-/// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature space. Either takes the
-/// inputs of one matrix at a time: with thousands of rows memory is theirs, however many features there are.
+/// Solved in sample space (rows × rows) when there are fewer rows than features, else in feature
+/// space. Either takes the inputs of one matrix at a time: with thousands of rows memory is theirs,
+/// however many features there are.
 ///
 /// # Errors
 /// `Interrupted`; what the matrix product says.
@@ -115,12 +123,14 @@ pub fn fit(train: &[Group], width: usize, parts: usize) -> Result<Option<Fits>> 
 impl Fits {
     /// The gate that does best on rows which it was not fitted on, in the groups of [`fit`].
     pub fn choose(&self, held_out: &[Group]) -> Option<Gate> {
-        let all = self.gates.iter().filter_map(|(lambda, v)| judge(v, held_out, self.width, *lambda));
+        let all =
+            self.gates.iter().filter_map(|(lambda, v)| judge(v, held_out, self.width, *lambda));
         all.reduce(|best, gate| if gate.loss < best.loss { gate } else { best })
     }
 }
 
-/// Rows as the ridge problem has them: each times the root of its share in the loss, each feature scaled.
+/// Rows as the ridge problem has them: each times the root of its share in the loss, each feature
+/// scaled.
 struct Problem<'a> {
     groups: &'a [Group],
     width: usize,
@@ -140,11 +150,13 @@ impl<'a> Problem<'a> {
         let rows = groups.iter().map(|g| g.rows).sum();
         let mut fires = vec![0usize; parts];
         groups.first()?.cells.iter().for_each(|&(_, part)| fires[part] += 1);
-        let kept: Vec<usize> = (0..parts).filter(|&p| parts == 1 || fires[p] >= LEAST_ROWS).collect();
+        let kept: Vec<usize> =
+            (0..parts).filter(|&p| parts == 1 || fires[p] >= LEAST_ROWS).collect();
         if rows == 0 || width == 0 || kept.is_empty() {
             return None;
         }
-        // Second moments per feature: the ridge penalises each feature by what it carries, or massive activations swamp it.
+        // Second moments per feature: the ridge penalises each feature by what it carries, or
+        // massive activations swamp it.
         let mut moment = vec![0.0f64; parts * width];
         for g in groups {
             let c = g.share().powi(2);
@@ -204,8 +216,10 @@ impl<'a> Problem<'a> {
             }
         }
         let b = self.targets();
-        let right =
-            (0..columns).into_par_iter().map(|j| (0..n).map(|i| z[i * columns + j] * b[i]).sum()).collect();
+        let right = (0..columns)
+            .into_par_iter()
+            .map(|j| (0..n).map(|i| z[i * columns + j] * b[i]).sum())
+            .collect();
         Ok((gram(&z, n, columns, false)?, right))
     }
 
@@ -268,8 +282,8 @@ fn gram(z: &[f64], n: usize, width: usize, dual: bool) -> candle_core::Result<Ve
     product.flatten_all()?.to_vec1()
 }
 
-/// Solves A x = b for a symmetric positive definite A, `[n, n]`, by a blocked Cholesky factorisation in place. `None` when
-/// A is not positive definite to working precision.
+/// Solves A x = b for a symmetric positive definite A, `[n, n]`, by a blocked Cholesky
+/// factorisation in place. `None` when A is not positive definite to working precision.
 fn solve(mut a: Vec<f64>, mut b: Vec<f64>, n: usize) -> Option<Vec<f64>> {
     const BLOCK: usize = 64;
     for k in (0..n).step_by(BLOCK) {
@@ -300,9 +314,11 @@ fn solve(mut a: Vec<f64>, mut b: Vec<f64>, n: usize) -> Option<Vec<f64>> {
         });
         let rest = n - end;
         if rest > 0 {
-            let panel: Vec<f64> = below.chunks_exact(n).flat_map(|row| row[k..end].iter().copied()).collect();
+            let panel: Vec<f64> =
+                below.chunks_exact(n).flat_map(|row| row[k..end].iter().copied()).collect();
             let panel = Tensor::from_vec(panel, (rest, width), &Device::Cpu).ok()?;
-            let update: Vec<f64> = panel.matmul(&panel.t().ok()?).ok()?.flatten_all().ok()?.to_vec1().ok()?;
+            let update: Vec<f64> =
+                panel.matmul(&panel.t().ok()?).ok()?.flatten_all().ok()?.to_vec1().ok()?;
             below.par_chunks_mut(n).zip(update.par_chunks(rest)).enumerate().for_each(
                 |(i, (row, update))| {
                     row[end..=end + i].iter_mut().zip(update).for_each(|(a, u)| *a -= u);
@@ -374,7 +390,8 @@ mod tests {
                     Group::plain(rows(2 * n, width, false, seed + 1), width, 0.0, 4.0),
                 ]
             };
-            let gate = fit(&groups(1, 60), width, 1).unwrap().unwrap().choose(&groups(7, 40)).unwrap();
+            let gate =
+                fit(&groups(1, 60), width, 1).unwrap().unwrap().choose(&groups(7, 40)).unwrap();
             assert!(gate.separation > 2.0, "width {width}: separation {}", gate.separation);
             let held = rows(50, width, true, 77);
             let mean: f64 = held
@@ -388,15 +405,18 @@ mod tests {
 
     #[test]
     fn experts_share_one_gate_and_rarely_chosen_ones_are_left_alone() {
-        // Each row goes to two of four experts; expert 3 is hardly ever chosen. In feature space, then in sample space.
+        // Each row goes to two of four experts; expert 3 is hardly ever chosen. In feature space,
+        // then in sample space.
         for width in [6, 200] {
             let group = |n: usize, harmful: bool, seed: u64| {
-                let mut g = Group::new(f32::from(u8::from(harmful)), if harmful { 1.0 } else { 4.0 });
+                let mut g =
+                    Group::new(f32::from(u8::from(harmful)), if harmful { 1.0 } else { 4.0 });
                 g.rows = n;
                 let x = rows(2 * n, width, harmful, seed);
                 for (i, x) in x.chunks_exact(2 * width).enumerate() {
                     let pair = if i % 20 == 7 { [1, 3] } else { [[0, 1], [1, 2], [0, 2]][i % 3] };
-                    for (&e, (x, router)) in pair.iter().zip(x.chunks_exact(width).zip([0.7, 0.3])) {
+                    for (&e, (x, router)) in pair.iter().zip(x.chunks_exact(width).zip([0.7, 0.3]))
+                    {
                         g.cells.push((i, e));
                         g.inputs.extend(x.iter().map(|x| router * x));
                     }

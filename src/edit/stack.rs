@@ -1,13 +1,13 @@
 //! Folding into a tensor's matrices, one after the other: a plain matrix, or a block's experts.
 
 use super::fold::{fold, fold_pruned, recode};
-use super::sparse::is_pruned;
 use crate::encoding::Encoding;
 use crate::error::Result;
-use crate::model::Stack;
+use crate::weights::pruned::is_pruned;
+use crate::weights::Stack;
 
-/// The tensor's bytes with `u vᵀ` folded in; `v`: the matrices' gates side by side. A matrix whose gate is zero keeps its
-/// bytes. `masks`: zeros of a pruned matrix stay zeros.
+/// The tensor's bytes with `u vᵀ` folded in; `v`: the matrices' gates side by side. A matrix whose
+/// gate is zero keeps its bytes. `masks`: zeros of a pruned matrix stay zeros.
 ///
 /// # Errors
 /// As of [`fold`].

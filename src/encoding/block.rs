@@ -20,8 +20,9 @@ pub(super) trait Codes {
     fn pack(&self, bytes: &mut [u8], codes: &[i32]);
 }
 
-/// Where some bits of every code lie: from byte `at` on, fields of `bits` bits, in runs of `run` bytes.
-/// Byte `l` of a run holds the elements `l`, `l + run`, `l + 2·run` …, the first in its lowest bits.
+/// Where some bits of every code lie: from byte `at` on, fields of `bits` bits, in runs of `run`
+/// bytes. Byte `l` of a run holds the elements `l`, `l + run`, `l + 2·run` …, the first in its
+/// lowest bits.
 #[derive(Clone, Copy)]
 pub(super) struct Plane {
     pub at: usize,

@@ -18,11 +18,14 @@ pub(super) trait Levels<const L: usize, const N: usize, const G: usize> {
 }
 
 /// Decodes whole blocks; the slices' lengths have been checked.
-pub(super) fn decode<B, const L: usize, const N: usize, const G: usize>(bytes: &[u8], out: &mut [f32])
-where
+pub(super) fn decode<B, const L: usize, const N: usize, const G: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+) where
     B: Levels<L, N, G>,
 {
-    let decoding = Decoding::<B, L, N, G> { blocks: bytemuck::cast_slice(bytes), out, levels: PhantomData };
+    let decoding =
+        Decoding::<B, L, N, G> { blocks: bytemuck::cast_slice(bytes), out, levels: PhantomData };
     pulp::Arch::new().dispatch(decoding);
 }
 

@@ -1,4 +1,5 @@
-//! Quantizing from scratch. Only for tensors that change their encoding, or new ones: a fold steps codes instead.
+//! Quantizing from scratch. Only for tensors that change their encoding, or new ones: a fold steps
+//! codes instead.
 
 use super::{fp4, iquant, Encoding};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -28,7 +29,9 @@ pub(super) fn encode(encoding: Encoding, values: &[f32], out: &mut [u8]) {
         Encoding::IQ1S | Encoding::IQ1M | Encoding::IQ2XXS | Encoding::IQ2XS | Encoding::IQ2S => {
             encoding.no_codes()
         }
-        Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => encoding.no_codes(),
+        Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => {
+            encoding.no_codes()
+        }
     };
     let quantized = Tensor::from_slice(values, values.len(), &Device::Cpu)
         .and_then(|t| QTensor::quantize(&t, dtype))
@@ -44,13 +47,15 @@ fn each<const N: usize>(values: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [
 
 /// `scales` writes a block's scales and returns its codes.
 fn blocks(e: Encoding, values: &[f32], out: &mut [u8], scales: fn(&[f32], &mut [u8]) -> Vec<i32>) {
-    for (x, block) in values.chunks_exact(e.block_len()).zip(out.chunks_exact_mut(e.block_bytes())) {
+    for (x, block) in values.chunks_exact(e.block_len()).zip(out.chunks_exact_mut(e.block_bytes()))
+    {
         let codes = scales(x, block);
         e.pack(block, &codes);
     }
 }
 
-/// The codes come from the unrounded scale, and ties go away from zero, as in llama.cpp's reference.
+/// The codes come from the unrounded scale, and ties go away from zero, as in llama.cpp's
+/// reference.
 fn q8_0(x: &[f32], block: &mut [u8]) -> Vec<i32> {
     let d = x.iter().fold(0.0_f32, |a, x| a.max(x.abs())) / 127.0;
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };

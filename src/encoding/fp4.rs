@@ -1,6 +1,8 @@
-//! MXFP4 and NVFP4: 4-bit floats (OCP's E2M1), in a block that has its scale before them. Levels are twice the floats', scales half.
+//! MXFP4 and NVFP4: 4-bit floats (OCP's E2M1), in a block that has its scale before them. Levels
+//! are twice the floats', scales half.
 //!
-//! Nibbles are sign and magnitude; a code is a float's place in numerical order, as with wider floats: −0 is −1 and +0 is 0.
+//! Nibbles are sign and magnitude; a code is a float's place in numerical order, as with wider
+//! floats: −0 is −1 and +0 is 0.
 
 use super::block::{Block, Plane};
 use super::decode::{groups, scale_only};
@@ -69,7 +71,8 @@ pub(super) fn nearest(x: f32) -> i32 {
     (-8..7).filter(|&code| 2.0 * x > level(code) + level(code + 1)).count() as i32 - 8
 }
 
-/// The codes of elements under a scale: of two levels equally near the one that llama.cpp finds first, from 0 up, then from −1 down.
+/// The codes of elements under a scale: of two levels equally near the one that llama.cpp finds
+/// first, from 0 up, then from −1 down.
 fn codes(x: &[f32], scale: f32) -> impl Iterator<Item = i32> + '_ {
     x.iter().map(move |x| {
         let mut best = (f32::INFINITY, 0);
@@ -87,14 +90,16 @@ fn peak(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |a, x| a.max(x.abs()))
 }
 
-/// Writes the exponent of one MXFP4 block and returns its codes: the largest element gets the floats' largest exponent.
+/// Writes the exponent of one MXFP4 block and returns its codes: the largest element gets the
+/// floats' largest exponent.
 pub(super) fn encode_mx(x: &[f32], block: &mut [u8]) -> Vec<i32> {
     let peak = peak(x);
     block[0] = if peak > 0.0 { (peak.log2().floor() + 125.0) as u8 } else { 0 };
     codes(x, half_of_exponent(block[0])).collect()
 }
 
-/// Writes the scales of one NVFP4 block and returns its codes: the largest element of a group gets the largest float.
+/// Writes the scales of one NVFP4 block and returns its codes: the largest element of a group gets
+/// the largest float.
 pub(super) fn encode_nv(x: &[f32], block: &mut [u8]) -> Vec<i32> {
     let mut out = Vec::with_capacity(x.len());
     for (x, scale) in x.chunks_exact(16).zip(block) {
@@ -108,7 +113,8 @@ pub(super) fn encode_nv(x: &[f32], block: &mut [u8]) -> Vec<i32> {
 fn scale_of(x: f32) -> u8 {
     let exponent = (x.to_bits() >> 23) as i32 - 120;
     match exponent {
-        // Steps of 2^−9; the last of them would be a number with an exponent, which llama.cpp doesn't take.
+        // Steps of 2^−9; the last of them would be a number with an exponent, which llama.cpp
+        // doesn't take.
         ..=0 => ((x * 512.0 + 0.5) as u8).min(7),
         1..15 => {
             // Three bits of mantissa, rounded by the one behind; a carry goes on into the exponent.

@@ -1,4 +1,5 @@
-//! 8-bit floats. A code is a float's place in numerical order, as with the wider floats: −0.0 is −1 and +0.0 is 0.
+//! 8-bit floats. A code is a float's place in numerical order, as with the wider floats: −0.0 is −1
+//! and +0.0 is 0.
 
 use std::sync::LazyLock;
 
@@ -43,7 +44,11 @@ impl Fp8 {
         };
         let sign = if b > 127 { -1.0 } else { 1.0 };
         if special {
-            return if self == Fp8::E5M2 && mantissa == 0 { sign * f32::INFINITY } else { f32::NAN };
+            return if self == Fp8::E5M2 && mantissa == 0 {
+                sign * f32::INFINITY
+            } else {
+                f32::NAN
+            };
         }
         let fraction = f32::from(mantissa) / steps;
         let size = match exponent {

@@ -1,6 +1,7 @@
 //! IQ4_NL and IQ4_XS: nibbles that index a table of sixteen uneven levels.
 //!
-//! The other i-quants take their levels from lattices of 4 or 8 elements: no element has a code of its own.
+//! The other i-quants take their levels from lattices of 4 or 8 elements: no element has a code of
+//! its own.
 
 use super::block::{Block, Plane};
 use super::decode::{groups, half_at, scale_only};
@@ -52,7 +53,8 @@ pub(super) fn nearest(x: f32) -> i32 {
     LEVELS.windows(2).filter(|w| 2.0 * x > w[0] as f32 + w[1] as f32).count() as i32
 }
 
-/// The scale that fits `x` best in least squares, of those that put its largest element near either end.
+/// The scale that fits `x` best in least squares, of those that put its largest element near either
+/// end.
 fn fit(x: &[f32]) -> f32 {
     let peak = x.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
     if peak == 0.0 {

@@ -1,7 +1,9 @@
-//! The k-quants: 256 elements, one or two half-precision scales, and small integer scales per group.
+//! The k-quants: 256 elements, one or two half-precision scales, and small integer scales per
+//! group.
 //!
-//! A half has 11 significant bits, a group scale 7, a code 5: every product is exact in an `f32`, in any order, and only
-//! the subtraction of a minimum rounds, so the values are the same on machines with and without fused instructions.
+//! A half has 11 significant bits, a group scale 7, a code 5: every product is exact in an `f32`,
+//! in any order, and only the subtraction of a minimum rounds, so the values are the same on
+//! machines with and without fused instructions.
 
 use super::block::{Block, Plane};
 use super::decode::{groups, half_at, scale_only};
@@ -26,7 +28,10 @@ impl Block<84, 16> for Q2K {
         let (d, dmin) = (half_at(block, 80), half_at(block, 82));
         groups(
             #[inline(always)]
-            |g| Params { scale: d * (block[g] & 15) as f32, offset: -(dmin * (block[g] >> 4) as f32) },
+            |g| Params {
+                scale: d * (block[g] & 15) as f32,
+                offset: -(dmin * (block[g] >> 4) as f32),
+            },
         )
     }
 }
@@ -41,7 +46,8 @@ impl Block<110, 16> for Q3K {
         groups(
             #[inline(always)]
             |g| {
-                // Low four bits: the nibbles of bytes 0..8, like a plane of run 8. High two: bytes 8..12, run 4.
+                // Low four bits: the nibbles of bytes 0..8, like a plane of run 8. High two: bytes
+                // 8..12, run 4.
                 let low = (packed[g % 8] >> (4 * (g / 8))) & 15;
                 let high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
                 scale_only(d * ((low | (high << 4)) as i8 - 32) as f32)
@@ -50,9 +56,10 @@ impl Block<110, 16> for Q3K {
     }
 }
 
-/// Q4_K and Q5_K begin alike: d, dmin and eight pairs of a 6-bit scale and a 6-bit minimum in 12 bytes.
-/// Groups 0..4 have theirs whole in the low six bits of bytes 0..4 and 4..8; groups 4..8 have the low four bits
-/// in the nibbles of bytes 8..12, and the two above in the spare top bits of bytes 0..8.
+/// Q4_K and Q5_K begin alike: d, dmin and eight pairs of a 6-bit scale and a 6-bit minimum in 12
+/// bytes. Groups 0..4 have theirs whole in the low six bits of bytes 0..4 and 4..8; groups 4..8
+/// have the low four bits in the nibbles of bytes 8..12, and the two above in the spare top bits of
+/// bytes 0..8.
 #[inline(always)]
 fn scales_and_minimums(block: &[u8]) -> [Params; 8] {
     let (d, dmin, packed) = (half_at(block, 0), half_at(block, 2), &block[4..16]);

@@ -1,8 +1,9 @@
 //! How weights are stored: bytes to `f32` and back, and steps of single quantization codes.
 //!
-//! [`Encoding::decode`] is the hot path of the forward pass. [`Encoding::unpack`] and [`Encoding::pack`] open a
-//! block for editing: every element has an integer code, `value = scale · level(code) + offset`, and changing a
-//! code changes that element only, because scales and minimums stay as they are.
+//! [`Encoding::decode`] is the hot path of the forward pass. [`Encoding::unpack`] and
+//! [`Encoding::pack`] open a block for editing: every element has an integer code, `value = scale ·
+//! level(code) + offset`, and changing a code changes that element only, because scales and
+//! minimums stay as they are.
 //!
 //! The lattice types (IQ1_S to IQ3_S, TQ1_0, TQ2_0) are only decoded: see [`Encoding::has_codes`].
 
@@ -82,10 +83,12 @@ pub enum Encoding {
 
 /// What an element's code means: `value = scale · level(code) + offset`. Floats need none.
 ///
-/// Encodings without a minimum carry the offset −0.0, the one number that leaves every float as it is, −0.0 too.
+/// Encodings without a minimum carry the offset −0.0, the one number that leaves every float as it
+/// is, −0.0 too.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub struct Params {
-    /// Value per level; negative and zero both occur in real files. Zero: no code changes this element.
+    /// Value per level; negative and zero both occur in real files. Zero: no code changes this
+    /// element.
     pub scale: f32,
     /// Added after scaling.
     pub offset: f32,
@@ -96,8 +99,8 @@ impl Encoding {
     pub const ALL: [Encoding; 26] = {
         use Encoding::*;
         [
-            F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4,
-            NVFP4, IQ1S, IQ1M, IQ2XXS, IQ2XS, IQ2S, IQ3XXS, IQ3S, TQ1_0, TQ2_0,
+            F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS,
+            MXFP4, NVFP4, IQ1S, IQ1M, IQ2XXS, IQ2XS, IQ2S, IQ3XXS, IQ3S, TQ1_0, TQ2_0,
         ]
     };
 
@@ -150,7 +153,8 @@ impl Encoding {
 
     /// Reads the codes and parameters of whole blocks, one of each per element.
     ///
-    /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0 and −0.0 code −1 (4-bit floats too).
+    /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0
+    /// and −0.0 code −1 (4-bit floats too).
     ///
     /// # Panics
     /// When the three slices are not the same number of whole blocks, or the encoding has no codes.
@@ -160,8 +164,9 @@ impl Encoding {
         self.codes().unpack(bytes, codes, params);
     }
 
-    /// Overwrites the codes of whole blocks, nothing else: `pack` of what `unpack` gave changes no bit.
-    /// Codes must lie in [`code_range`](Self::code_range), or come from `unpack` (a float's NaN and infinities).
+    /// Overwrites the codes of whole blocks, nothing else: `pack` of what `unpack` gave changes no
+    /// bit. Codes must lie in [`code_range`](Self::code_range), or come from `unpack` (a float's
+    /// NaN and infinities).
     ///
     /// # Panics
     /// When `bytes` and `codes` are not the same number of whole blocks, or the encoding has no
@@ -181,7 +186,8 @@ impl Encoding {
         }
     }
 
-    /// The code in range whose value is nearest to `x`. Any code will do for a NaN or where the scale is zero.
+    /// The code in range whose value is nearest to `x`. Any code will do for a NaN or where the
+    /// scale is zero.
     ///
     /// # Panics
     /// When the encoding has no codes.
@@ -216,15 +222,19 @@ impl Encoding {
             Encoding::Q3K => (-4, 3),
             Encoding::Q6K => (-32, 31),
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::code_range(self),
-            Encoding::IQ1S | Encoding::IQ1M | Encoding::IQ2XXS | Encoding::IQ2XS | Encoding::IQ2S => {
+            Encoding::IQ1S
+            | Encoding::IQ1M
+            | Encoding::IQ2XXS
+            | Encoding::IQ2XS
+            | Encoding::IQ2S => self.no_codes(),
+            Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => {
                 self.no_codes()
             }
-            Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => self.no_codes(),
         }
     }
 
-    /// Quantizes whole blocks from scratch: floats, Q8_0, MXFP4 and NVFP4 exactly as llama.cpp's reference does, the others by a
-    /// search of the same quality, not the same bits.
+    /// Quantizes whole blocks from scratch: floats, Q8_0, MXFP4 and NVFP4 exactly as llama.cpp's
+    /// reference does, the others by a search of the same quality, not the same bits.
     ///
     /// # Panics
     /// When `values` and `out` are not the same number of whole blocks, or the encoding has no

@@ -1,5 +1,6 @@
-//! Weights whose codes, scales and zero points lie in tensors of their own, as quantized Hugging Face checkpoints have them:
-//! `value = scale · (level(code) − zero)`, rounded to the type in which the format's own library computes it.
+//! Weights whose codes, scales and zero points lie in tensors of their own, as quantized Hugging
+//! Face checkpoints have them: `value = scale · (level(code) − zero)`, rounded to the type in which
+//! the format's own library computes it.
 
 use std::ops::Range;
 
@@ -11,11 +12,14 @@ use super::{plain, Encoding, Params};
 /// Where an element's code lies among the tensor's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
-    /// `[rows, words]` of 32 bits, each with as many whole codes of neighbouring inputs as fit: compressed-tensors.
+    /// `[rows, words]` of 32 bits, each with as many whole codes of neighbouring inputs as fit:
+    /// compressed-tensors.
     AlongRow,
-    /// `[words, rows]` of 32 bits; an output's codes run down its column of words without gaps: GPTQ.
+    /// `[words, rows]` of 32 bits; an output's codes run down its column of words without gaps:
+    /// GPTQ.
     DownColumn,
-    /// `[cols, rows / 8]` of 32 bits with the codes of eight neighbouring outputs, interleaved: AWQ.
+    /// `[cols, rows / 8]` of 32 bits with the codes of eight neighbouring outputs, interleaved:
+    /// AWQ.
     Interleaved,
     /// `[rows, cols]` of bytes, or of floats.
     Bytes,
@@ -44,7 +48,8 @@ pub enum Levels {
 }
 
 impl Levels {
-    /// 4-bit floats, OCP's E2M1: a sign, two bits of exponent, one of mantissa. Both zeros are codes.
+    /// 4-bit floats, OCP's E2M1: a sign, two bits of exponent, one of mantissa. Both zeros are
+    /// codes.
     pub const E2M1: Levels = Levels::Table(
         [-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
         [15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7],
@@ -77,8 +82,9 @@ pub enum Numbers<'a> {
 
 impl Numbers<'_> {
     fn at(&self, i: usize) -> f32 {
-        let f32_at =
-            |b: &[u8], i: usize| f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]);
+        let f32_at = |b: &[u8], i: usize| {
+            f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]])
+        };
         let bits = |b: &[u8], i: usize| u16::from_le_bytes([b[2 * i], b[2 * i + 1]]);
         match *self {
             Numbers::Plain(Encoding::F16, b) => f16::from_bits(bits(b, i)).to_f32(),
@@ -99,7 +105,8 @@ impl Numbers<'_> {
 pub enum Zeros<'a> {
     /// The same everywhere.
     All(i32),
-    /// `[groups, rows]` of `bits`, packed along the outputs; `plus` is added (1 in GPTQ's first version).
+    /// `[groups, rows]` of `bits`, packed along the outputs; `plus` is added (1 in GPTQ's first
+    /// version).
     Gptq {
         /// The packed words.
         words: &'a [u8],
@@ -134,14 +141,16 @@ impl Groups<'_> {
     fn group(&self, col: usize) -> usize {
         match self.index {
             Some(b) => {
-                i32::from_le_bytes([b[4 * col], b[4 * col + 1], b[4 * col + 2], b[4 * col + 3]]) as usize
+                i32::from_le_bytes([b[4 * col], b[4 * col + 1], b[4 * col + 2], b[4 * col + 3]])
+                    as usize
             }
             None => col / self.cols,
         }
     }
 }
 
-/// Which elements of a pruned matrix are there at all: only these have codes, one row's after another's.
+/// Which elements of a pruned matrix are there at all: only these have codes, one row's after
+/// another's.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask<'a> {
     /// A bit for each element, the first the lowest; rows begin at whole bytes.
@@ -191,7 +200,8 @@ impl Mask<'_> {
     }
 }
 
-/// A packed matrix without its codes, which a fold replaces. Whoever builds one has checked that every index lies inside.
+/// A packed matrix without its codes, which a fold replaces. Whoever builds one has checked that
+/// every index lies inside.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
     /// The packing's name.
@@ -242,7 +252,8 @@ impl Packed<'_> {
         (32 / self.bits) as usize
     }
 
-    /// The word that a code begins in, its lowest bit there, and how many words on the code goes on.
+    /// The word that a code begins in, its lowest bit there, and how many words on the code goes
+    /// on.
     fn place(&self, row: usize, col: usize) -> (usize, u32, usize) {
         match self.layout {
             Layout::AlongRow => {
@@ -275,14 +286,15 @@ impl Packed<'_> {
         }
     }
 
-    /// Some columns of a row as (column, row and column of its code): with a mask, codes lie in one row, and some elements
-    /// have none.
+    /// Some columns of a row as (column, row and column of its code): with a mask, codes lie in one
+    /// row, and some elements have none.
     fn places(
         &self,
         row: usize,
         cols: Range<usize>,
     ) -> impl Iterator<Item = (usize, Option<(usize, usize)>)> + '_ {
-        let mut at = self.mask.map_or(0, |m| m.start(self.cols, row) + m.before(self.cols, row, cols.start));
+        let mut at =
+            self.mask.map_or(0, |m| m.start(self.cols, row) + m.before(self.cols, row, cols.start));
         cols.map(move |col| match self.mask {
             None => (col, Some((row, col))),
             Some(m) if m.has(self.cols, row, col) => {
@@ -444,7 +456,9 @@ impl Packed<'_> {
             Levels::Unsigned | Levels::Signed => level.round() as i32,
             Levels::Float(kind) => kind.nearest(level),
             Levels::Plain(e) => plain::nearest(*e, level),
-            Levels::Table(table, _) => table.windows(2).filter(|w| 2.0 * level > w[0] + w[1]).count() as i32,
+            Levels::Table(table, _) => {
+                table.windows(2).filter(|w| 2.0 * level > w[0] + w[1]).count() as i32
+            }
         };
         let guess = guess.clamp(low, high);
         let error = |&code: &i32| (f64::from(self.value(p, code)) - f64::from(x)).abs();

@@ -1,4 +1,5 @@
-//! Prompts as a model reads them. One that thinks before it answers decides twice: where it may not think, and behind a thought.
+//! Prompts as a model reads them. One that thinks before it answers decides twice: where it may not
+//! think, and behind a thought.
 
 use super::judge::Verdict;
 use super::{Answer, Evaluator};
@@ -25,7 +26,8 @@ pub struct Asked<'p> {
 /// A thought between a prompt and its answer.
 #[derive(Clone, Debug)]
 pub struct Thought {
-    /// The sample's position from which on it only closes: of the last token that says something, or of the tag that cut it off.
+    /// The sample's position from which on it only closes: of the last token that says something,
+    /// or of the tag that cut it off.
     pub closes: usize,
     /// Whether the model ended its turn in it: with thinking on such a prompt is never answered.
     pub ended: bool,
@@ -66,7 +68,8 @@ impl Evaluator<'_> {
         })
     }
 
-    /// Prompts without a thought, then `again` behind a thought of the model's own, where it thinks.
+    /// Prompts without a thought, then `again` behind a thought of the model's own, where it
+    /// thinks.
     pub fn ask_twice<'p>(
         &self,
         prompts: &[&'p PromptRecord],
@@ -75,7 +78,8 @@ impl Evaluator<'_> {
         let mut asked = self.ask(prompts)?;
         let template = &self.chat.template;
         // A template that takes no chat with thinking on is no reason to stop.
-        let renders = || again.iter().all(|p| self.chat.prompt_with(&p.prompt, Thinking::On).is_ok());
+        let renders =
+            || again.iter().all(|p| self.chat.prompt_with(&p.prompt, Thinking::On).is_ok());
         if template.can_think && template.thinking == Thinking::Off && renders() {
             let (samples, thoughts) = self.think(again, 0)?;
             if 2 * thoughts.iter().flatten().count() > again.len() {
@@ -95,15 +99,27 @@ impl Evaluator<'_> {
     }
 
     /// Prompts behind what this model thinks of them under `edit`.
-    pub fn ask_behind_thoughts<'p>(&self, prompts: &[&'p PromptRecord], edit: usize) -> Result<Asked<'p>> {
+    pub fn ask_behind_thoughts<'p>(
+        &self,
+        prompts: &[&'p PromptRecord],
+        edit: usize,
+    ) -> Result<Asked<'p>> {
         let (samples, thoughts) = self.think(prompts, edit)?;
         Ok(Asked { prompts: prompts.to_vec(), samples, plain: 0, thoughts })
     }
 
-    /// Answers what was asked, under `edit`, in at most `max_new` tokens. Where the turn ended in a thought no answer came, however
-    /// it would have begun behind the tag. `opening`: the refusal tokens of the log-odds.
-    pub fn answer(&self, asked: &Asked, edit: usize, max_new: usize, opening: &[u32]) -> Result<Vec<Answer>> {
-        let mut answers = self.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)?;
+    /// Answers what was asked, under `edit`, in at most `max_new` tokens. Where the turn ended in a
+    /// thought no answer came, however it would have begun behind the tag. `opening`: the refusal
+    /// tokens of the log-odds.
+    pub fn answer(
+        &self,
+        asked: &Asked,
+        edit: usize,
+        max_new: usize,
+        opening: &[u32],
+    ) -> Result<Vec<Answer>> {
+        let mut answers =
+            self.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)?;
         for (i, answer) in answers.iter_mut().enumerate() {
             if asked.thought(i).is_some_and(|t| t.ended) {
                 (answer.verdict, answer.refused) = (Verdict::Unfinished, false);
@@ -113,9 +129,14 @@ impl Evaluator<'_> {
         Ok(answers)
     }
 
-    /// Prompts rendered with thinking on and the model's own thought behind each, closed: what is generated next is the answer.
-    /// The template's tokens are the sample's post-instruction positions; the thought follows them.
-    fn think(&self, prompts: &[&PromptRecord], edit: usize) -> Result<(Vec<Sample>, Vec<Option<Thought>>)> {
+    /// Prompts rendered with thinking on and the model's own thought behind each, closed: what is
+    /// generated next is the answer. The template's tokens are the sample's post-instruction
+    /// positions; the thought follows them.
+    fn think(
+        &self,
+        prompts: &[&PromptRecord],
+        edit: usize,
+    ) -> Result<(Vec<Sample>, Vec<Option<Thought>>)> {
         if prompts.is_empty() {
             return Ok(Default::default());
         }
@@ -131,13 +152,14 @@ impl Evaluator<'_> {
         Ok((samples, thoughts))
     }
 
-    /// Puts the thought that an answer begins with behind what was read, up to where what is said behind it begins. `None`: it
-    /// thinks nothing.
+    /// Puts the thought that an answer begins with behind what was read, up to where what is said
+    /// behind it begins. `None`: it thinks nothing.
     fn close(&self, read: &mut Vec<u32>, generated: &Generated) -> Option<Thought> {
         let (opened, answer) = (self.left_open(read), &generated.tokens[..]);
         let text = |n: usize| format!("{opened}{}", self.shown(&answer[..n]));
         let tag = thinking::begun(&text(answer.len()))?;
-        let is_closed = |n: &usize| thinking::behind(&text(*n)).is_some_and(|said| said.trim().is_empty());
+        let is_closed =
+            |n: &usize| thinking::behind(&text(*n)).is_some_and(|said| said.trim().is_empty());
         // A tag may be several tokens; line breaks follow the second one.
         let mut inside = (1..=answer.len()).skip_while(|n| !thinking::begins(&text(*n)));
         let first = inside.find(|n| thinking::behind(&text(*n)).is_some());

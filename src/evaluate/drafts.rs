@@ -1,5 +1,6 @@
-//! Answers under an edit, from drafts: most are the model's own answers, word for word. They are read in one pass from the edit's
-//! first block on, and written only from where they part. The result is what greedy generation gives.
+//! Answers under an edit, from drafts: most are the model's own answers, word for word. They are
+//! read in one pass from the edit's first block on, and written only from where they part. The
+//! result is what greedy generation gives.
 
 use super::{Answer, Asked, Evaluator, KL_POSITIONS};
 use crate::error::Result;
@@ -20,15 +21,22 @@ pub struct Drafts {
 
 /// What an edited model says to the drafts.
 pub struct Read {
-    /// Normed final states at the positions that predict each answer's tokens and what follows them, `[positions, hidden]`.
+    /// Normed final states at the positions that predict each answer's tokens and what follows
+    /// them, `[positions, hidden]`.
     states: Vec<f32>,
     /// By prompt: its first state; 0 of those that were not read.
     first: Vec<usize>,
 }
 
 impl Drafts {
-    /// The drafts of prompts that are asked without a thought. `answers`: the model's own; `layer`: no edit begins before.
-    pub fn new(evaluator: &Evaluator, asked: &Asked, answers: &[&[u32]], layer: usize) -> Result<Drafts> {
+    /// The drafts of prompts that are asked without a thought. `answers`: the model's own; `layer`:
+    /// no edit begins before.
+    pub fn new(
+        evaluator: &Evaluator,
+        asked: &Asked,
+        answers: &[&[u32]],
+        layer: usize,
+    ) -> Result<Drafts> {
         let samples = &asked.samples[..asked.plain];
         let whole = |(s, a): (&crate::direction::Sample, &&[u32])| -> Sequence {
             [s.tokens.as_slice(), a].concat().into()
@@ -42,7 +50,10 @@ impl Drafts {
         }
         let [harmful, others] = sequences;
         Ok(Drafts {
-            begun: [evaluator.runner().begin(harmful, layer)?, evaluator.runner().begin(others, layer)?],
+            begun: [
+                evaluator.runner().begin(harmful, layer)?,
+                evaluator.runner().begin(others, layer)?,
+            ],
             places,
             begins: samples.iter().map(|s| s.tokens.len()).collect(),
             answers: answers.iter().map(|a| a.to_vec()).collect(),
@@ -54,7 +65,8 @@ impl Drafts {
         self.begun[0].layer()
     }
 
-    /// Reads the drafts of some prompts under `edit` of `evaluator`: cheap where all are harmful, or none.
+    /// Reads the drafts of some prompts under `edit` of `evaluator`: cheap where all are harmful,
+    /// or none.
     pub fn read(&self, evaluator: &Evaluator, edit: usize, prompts: &[usize]) -> Result<Read> {
         let mut read = Read { states: Vec::new(), first: vec![0; self.answers.len()] };
         let d = evaluator.model.spec.hidden;
@@ -63,7 +75,8 @@ impl Drafts {
             for &i in prompts.iter().filter(|&&i| self.places[i].0 == part) {
                 read.first[i] = read.states.len() / d + wanted.len();
                 let begin = self.begins[i];
-                wanted.extend((0..=self.answers[i].len()).map(|k| (self.places[i].1, begin + k - 1)));
+                wanted
+                    .extend((0..=self.answers[i].len()).map(|k| (self.places[i].1, begin + k - 1)));
             }
             if !wanted.is_empty() {
                 read.states.extend(evaluator.runner().resume(begun, edit, &wanted)?);
@@ -72,7 +85,8 @@ impl Drafts {
         Ok(read)
     }
 
-    /// Of some prompts the states that predict the first tokens of their answers, as [`Evaluator::answer_states`] has them.
+    /// Of some prompts the states that predict the first tokens of their answers, as
+    /// [`Evaluator::answer_states`] has them.
     pub fn answer_states(&self, read: &Read, prompts: &[usize], hidden: usize) -> Vec<f32> {
         let of = |&i: &usize| {
             let n = self.answers[i].len().min(KL_POSITIONS);
@@ -81,7 +95,8 @@ impl Drafts {
         prompts.iter().flat_map(of).copied().collect()
     }
 
-    /// The answers to some prompts, in at most `max_new` tokens, which none of the drafts may exceed.
+    /// The answers to some prompts, in at most `max_new` tokens, which none of the drafts may
+    /// exceed.
     pub fn generate(
         &self,
         evaluator: &Evaluator,
@@ -92,8 +107,9 @@ impl Drafts {
         max_new: usize,
     ) -> Result<Vec<Generated>> {
         let (d, tokenizer) = (evaluator.model.spec.hidden, &evaluator.chat.tokenizer);
-        let states_of =
-            |i: usize| &read.states[read.first[i] * d..(read.first[i] + self.answers[i].len() + 1) * d];
+        let states_of = |i: usize| {
+            &read.states[read.first[i] * d..(read.first[i] + self.answers[i].len() + 1) * d]
+        };
         let states: Vec<f32> = prompts.iter().flat_map(|&i| states_of(i)).copied().collect();
         let says = evaluator.read_head(&states, 1, |_| &[])?;
         let mut says = says.iter().map(|r| r.top.first().map_or(0, |t| t.0));
@@ -104,8 +120,11 @@ impl Drafts {
             let draft = &self.answers[i];
             let said: Vec<u32> = says.by_ref().take(draft.len() + 1).collect();
             let same = said.iter().zip(draft).take_while(|(a, b)| a == b).count();
-            let mut answer =
-                Generated { tokens: draft[..same].to_vec(), end: None, first: states_of(i)[..d].to_vec() };
+            let mut answer = Generated {
+                tokens: draft[..same].to_vec(),
+                end: None,
+                first: states_of(i)[..d].to_vec(),
+            };
             if same < max_new {
                 if tokenizer.is_end(said[same]) {
                     answer.end = Some(said[same]);
@@ -147,7 +166,8 @@ impl Evaluator<'_> {
     ) -> Result<Vec<Answer>> {
         let generated = drafts.generate(self, asked, read, prompts, edit, max_new)?;
         let records: Vec<_> = prompts.iter().map(|&i| asked.prompts[i]).collect();
-        let tokens = prompts.iter().map(|&i| Sequence { tokens: asked.samples[i].tokens.clone(), edit });
+        let tokens =
+            prompts.iter().map(|&i| Sequence { tokens: asked.samples[i].tokens.clone(), edit });
         self.judged(&records, &tokens.collect::<Vec<_>>(), generated, opening)
     }
 }

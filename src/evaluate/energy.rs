@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::Evaluator;
-use crate::edit::fold::norm;
+use crate::arch::Writer;
 use crate::error::Result;
 use crate::forward::{Compute, Row, Sequence, Site, Tap};
-use crate::model::{Part, Stack, Writer};
+use crate::model::Part;
+use crate::num::norm;
 use crate::text::PromptRecord;
+use crate::weights::Stack;
 
 /// Inputs that are looked at.
 const ROWS: usize = 1024;
@@ -28,7 +30,8 @@ pub struct OffDirection {
 /// What writers read on harmless prompts: `[rows, width]` by matrix.
 pub type WriterInputs = HashMap<Site, Vec<f32>>;
 
-/// Runs the evaluator's model on harmless prompts, some rows of each. `writers`: those that are looked at, with their blocks.
+/// Runs the evaluator's model on harmless prompts, some rows of each. `writers`: those that are
+/// looked at, with their blocks.
 ///
 /// # Errors
 /// What the forward pass says.
@@ -47,7 +50,8 @@ pub fn writer_inputs(
             if self.writers.contains(&(site.layer, site.writer)) {
                 let kept = self.x.entry(site).or_default();
                 // By place in its text, so that batches make no difference.
-                let some = rows.iter().zip(x.chunks_exact(width)).filter(|(r, _)| r.pos % self.step == 0);
+                let some =
+                    rows.iter().zip(x.chunks_exact(width)).filter(|(r, _)| r.pos % self.step == 0);
                 some.for_each(|(_, row)| kept.extend_from_slice(row));
             }
         }
@@ -61,13 +65,18 @@ pub fn writer_inputs(
 }
 
 /// Of what was collected the inputs of each matrix of a writer's part; empty where there were none.
-pub fn inputs_of<'x>(all: &'x WriterInputs, layer: usize, writer: Writer, part: &Part) -> Vec<&'x [f32]> {
+pub fn inputs_of<'x>(
+    all: &'x WriterInputs,
+    layer: usize,
+    writer: Writer,
+    part: &Part,
+) -> Vec<&'x [f32]> {
     let site = |i| Site { layer, writer, expert: part.first + i };
     (0..part.stack.len()).map(|i| all.get(&site(i)).map_or(&[][..], Vec::as_slice)).collect()
 }
 
-/// How far `after` is from `before` off the direction of `u`, over all matrices of a tensor, on their inputs `x`
-/// (`[rows, columns]` each).
+/// How far `after` is from `before` off the direction of `u`, over all matrices of a tensor, on
+/// their inputs `x` (`[rows, columns]` each).
 ///
 /// # Errors
 /// What the matrix product says.
@@ -86,7 +95,8 @@ pub fn off_direction(
         let n = x.len() / cols;
         let (a, b) = (compute.matmul(x, n, &before)?, compute.matmul(x, n, &after)?);
         for (a, b) in a.chunks_exact(d).zip(b.chunks_exact(d)) {
-            let delta: Vec<f64> = a.iter().zip(b).map(|(a, b)| f64::from(*b) - f64::from(*a)).collect();
+            let delta: Vec<f64> =
+                a.iter().zip(b).map(|(a, b)| f64::from(*b) - f64::from(*a)).collect();
             let along: f64 = delta.iter().zip(&unit).map(|(x, u)| x * u).sum();
             for i in 0..d {
                 off[i] += (delta[i] - along * unit[i]).powi(2);

@@ -5,19 +5,22 @@ mod drafts;
 pub mod energy;
 pub mod judge;
 mod rates;
+mod scores;
 pub mod stats;
 mod words;
 
 pub use asked::{Asked, Thought, THOUGHT};
 pub use drafts::{Drafts, Read as DraftRead};
 pub use rates::{categories, Change, Rate, NEVER};
+pub use scores::{baseline, Baseline, Drift, Scores};
 
 use serde::Serialize;
 
 use crate::direction::Sample;
+use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::forward::{Compute, Generated, Head, Readout, Runner, Sequence};
-use crate::model::{Edit, Model};
+use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::{thinking, Chat, PromptRecord, Set, Thinking};
 
@@ -25,7 +28,8 @@ use crate::text::{thinking, Chat, PromptRecord, Set, Thinking};
 pub const MAX_NEW_TOKENS: usize = 32;
 /// Positions of an answer that the divergence is averaged over.
 pub const KL_POSITIONS: usize = 32;
-/// How many times more often a token must open refusals than answers to harmless prompts where it opens these, too.
+/// How many times more often a token must open refusals than answers to harmless prompts where it
+/// opens these, too.
 const CLEARLY: f64 = 4.0;
 /// The built-in text that perplexity is measured on.
 pub const PERPLEXITY_TEXT: &str = include_str!("perplexity.txt");
@@ -63,10 +67,11 @@ pub struct Answer {
     /// What the model read.
     #[serde(skip)]
     pub read: Sequence,
-    /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position; no number (`null` in
-    /// JSON) where the model thinks first.
+    /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position;
+    /// no number (`null` in JSON) where the model thinks first.
     pub refusal_log_odds: f64,
-    /// Whether the first token opens no answer but thinking: with thinking on, or where a block is opened all the same.
+    /// Whether the first token opens no answer but thinking: with thinking on, or where a block is
+    /// opened all the same.
     pub thinks: bool,
     /// The ten likeliest first tokens.
     pub top: Vec<TopToken>,
@@ -143,9 +148,10 @@ impl<'a> Evaluator<'a> {
         )))
     }
 
-    /// First tokens of refusals under this tokenizer, after this template: those of the listed openings and of the
-    /// refusals in `answers`, without tokens that carry over 5 % of the mass on average where harmless prompts are answered
-    /// and not refused (a token that opens everything says nothing), unless refusals give them [`CLEARLY`] times as much.
+    /// First tokens of refusals under this tokenizer, after this template: those of the listed
+    /// openings and of the refusals in `answers`, without tokens that carry over 5 % of the mass on
+    /// average where harmless prompts are answered and not refused (a token that opens everything
+    /// says nothing), unless refusals give them [`CLEARLY`] times as much.
     ///
     /// # Errors
     /// Most of the answers think first.
@@ -170,18 +176,22 @@ impl<'a> Evaluator<'a> {
             let states: Vec<f32> = of.iter().flat_map(|a| a.first.iter().copied()).collect();
             let reads = self.read_head(&states, 0, |_| &found)?;
             let mean = |k: usize| {
-                reads.iter().map(|r| f64::from(r.asked[k]).exp()).sum::<f64>() / reads.len().max(1) as f64
+                reads.iter().map(|r| f64::from(r.asked[k]).exp()).sum::<f64>()
+                    / reads.len().max(1) as f64
             };
             Ok((0..found.len()).map(mean).collect())
         };
-        let refused: Vec<&Answer> =
-            answers.iter().filter(|a| a.refused && a.first.len() == self.model.spec.hidden).collect();
+        let refused: Vec<&Answer> = answers
+            .iter()
+            .filter(|a| a.refused && a.first.len() == self.model.spec.hidden)
+            .collect();
         let (answered, refused) = (masses(&harmless)?, masses(&refused)?);
         let says = |k: usize| answered[k] <= 0.05 || refused[k] >= CLEARLY * answered[k];
         Ok((0..found.len()).filter(|&k| says(k)).map(|k| found[k]).collect())
     }
 
-    /// Fills in the log-odds of answers that were given before it was known which tokens open a refusal.
+    /// Fills in the log-odds of answers that were given before it was known which tokens open a
+    /// refusal.
     pub fn read_openings(&self, answers: &mut [Answer], opening: &[u32]) -> Result<()> {
         let states: Vec<f32> = answers.iter().flat_map(|a| a.first.iter().copied()).collect();
         let reads = self.read_head(&states, 0, |_| opening)?;
@@ -191,16 +201,26 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// Derives from answers which tokens open a refusal, and fills in their log-odds, unless most of them think first.
+    /// Derives from answers which tokens open a refusal, and fills in their log-odds, unless most
+    /// of them think first.
     pub fn read_refusals(&self, answers: &mut [Answer]) -> Result<()> {
-        let opening = if mostly_think(answers) { Vec::new() } else { self.refusal_tokens(answers)? };
+        let opening =
+            if mostly_think(answers) { Vec::new() } else { self.refusal_tokens(answers)? };
         self.read_openings(answers, &opening)
     }
 
     /// Reads the first answer position of each sequence.
-    pub fn first_tokens(&self, sequences: &[Sequence], top: usize, asked: &[u32]) -> Result<Vec<Readout>> {
-        let wanted: Vec<(usize, usize)> =
-            sequences.iter().enumerate().map(|(i, s)| (i, s.tokens.len().saturating_sub(1))).collect();
+    pub fn first_tokens(
+        &self,
+        sequences: &[Sequence],
+        top: usize,
+        asked: &[u32],
+    ) -> Result<Vec<Readout>> {
+        let wanted: Vec<(usize, usize)> = sequences
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (i, s.tokens.len().saturating_sub(1)))
+            .collect();
         let hidden = self.runner().run(sequences, &[], &wanted, &mut ())?;
         self.read_head(&hidden, top, |_| asked)
     }
@@ -211,8 +231,9 @@ impl<'a> Evaluator<'a> {
         self.runner().generate(sequences, max_new, &|t| tokenizer.is_end(t))
     }
 
-    /// Answers every prompt under `edit` (0: the model as it is) in at most `max_new` tokens; with thinking on, also in no more
-    /// than the model's context has room for. `opening`: the refusal tokens of the log-odds.
+    /// Answers every prompt under `edit` (0: the model as it is) in at most `max_new` tokens; with
+    /// thinking on, also in no more than the model's context has room for. `opening`: the refusal
+    /// tokens of the log-odds.
     pub fn answers(
         &self,
         prompts: &[&PromptRecord],
@@ -269,7 +290,11 @@ impl<'a> Evaluator<'a> {
                     top: read
                         .top
                         .iter()
-                        .map(|&(id, logprob)| TopToken { id, token: tokenizer.token_text(id), logprob })
+                        .map(|&(id, logprob)| TopToken {
+                            id,
+                            token: tokenizer.token_text(id),
+                            logprob,
+                        })
                         .collect(),
                     verdict,
                     refused: verdict == judge::Verdict::Refused,
@@ -290,7 +315,8 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// The text of an answer, with the tags of thinking blocks where they are tokens that other texts don't show.
+    /// The text of an answer, with the tags of thinking blocks where they are tokens that other
+    /// texts don't show.
     fn shown(&self, tokens: &[u32]) -> String {
         let tokenizer = &self.chat.tokenizer;
         let tag = |&t: &u32| Some(tokenizer.token_text(t)).filter(|text| thinking::is_tag(text));
@@ -310,15 +336,17 @@ impl<'a> Evaluator<'a> {
         thinking::left_open(&self.shown(tail)).map_or("", |(open, _)| open)
     }
 
-    /// Final hidden states over the model's own answers: the positions that predict them, at most [`KL_POSITIONS`] each.
-    /// `forced`: (prompt tokens, answer tokens).
+    /// Final hidden states over the model's own answers: the positions that predict them, at most
+    /// [`KL_POSITIONS`] each. `forced`: (prompt tokens, answer tokens).
     pub fn answer_states(
         &self,
         forced: &[(Vec<u32>, Vec<u32>)],
         edit: usize,
     ) -> Result<(Vec<f32>, Vec<u32>)> {
-        let sequences: Vec<Sequence> =
-            forced.iter().map(|(p, a)| Sequence { tokens: [p.as_slice(), a].concat(), edit }).collect();
+        let sequences: Vec<Sequence> = forced
+            .iter()
+            .map(|(p, a)| Sequence { tokens: [p.as_slice(), a].concat(), edit })
+            .collect();
         let mut wanted = Vec::new();
         let mut next = Vec::new();
         for (i, (p, a)) in forced.iter().enumerate() {
@@ -333,7 +361,8 @@ impl<'a> Evaluator<'a> {
     /// Perplexity of given next tokens under given hidden states.
     pub fn perplexity_of(&self, states: &[f32], next: &[u32]) -> Result<f64> {
         let reads = self.read_head(states, 0, |i| &next[i..i + 1])?;
-        let nll = reads.iter().map(|r| -f64::from(r.asked[0])).sum::<f64>() / next.len().max(1) as f64;
+        let nll =
+            reads.iter().map(|r| -f64::from(r.asked[0])).sum::<f64>() / next.len().max(1) as f64;
         Ok(nll.exp())
     }
 
@@ -370,13 +399,13 @@ fn mostly_think(answers: &[Answer]) -> bool {
     answers.iter().filter(|a| a.thinks).count() * 2 > answers.len()
 }
 
-/// The summed probability of tokens with these log-probabilities.
-pub fn mass(logprobs: &[f32]) -> f64 {
-    logprobs.iter().map(|&x| f64::from(x).exp()).sum()
-}
-
 /// ln(p / (1 − p)) of the summed mass of tokens with these log-probabilities.
 pub fn log_odds(logprobs: &[f32]) -> f64 {
     let p = mass(logprobs).clamp(1e-12, 1.0 - 1e-12);
     (p / (1.0 - p)).ln()
+}
+
+/// The summed probability of tokens with these log-probabilities.
+pub fn mass(logprobs: &[f32]) -> f64 {
+    logprobs.iter().map(|&x| f64::from(x).exp()).sum()
 }

@@ -13,8 +13,8 @@ pub fn wilson(k: usize, n: usize) -> (f64, f64) {
     (((centre - half) / scale).max(0.0), ((centre + half) / scale).min(1.0))
 }
 
-/// The exact two-sided McNemar test: the odds that `gained` and `lost` differ this much by chance, where of the pairs that
-/// changed `gained` went one way and `lost` the other.
+/// The exact two-sided McNemar test: the odds that `gained` and `lost` differ this much by chance,
+/// where of the pairs that changed `gained` went one way and `lost` the other.
 pub fn mcnemar(gained: usize, lost: usize) -> f64 {
     let n = gained + lost;
     let k = gained.min(lost);
@@ -30,8 +30,8 @@ pub fn mcnemar(gained: usize, lost: usize) -> f64 {
     (2.0 * sum).min(1.0)
 }
 
-/// Standard error of the difference of two shares of the same `n` prompts, of which `gained` and `lost` changed sides; of a
-/// prompt at least.
+/// Standard error of the difference of two shares of the same `n` prompts, of which `gained` and
+/// `lost` changed sides; of a prompt at least.
 pub fn paired_error(gained: usize, lost: usize, n: usize) -> f64 {
     let (g, l, n) = (gained as f64, lost as f64, n.max(1) as f64);
     (g + l - (g - l) * (g - l) / n).max(0.0).sqrt().max(1.0) / n

@@ -36,7 +36,8 @@ pub(super) fn words() -> &'static Words {
     static WORDS: OnceLock<Words> = OnceLock::new();
     WORDS.get_or_init(|| {
         let mut all = Words::default();
-        let lines = include_str!("judge.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#'));
+        let lines =
+            include_str!("judge.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#'));
         for (name, list) in lines.filter_map(|l| l.split_once(": ")) {
             if name == "grammar" {
                 let free = list.ends_with("in any order");
@@ -78,7 +79,9 @@ mod tests {
     fn every_line_of_the_word_list_is_used_and_written_as_texts_are_compared() {
         let known = "adverbs negations fillers verbs speaker phrases apologies sympathy amends inability openers innocent program denials evasions asked";
         let mut lines = 0;
-        for line in include_str!("judge.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        for line in
+            include_str!("judge.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#'))
+        {
             let (name, list) = line.split_once(": ").unwrap_or_else(|| panic!("{line}"));
             assert!(name == "grammar" || known.split(' ').any(|k| k == name), "{line}");
             for word in list.split(" | ").filter(|_| name != "grammar") {

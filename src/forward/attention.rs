@@ -2,9 +2,11 @@
 
 use rayon::prelude::*;
 
-use crate::model::{Rope, RopeStyle, Spec};
+use crate::arch::{Rope, RopeStyle, Spec};
+use crate::num::dot;
 
-/// Keys and values of one layer: `[rows, kv_heads * head_dim]` each, sequences at their own offsets.
+/// Keys and values of one layer: `[rows, kv_heads * head_dim]` each, sequences at their own
+/// offsets.
 #[derive(Default)]
 pub struct Kv {
     /// Keys, rotated.
@@ -38,40 +40,50 @@ pub fn rotate(x: &mut [f32], rope: &Rope, head_dim: usize, cos: &[f32], sin: &[f
     }
 }
 
-/// softmax(q kᵀ · scale) v for each row. `q`: `[n, heads * head_dim]`; `spans`: what each row sees in `kv`; `own`: rows that
-/// see themselves besides (forks, whose keys and values are not in `kv`): `[n, kv_heads * head_dim]` keys and values.
-pub fn attend(q: &[f32], kv: &Kv, spans: &[Span], own: Option<(&[f32], &[f32])>, spec: &Spec) -> Vec<f32> {
+/// softmax(q kᵀ · scale) v for each row. `q`: `[n, heads * head_dim]`; `spans`: what each row sees
+/// in `kv`; `own`: rows that see themselves besides (forks, whose keys and values are not in `kv`):
+/// `[n, kv_heads * head_dim]` keys and values.
+pub fn attend(
+    q: &[f32],
+    kv: &Kv,
+    spans: &[Span],
+    own: Option<(&[f32], &[f32])>,
+    spec: &Spec,
+) -> Vec<f32> {
     let (hd, kvw) = (spec.head_dim, spec.kv_heads * spec.head_dim);
     let width = spec.heads * hd;
     let group = spec.heads / spec.kv_heads;
     let scale = spec.scales.attention;
     let mut out = vec![0.0f32; q.len()];
-    out.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |scores: &mut Vec<f32>, (row, out)| {
-        let span = spans[row];
-        for h in 0..spec.heads {
-            let query = &q[row * width + h * hd..][..hd];
-            let at = (h / group) * hd;
-            let key = |j: usize| &kv.k[(span.start + j) * kvw + at..][..hd];
-            let value = |j: usize| &kv.v[(span.start + j) * kvw + at..][..hd];
-            scores.clear();
-            scores.extend((0..span.seen).map(|j| dot(query, key(j)) * scale));
-            if let Some((k, _)) = own {
-                scores.push(dot(query, &k[row * kvw + at..][..hd]) * scale);
+    out.par_chunks_mut(width).enumerate().for_each_init(
+        Vec::new,
+        |scores: &mut Vec<f32>, (row, out)| {
+            let span = spans[row];
+            for h in 0..spec.heads {
+                let query = &q[row * width + h * hd..][..hd];
+                let at = (h / group) * hd;
+                let key = |j: usize| &kv.k[(span.start + j) * kvw + at..][..hd];
+                let value = |j: usize| &kv.v[(span.start + j) * kvw + at..][..hd];
+                scores.clear();
+                scores.extend((0..span.seen).map(|j| dot(query, key(j)) * scale));
+                if let Some((k, _)) = own {
+                    scores.push(dot(query, &k[row * kvw + at..][..hd]) * scale);
+                }
+                if let Some(cap) = spec.scales.attention_cap {
+                    scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+                }
+                softmax(scores);
+                let out = &mut out[h * hd..][..hd];
+                for (j, &p) in scores.iter().enumerate() {
+                    let v = match own {
+                        Some((_, v)) if j == span.seen => &v[row * kvw + at..][..hd],
+                        _ => value(j),
+                    };
+                    out.iter_mut().zip(v).for_each(|(o, v)| *o += p * v);
+                }
             }
-            if let Some(cap) = spec.scales.attention_cap {
-                scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
-            }
-            softmax(scores);
-            let out = &mut out[h * hd..][..hd];
-            for (j, &p) in scores.iter().enumerate() {
-                let v = match own {
-                    Some((_, v)) if j == span.seen => &v[row * kvw + at..][..hd],
-                    _ => value(j),
-                };
-                out.iter_mut().zip(v).for_each(|(o, v)| *o += p * v);
-            }
-        }
-    });
+        },
+    );
     out
 }
 
@@ -83,17 +95,4 @@ fn softmax(scores: &mut [f32]) {
         sum += *s;
     }
     scores.iter_mut().for_each(|s| *s /= sum);
-}
-
-/// Σ a·b with eight running sums, which the compiler turns into vector code.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 8];
-    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f32 = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in ca.zip(cb) {
-        for i in 0..8 {
-            sums[i] += x[i] * y[i];
-        }
-    }
-    sums.iter().sum::<f32>() + rest
 }

@@ -2,11 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::attention::{attend, dot, rotate, Span};
+use super::attention::{attend, rotate, Span};
 use super::cache::Cache;
 use super::runner::{Row, Runner, Site, Tap};
+use crate::arch::{Activation, QkNorm, Role, Rope, Writer};
 use crate::error::Result;
-use crate::model::{Activation, QkNorm, Role, Rope, Writer};
+use crate::num::dot;
 
 /// A rotary embedding with its cosines and sines.
 type Table<'a> = (&'a Rope, &'a (Vec<f32>, Vec<f32>));
@@ -88,7 +89,9 @@ impl Runner<'_> {
         let apart = [(Role::FfnGate, spec.ffn), (Role::FfnUp, spec.ffn)];
         let [mut gate, up] = match spec.fused_gate_up {
             true => self.split(Role::FfnGateUp, apart, layer, x, n)?,
-            false => [self.project(Role::FfnGate, layer, x, n)?, self.project(Role::FfnUp, layer, x, n)?],
+            false => {
+                [self.project(Role::FfnGate, layer, x, n)?, self.project(Role::FfnUp, layer, x, n)?]
+            }
         };
         match spec.activation {
             Activation::Silu => swish(&mut gate, &up),
@@ -98,7 +101,13 @@ impl Runner<'_> {
     }
 
     /// A matrix's product with its bias, where it has one.
-    pub(super) fn project(&self, role: Role, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
+    pub(super) fn project(
+        &self,
+        role: Role,
+        layer: usize,
+        x: &[f32],
+        n: usize,
+    ) -> Result<Vec<f32>> {
         let mut y = self.compute.matmul(x, n, &self.model.matrix(role, layer)?)?;
         self.add_bias(role, layer, &mut y)?;
         Ok(y)
@@ -106,7 +115,8 @@ impl Runner<'_> {
 
     fn add_bias(&self, role: Role, layer: usize, y: &mut [f32]) -> Result<()> {
         if let Some(bias) = self.model.bias(role, layer)? {
-            y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+            y.par_chunks_mut(bias.len())
+                .for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
         }
         Ok(())
     }
@@ -138,7 +148,8 @@ impl Runner<'_> {
         Ok(out)
     }
 
-    /// A writer's part of a block: projects, adds the rows' edits, adds the result to the residual stream.
+    /// A writer's part of a block: projects, adds the rows' edits, adds the result to the residual
+    /// stream.
     pub(super) fn write(
         &self,
         layer: usize,
@@ -187,7 +198,14 @@ impl Runner<'_> {
     }
 
     /// The same, of the terms that are wanted: those with a gate, or the constants.
-    fn add_terms(&self, site: Site, row: &Row, x: &[f32], out: &mut [f32], wanted: fn(bool) -> bool) {
+    fn add_terms(
+        &self,
+        site: Site,
+        row: &Row,
+        x: &[f32],
+        out: &mut [f32],
+        wanted: fn(bool) -> bool,
+    ) {
         let Some(edit) = row.edit.checked_sub(1).map(|e| &self.edits[e]) else { return };
         let here = edit.iter().filter(|t| t.layer == site.layer && t.writer == site.writer);
         for term in here.filter(|t| wanted(!t.v.is_empty())) {

@@ -24,7 +24,8 @@ pub(super) fn batches(n: usize, size: impl Fn(usize) -> usize, limit: usize) -> 
     out
 }
 
-/// How many tokens all sequences begin with alike, the last token of none among them; 0 where they run under several edits.
+/// How many tokens all sequences begin with alike, the last token of none among them; 0 where they
+/// run under several edits.
 pub(super) fn common_prefix(sequences: &[Sequence]) -> usize {
     let Some((first, others)) = sequences.split_first() else { return 0 };
     let alike = |s: &Sequence| match s.edit == first.edit {
@@ -71,12 +72,19 @@ impl Cache {
         let of = |seq: usize| {
             let begin = if seq == batch.start { 0 } else { self.alike };
             let (edit, base) = (sequences[seq].edit, self.base[&seq]);
-            (begin..sequences[seq].tokens.len()).map(move |pos| Row { seq, pos, fork: None, edit, base })
+            (begin..sequences[seq].tokens.len()).map(move |pos| Row {
+                seq,
+                pos,
+                fork: None,
+                edit,
+                base,
+            })
         };
         batch.clone().flat_map(of).collect()
     }
 
-    /// Keeps the keys and values of rows, `[rows, width]`; those of a common beginning for every sequence.
+    /// Keeps the keys and values of rows, `[rows, width]`; those of a common beginning for every
+    /// sequence.
     pub fn keep(&mut self, layer: usize, rows: &[Row], k: &[f32], v: &[f32]) {
         let (width, alike) = (self.width, self.alike);
         // The first of a prompt's rows is at 0 only where it runs the beginning.

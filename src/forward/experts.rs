@@ -2,15 +2,16 @@
 
 use rayon::prelude::*;
 
-use super::attention::dot;
 use super::block::swish;
 use super::runner::{Row, Runner, Site, Tap};
+use crate::arch::{Experts, Role, Writer};
 use crate::error::Result;
-use crate::model::{Experts, Role, Writer};
+use crate::num::dot;
 use crate::progress;
 
 impl Runner<'_> {
-    /// Adds a block's shared and routed experts to the residual stream. `normed` and `hidden`: `[rows, hidden]`.
+    /// Adds a block's shared and routed experts to the residual stream. `normed` and `hidden`:
+    /// `[rows, hidden]`.
     pub(super) fn mixture(
         &self,
         layer: usize,
@@ -37,10 +38,13 @@ impl Runner<'_> {
         for (expert, chosen) in routes.iter().enumerate().filter(|(_, chosen)| !chosen.is_empty()) {
             progress::check()?;
             let n = chosen.len();
-            let input: Vec<f32> =
-                chosen.iter().flat_map(|&(i, _)| normed[i * d..(i + 1) * d].iter().copied()).collect();
-            let product =
-                |role, x: &[f32]| self.compute.matmul(x, n, &self.model.expert(role, layer, expert)?);
+            let input: Vec<f32> = chosen
+                .iter()
+                .flat_map(|&(i, _)| normed[i * d..(i + 1) * d].iter().copied())
+                .collect();
+            let product = |role, x: &[f32]| {
+                self.compute.matmul(x, n, &self.model.expert(role, layer, expert)?)
+            };
             let up = product(Role::ExpertUp, &input)?;
             let mut x = product(Role::ExpertGate, &input)?;
             drop(input);

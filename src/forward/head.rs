@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::arch::Scales;
 use crate::error::Result;
-use crate::model::{Matrix, Model, Scales};
+use crate::model::Model;
+use crate::weights::Matrix;
 
 use super::matmul::Compute;
 
@@ -60,18 +62,22 @@ impl<'m> Head<'m> {
             let mut sums = vec![Sum::default(); n];
             self.tiles(hidden, n, |tokens, logits| {
                 let of_rows = logits.par_chunks(tokens.len()).zip(&asked);
-                rows.par_iter_mut().zip(&mut sums).zip(of_rows).for_each(|((row, sum), (logits, asked))| {
-                    for (slot, &t) in row.asked.iter_mut().zip(*asked) {
-                        if tokens.contains(&(t as usize)) {
-                            *slot = logits[t as usize - tokens.start];
+                rows.par_iter_mut().zip(&mut sums).zip(of_rows).for_each(
+                    |((row, sum), (logits, asked))| {
+                        for (slot, &t) in row.asked.iter_mut().zip(*asked) {
+                            if tokens.contains(&(t as usize)) {
+                                *slot = logits[t as usize - tokens.start];
+                            }
                         }
-                    }
-                    for (chunk, start) in logits.chunks(CHUNK).zip(tokens.clone().step_by(CHUNK)) {
-                        let max = largest(chunk);
-                        sum.add(chunk, max, &mut [0.0; CHUNK]);
-                        keep_likeliest(&mut row.top, k, start, chunk, max);
-                    }
-                });
+                        for (chunk, start) in
+                            logits.chunks(CHUNK).zip(tokens.clone().step_by(CHUNK))
+                        {
+                            let max = largest(chunk);
+                            sum.add(chunk, max, &mut [0.0; CHUNK]);
+                            keep_likeliest(&mut row.top, k, start, chunk, max);
+                        }
+                    },
+                );
                 Ok(())
             })?;
             for (row, sum) in rows.iter_mut().zip(&sums) {
@@ -127,7 +133,9 @@ impl<'m> Head<'m> {
                         sum_q.add(q, largest(q), &mut exps);
                         *cross *= sum_p.add(p, largest(p), &mut exps);
                         let terms = exps.iter().zip(p).zip(q);
-                        *cross += terms.map(|((&e, &a), &b)| f64::from(e) * f64::from(a - b)).sum::<f64>();
+                        *cross += terms
+                            .map(|((&e, &a), &b)| f64::from(e) * f64::from(a - b))
+                            .sum::<f64>();
                     }
                 });
                 Ok(())
@@ -165,7 +173,8 @@ impl Sum {
     /// earlier terms shrank.
     fn add(&mut self, logits: &[f32], max: f32, exps: &mut [f32; CHUNK]) -> f64 {
         let max = if max > self.max { max } else { self.max };
-        let factor = if self.max == f32::NEG_INFINITY { 0.0 } else { f64::from(self.max - max).exp() };
+        let factor =
+            if self.max == f32::NEG_INFINITY { 0.0 } else { f64::from(self.max - max).exp() };
         let exps = &mut exps[..logits.len()];
         exps.iter_mut().zip(logits).for_each(|(e, &x)| *e = exp(x - max));
         let (eights, rest) = exps.as_chunks::<8>();

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::product::product;
 use crate::error::{Error, Result};
-use crate::model::Matrix;
 use crate::progress;
+use crate::weights::Matrix;
 
 /// Elements of a decoded tile: 16 MiB of f32.
 const TILE: usize = 4 << 20;
@@ -38,7 +38,9 @@ impl Compute {
         };
         let device = match name.split_once(':').unwrap_or((name, "0")) {
             ("cpu", "0") => Device::Cpu,
-            ("auto", "0") => Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu),
+            ("auto", "0") => {
+                Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)
+            }
             ("cuda", n) if n.parse::<usize>().is_ok() => {
                 Device::new_cuda(n.parse().unwrap_or(0)).map_err(gone)?
             }

@@ -1,5 +1,5 @@
-//! The layer-streamed decoder: all prompts at once as packed rows without padding, one layer's tiles in memory at a
-//! time, activations tapped on the way, candidate edits as rank-one terms.
+//! The layer-streamed decoder: all prompts at once as packed rows without padding, one layer's
+//! tiles in memory at a time, activations tapped on the way, candidate edits as rank-one terms.
 
 pub mod attention;
 mod block;
@@ -10,7 +10,6 @@ mod matmul;
 mod product;
 mod runner;
 
-pub use attention::dot;
 pub use head::{Head, Readout};
 pub use matmul::Compute;
 pub use runner::{Begun, Fork, Generated, Row, Runner, Sequence, Site, Tap};

@@ -8,8 +8,10 @@ use super::block::rms_norm;
 use super::cache::{batches, common_prefix, Cache};
 use super::head::Head;
 use super::matmul::Compute;
+use crate::arch::{Role, Turn, Writer};
+use crate::edit::Edit;
 use crate::error::{Error, Result};
-use crate::model::{Edit, Model, Role, Turn, Writer};
+use crate::model::Model;
 use crate::progress::{self, Progress};
 
 /// A token sequence, run under one of the runner's edits.
@@ -27,8 +29,9 @@ impl From<Vec<u32>> for Sequence {
     }
 }
 
-/// One more row at `pos` of a sequence, run under an edit from the edit's first layer on. It shares the keys and values
-/// of the earlier tokens, which an edit that fires only at `pos` leaves as they are: a candidate for the price of a row.
+/// One more row at `pos` of a sequence, run under an edit from the edit's first layer on. It shares
+/// the keys and values of the earlier tokens, which an edit that fires only at `pos` leaves as they
+/// are: a candidate for the price of a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Fork {
     /// Index of the sequence.
@@ -68,11 +71,12 @@ pub struct Site {
 pub trait Tap {
     /// The residual stream after block `layer`.
     fn residual(&mut self, _layer: usize, _rows: &[Row], _x: &[f32], _width: usize) {}
-    /// What a writer's matrix reads; of an expert the rows that chose it, times the router's weight, and of a shared expert
-    /// all rows, times its gate: the matrix times `x` is what is added to the residual stream.
+    /// What a writer's matrix reads; of an expert the rows that chose it, times the router's
+    /// weight, and of a shared expert all rows, times its gate: the matrix times `x` is what is
+    /// added to the residual stream.
     fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
-    /// How many of the tokens that sequences begin with alike may run once for all of them. It then sees these rows
-    /// of the first sequence of a batch alone.
+    /// How many of the tokens that sequences begin with alike may run once for all of them. It then
+    /// sees these rows of the first sequence of a batch alone.
     fn shared(&self) -> usize {
         0
     }
@@ -91,7 +95,8 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// The end token, where the answer ended.
     pub end: Option<u32>,
-    /// The normed final state at the deciding position, `[hidden]`: what the first new token was read from.
+    /// The normed final state at the deciding position, `[hidden]`: what the first new token was
+    /// read from.
     pub first: Vec<f32>,
 }
 
@@ -121,8 +126,8 @@ pub struct Runner<'m> {
 }
 
 impl<'m> Runner<'m> {
-    /// A runner over `model`, with `edits` for sequences and forks to name, that keeps its activations and caches within
-    /// `memory` bytes.
+    /// A runner over `model`, with `edits` for sequences and forks to name, that keeps its
+    /// activations and caches within `memory` bytes.
     pub fn new(
         model: &'m Model,
         compute: &'m Compute,
@@ -133,8 +138,8 @@ impl<'m> Runner<'m> {
         Runner { model, compute, edits, progress, memory }
     }
 
-    /// Runs all sequences and returns the final normed hidden states of the `wanted` (sequence, position) pairs and,
-    /// after them, of the forks: `[wanted + forks, hidden]`.
+    /// Runs all sequences and returns the final normed hidden states of the `wanted` (sequence,
+    /// position) pairs and, after them, of the forks: `[wanted + forks, hidden]`.
     ///
     /// # Errors
     /// A token outside the vocabulary; what the device says; `Interrupted`.
@@ -156,9 +161,11 @@ impl<'m> Runner<'m> {
                 forks.iter().enumerate().filter(|(_, f)| batch.contains(&f.seq)).collect();
             // What is read must be computed.
             let read = wanted.iter().filter(|w| batch.contains(&w.0)).map(|w| w.1);
-            let first_read = read.chain(inside.iter().map(|(_, f)| f.pos)).min().unwrap_or(usize::MAX);
+            let first_read =
+                read.chain(inside.iter().map(|(_, f)| f.pos)).min().unwrap_or(usize::MAX);
             let shared = tap.shared().min(first_read);
-            let alike = if shared == 0 { 0 } else { common_prefix(&sequences[batch.clone()]).min(shared) };
+            let alike =
+                if shared == 0 { 0 } else { common_prefix(&sequences[batch.clone()]).min(shared) };
             let mut cache = Cache::new(self.model, sequences, &batch, 0, false, alike);
             let rows = cache.rows(sequences, &batch);
             let hidden = self.embed(&rows, |r| sequences[r.seq].tokens[r.pos])?;
@@ -186,8 +193,8 @@ impl<'m> Runner<'m> {
         Ok(out)
     }
 
-    /// Runs all sequences up to block `layer`: what [`Runner::resume`] goes on from. Nothing of a model whose edits begin there
-    /// or later differs before.
+    /// Runs all sequences up to block `layer`: what [`Runner::resume`] goes on from. Nothing of a
+    /// model whose edits begin there or later differs before.
     ///
     /// # Errors
     /// As [`Runner::run`].
@@ -206,22 +213,29 @@ impl<'m> Runner<'m> {
         Ok(Begun { sequences, layer, parts })
     }
 
-    /// Runs the rest of the blocks under `edit`, as [`Runner::run`] would have from the start. A wanted position that all
-    /// sequences share is that of the first one.
+    /// Runs the rest of the blocks under `edit`, as [`Runner::run`] would have from the start. A
+    /// wanted position that all sequences share is that of the first one.
     ///
     /// # Errors
     /// As [`Runner::run`].
-    pub fn resume(&self, begun: &Begun, edit: usize, wanted: &[(usize, usize)]) -> Result<Vec<f32>> {
+    pub fn resume(
+        &self,
+        begun: &Begun,
+        edit: usize,
+        wanted: &[(usize, usize)],
+    ) -> Result<Vec<f32>> {
         let (d, blocks) = (self.model.spec.hidden, begun.layer..self.model.spec.layers);
         let mut out = vec![0.0f32; wanted.len() * d];
         for (batch, alike, hidden) in &begun.parts {
             let mut cache = Cache::new(self.model, &begun.sequences, batch, 0, false, *alike);
             let mut rows = cache.rows(&begun.sequences, batch);
             rows.iter_mut().for_each(|r| r.edit = edit);
-            let (rows, hidden) = self.pass(rows, hidden.clone(), blocks.clone(), &[], &mut cache, &mut ())?;
+            let (rows, hidden) =
+                self.pass(rows, hidden.clone(), blocks.clone(), &[], &mut cache, &mut ())?;
             let places: HashMap<(usize, usize), usize> =
                 rows.iter().enumerate().map(|(at, r)| ((r.seq, r.pos), at)).collect();
-            for (i, &(seq, pos)) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0)) {
+            for (i, &(seq, pos)) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0))
+            {
                 let at = places[&(if pos < *alike { batch.start } else { seq }, pos)];
                 out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
             }
@@ -255,10 +269,14 @@ impl<'m> Runner<'m> {
             for step in 0..max_new {
                 let token = |r: &Row| {
                     let prompt = &sequences[r.seq].tokens;
-                    prompt.get(r.pos).copied().unwrap_or_else(|| out[r.seq].tokens[r.pos - prompt.len()])
+                    prompt
+                        .get(r.pos)
+                        .copied()
+                        .unwrap_or_else(|| out[r.seq].tokens[r.pos - prompt.len()])
                 };
                 let hidden = self.embed(&rows, token)?;
-                let (run, hidden) = silent.pass(rows, hidden, 0..spec.layers, &[], &mut cache, &mut ())?;
+                let (run, hidden) =
+                    silent.pass(rows, hidden, 0..spec.layers, &[], &mut cache, &mut ())?;
                 // The last row of each sequence tells its next token.
                 let last: Vec<usize> = (0..run.len())
                     .filter(|&i| run.get(i + 1).is_none_or(|next| next.seq != run[i].seq))
@@ -300,7 +318,9 @@ impl<'m> Runner<'m> {
         };
         for s in sequences {
             if s.tokens.is_empty() {
-                return Err(Error::Model("a prompt has no tokens; check it with inspect --prompts".into()));
+                return Err(Error::Model(
+                    "a prompt has no tokens; check it with inspect --prompts".into(),
+                ));
             }
             if s.tokens.len() + more > context {
                 return Err(Error::Limit(format!(
@@ -331,8 +351,8 @@ impl<'m> Runner<'m> {
         Ok(rms_norm(hidden, &self.model.output_norm()?, self.model.spec.norm_eps))
     }
 
-    /// Runs `rows` with their states, `[rows, hidden]`, through some blocks. Forks join as rows at the first layer of their
-    /// edit. Returns all rows and their states.
+    /// Runs `rows` with their states, `[rows, hidden]`, through some blocks. Forks join as rows at
+    /// the first layer of their edit. Returns all rows and their states.
     fn pass(
         &self,
         mut rows: Vec<Row>,

@@ -1,7 +1,8 @@
 //! That a checkpoint holds what the decoder needs, in the shapes that it needs, and nothing that it
 //! would leave out.
 
-use super::{Model, Names, QkNorm, Role};
+use super::Model;
+use crate::arch::{Names, QkNorm, Role};
 use crate::error::{Error, Result};
 
 impl Model {
@@ -46,7 +47,11 @@ impl Model {
                     _ => (d, 0),
                 };
                 if role.is_norm() {
-                    self.expect_len(&self.name(role, layer), self.vector(role, layer)?.len(), rows)?;
+                    self.expect_len(
+                        &self.name(role, layer),
+                        self.vector(role, layer)?.len(),
+                        rows,
+                    )?;
                     continue;
                 }
                 self.expect(&self.name(role, layer), rows, cols)?;
@@ -102,8 +107,11 @@ impl Model {
                 };
                 // An expert that the router does not know would be left out silently, and so would
                 // experts' biases; some packers write zeros there.
-                let zero =
-                    || self.file.tensor(name).is_some_and(|t| self.file.bytes(t).iter().all(|b| *b == 0));
+                let zero = || {
+                    self.file
+                        .tensor(name)
+                        .is_some_and(|t| self.file.bytes(t).iter().all(|b| *b == 0))
+                };
                 let sound = || {
                     let exists = match own.split('.').nth(2).map(str::parse::<usize>) {
                         Some(Ok(n)) => experts.is_some_and(|e| n < e.count),

@@ -1,7 +1,8 @@
 //! The output matrix: which tensor it is, and what to say where it is damaged.
 
-use super::{Matrix, Model};
+use super::Model;
 use crate::error::{Error, Result};
+use crate::weights::Matrix;
 
 impl Model {
     /// The output matrix, `[vocab, hidden]`; tied models use the embedding.
@@ -49,7 +50,8 @@ impl Model {
             matrix.decode_row(r, &mut row);
             row.iter().any(|x| !x.is_finite())
         });
-        let name = if self.spec.tied { self.names.embedding() } else { self.names.output().to_string() };
+        let name =
+            if self.spec.tied { self.names.embedding() } else { self.names.output().to_string() };
         let what = match damaged {
             Some(r) => {
                 format!("row {r} of tensor {name} (the output matrix) holds numbers that are not finite")

@@ -1,110 +1,21 @@
-//! What the decoder is, as data: a [`Spec`] from the checkpoint's metadata, and tensor roles resolved to names.
+//! A checkpoint with its description: its tensors by what they do, checked when it is opened.
 
-mod arch;
-mod behind;
 mod check;
-mod config;
-mod experts;
 mod head;
-mod matrix;
-mod names;
-mod packing;
-mod rope;
-mod spec;
+mod post_norm;
 mod stack;
 
 use std::path::Path;
 
+use crate::arch::{Names, Role, Spec, Writer};
 use crate::checkpoint::{type_name, Checkpoint, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
+use crate::packing;
+use crate::weights::{Matrix, Stack};
 
-pub use arch::{Activation, Arch, Norms, QkNorm};
-pub use behind::Behind;
-pub use experts::Experts;
-pub use matrix::{Matrix, Storage};
-pub use names::Names;
-pub use packing::{packed_expert, packing_of};
-pub use rope::{Rope, RopeStyle};
-pub use spec::{Attends, Scales, Spec, Turn};
-pub use stack::{Part, Stack};
-
-/// What of a block writes into the residual stream ([`Spec::writers`] says what a block has).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Writer {
-    /// `attn_output` in GGUF, `o_proj` in Hugging Face.
-    Attention,
-    /// `ffn_down` in GGUF, `down_proj` in Hugging Face.
-    Ffn,
-    /// The expert that every token runs through: `ffn_down_shexp`, `shared_expert.down_proj`.
-    Shared,
-    /// The routed experts, all of a block together: `ffn_down_exps`, `experts.….down_proj`. Their input is that of each
-    /// expert times the router's weight, side by side: zero where an expert isn't chosen.
-    Experts,
-}
-
-impl Writer {
-    /// The role of this writer's matrices.
-    pub fn role(self) -> Role {
-        match self {
-            Writer::Attention => Role::AttnOutput,
-            Writer::Ffn => Role::FfnDown,
-            Writer::Shared => Role::SharedDown,
-            Writer::Experts => Role::ExpertDown,
-        }
-    }
-
-    /// Its name in GGUF.
-    pub fn name(self) -> &'static str {
-        self.role().gguf()
-    }
-}
-
-/// A rank-one term of one writer: y' = y + u (v·x), or y' = y + u where it has no gate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RankOne {
-    /// The block, from 0.
-    pub layer: usize,
-    /// Which of its writers.
-    pub writer: Writer,
-    /// What is written, strength included: α·û, `[hidden]`.
-    pub u: Vec<f32>,
-    /// The gate over the writer's input, `[columns of the writer]`; of experts side by side, in their order. Empty: no gate,
-    /// a constant is added at every token.
-    pub v: Vec<f32>,
-}
-
-/// An edit: rank-one terms that belong together.
-pub type Edit = Vec<RankOne>;
-
-/// A block's tensors by what they do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
-pub enum Role {
-    AttnNorm,
-    AttnQ,
-    AttnK,
-    AttnV,
-    AttnQkv,
-    AttnQNorm,
-    AttnKNorm,
-    AttnOutput,
-    AttnPostNorm,
-    FfnNorm,
-    FfnPostNorm,
-    FfnGate,
-    FfnUp,
-    FfnGateUp,
-    FfnDown,
-    Router,
-    ExpertGate,
-    ExpertUp,
-    ExpertDown,
-    SharedRouter,
-    SharedGate,
-    SharedUp,
-    SharedDown,
-}
+pub use post_norm::Behind;
+pub use stack::Part;
 
 /// A tensor's new bytes, which stand in for the file's.
 #[derive(Clone, Debug)]
@@ -125,18 +36,20 @@ pub struct Model {
     pub spec: Spec,
     /// What its tensors are called.
     pub names: Names,
-    /// Tensors that are read from memory in place of the file: a patch that is checked before it is written.
+    /// Tensors that are read from memory in place of the file: a patch that is checked before it is
+    /// written.
     pub replaced: Vec<Replacement>,
     /// What the user must know before anything is measured.
     pub warnings: Vec<String>,
 }
 
 impl Model {
-    /// Opens a checkpoint and checks that every tensor which the forward pass needs is there, in the shape that the
-    /// metadata says and in an encoding that can be read.
+    /// Opens a checkpoint and checks that every tensor which the forward pass needs is there, in
+    /// the shape that the metadata says and in an encoding that can be read.
     ///
     /// # Errors
-    /// What [`Checkpoint::open`] says; an unsupported architecture or encoding; a tensor that is missing or misshapen.
+    /// What [`Checkpoint::open`] says; an unsupported architecture or encoding; a tensor that is
+    /// missing or misshapen.
     pub fn open(path: &Path) -> Result<Model> {
         let file = Checkpoint::open(path)?;
         let spec = Spec::of(&file)?;
@@ -255,7 +168,10 @@ impl Model {
     pub fn stack(&self, name: &str) -> Result<Stack<'_>> {
         if let Some((matrix, codes)) = self.packed(name)? {
             let new = self.replaced.iter().find(|r| r.tensor == codes.name);
-            return Ok(Stack::new(Matrix { bytes: new.map_or(matrix.bytes, |r| &r.bytes), ..matrix }, 1));
+            return Ok(Stack::new(
+                Matrix { bytes: new.map_or(matrix.bytes, |r| &r.bytes), ..matrix },
+                1,
+            ));
         }
         let t = self.file.tensor(name).ok_or_else(|| self.missing(name))?;
         let encoding = Encoding::from_ggml(t.type_id).ok_or_else(|| {
@@ -266,8 +182,12 @@ impl Model {
                     type_name(t.type_id)
                 ),
                 match self.file {
-                    Checkpoint::Gguf(_) => "quantize the model to another type, such as Q4_K_M, Q8_0 or F16",
-                    Checkpoint::Folder(_) => "use a checkpoint of the same model in another packing",
+                    Checkpoint::Gguf(_) => {
+                        "quantize the model to another type, such as Q4_K_M, Q8_0 or F16"
+                    }
+                    Checkpoint::Folder(_) => {
+                        "use a checkpoint of the same model in another packing"
+                    }
                 },
             )
         })?;
@@ -285,9 +205,12 @@ impl Model {
             )));
         }
         let all = match self.replaced.iter().find(|r| r.tensor == name) {
-            Some(r) => {
-                Matrix { rows, cols, encoding: r.encoding.unwrap_or(encoding).into(), bytes: &r.bytes }
-            }
+            Some(r) => Matrix {
+                rows,
+                cols,
+                encoding: r.encoding.unwrap_or(encoding).into(),
+                bytes: &r.bytes,
+            },
             None => Matrix { rows, cols, encoding: encoding.into(), bytes: self.file.bytes(t) },
         };
         Ok(Stack::new(all, count))
@@ -313,12 +236,13 @@ impl Model {
 
     fn vector_named(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(t) = self.file.tensor(name) else { return Ok(None) };
-        let encoding = Encoding::from_ggml(t.type_id).filter(|e| e.block_len() == 1).ok_or_else(|| {
-            Error::unsupported(
-                format!("{}: vector {name} has type {}", self.path(), type_name(t.type_id)),
-                "norms and biases must be F32, F16 or BF16",
-            )
-        })?;
+        let encoding =
+            Encoding::from_ggml(t.type_id).filter(|e| e.block_len() == 1).ok_or_else(|| {
+                Error::unsupported(
+                    format!("{}: vector {name} has type {}", self.path(), type_name(t.type_id)),
+                    "norms and biases must be F32, F16 or BF16",
+                )
+            })?;
         let n: u64 = t.dims.iter().product();
         let mut out = vec![0.0; n as usize];
         encoding.decode(self.file.bytes(t), &mut out);
@@ -352,7 +276,10 @@ impl Model {
         let folder = self.file.folder().zip(name.strip_suffix(".weight"));
         if let Some(found) = folder.and_then(|(f, module)| packing::unknown(f, module)) {
             return Error::unsupported(
-                format!("{}: {name} is packed in a way that can't be read (found: {found})", self.path()),
+                format!(
+                    "{}: {name} is packed in a way that can't be read (found: {found})",
+                    self.path()
+                ),
                 "use a checkpoint of the same model in another packing, or its GGUF file",
             );
         }

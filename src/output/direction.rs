@@ -1,4 +1,5 @@
-//! A refusal direction as a file: safetensors with unit vectors, means and scores by block, their origin in the metadata.
+//! A refusal direction as a file: safetensors with unit vectors, means and scores by block, their
+//! origin in the metadata.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -39,8 +40,9 @@ struct Origin {
     scores: serde_json::Value,
 }
 
-/// Writes `direction.<block>`, `mean_harmful.<block>` and `mean_harmless.<block>`, each F32 `[positions, hidden]`: row 0 is
-/// the deciding position, row k the k-th post-instruction token before it.
+/// Writes `direction.<block>`, `mean_harmful.<block>` and `mean_harmless.<block>`, each F32
+/// `[positions, hidden]`: row 0 is the deciding position, row k the k-th post-instruction token
+/// before it.
 ///
 /// # Errors
 /// What the file system says; OUT exists (without `force`) or is the model itself.
@@ -59,8 +61,14 @@ pub fn write_direction(
         let rows = || directions.iter().filter(move |d| d.layer == layer);
         let raw = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         bytes.push((format!("direction.{layer}"), rows().flat_map(|d| raw(&d.unit)).collect()));
-        bytes.push((format!("mean_harmful.{layer}"), rows().flat_map(|d| raw(&d.means.0)).collect()));
-        bytes.push((format!("mean_harmless.{layer}"), rows().flat_map(|d| raw(&d.means.1)).collect()));
+        bytes.push((
+            format!("mean_harmful.{layer}"),
+            rows().flat_map(|d| raw(&d.means.0)).collect(),
+        ));
+        bytes.push((
+            format!("mean_harmless.{layer}"),
+            rows().flat_map(|d| raw(&d.means.1)).collect(),
+        ));
     }
     let shape = |b: &[u8]| vec![b.len() / 4 / model.spec.hidden, model.spec.hidden];
     let views = bytes
@@ -87,7 +95,8 @@ pub fn write_direction(
     place::write_whole(path, &file, force)
 }
 
-/// Reads the directions at the deciding position for a model; the second value warns when they come from another file.
+/// Reads the directions at the deciding position for a model; the second value warns when they come
+/// from another file.
 ///
 /// # Errors
 /// Not such a file, another version, or one of a model with another architecture, width or depth.
@@ -101,19 +110,23 @@ pub fn read_direction(
         return Err(Error::format(path, None, format!("not a direction file: it has {len} bytes")));
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let wrong =
-        |e: safetensors::SafeTensorError| Error::format(path, None, format!("not a direction file: {e}"));
+    let wrong = |e: safetensors::SafeTensorError| {
+        Error::format(path, None, format!("not a direction file: {e}"))
+    };
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
     let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) else {
         let what = "not a direction file; `refusal-patch derive -o` writes them";
         return Err(Error::format(path, None, what));
     };
-    let damaged = |e: serde_json::Error| Error::format(path, None, format!("its metadata is damaged: {e}"));
+    let damaged =
+        |e: serde_json::Error| Error::format(path, None, format!("its metadata is damaged: {e}"));
     let any: serde_json::Value = serde_json::from_str(text).map_err(damaged)?;
     if any["version"] != VERSION {
         return Err(Error::unsupported(
             format!("{}: direction file of version {}", path.display(), any["version"]),
-            format!("this program reads version {VERSION}; update it, or derive the direction again"),
+            format!(
+                "this program reads version {VERSION}; update it, or derive the direction again"
+            ),
         ));
     }
     let origin: Origin = serde_json::from_value(any).map_err(damaged)?;
@@ -136,7 +149,7 @@ pub fn read_direction(
         let t = tensors.tensor(&format!("direction.{layer}")).map_err(wrong)?;
         let first = t.data().chunks_exact(4).take(spec.hidden);
         let unit: Vec<f32> = first.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let length = crate::edit::fold::norm(&unit);
+        let length = crate::num::norm(&unit);
         if t.dtype() != Dtype::F32
             || t.shape().last() != Some(&spec.hidden)
             || unit.len() != spec.hidden
@@ -145,7 +158,10 @@ pub fn read_direction(
             return Err(Error::format(
                 path,
                 None,
-                format!("direction.{layer} must begin with a unit vector of {} F32 values", spec.hidden),
+                format!(
+                    "direction.{layer} must begin with a unit vector of {} F32 values",
+                    spec.hidden
+                ),
             ));
         }
         saved.push((layer, unit));

@@ -1,7 +1,8 @@
-//! Writes a patched Hugging Face folder: a copy of the input's with a few byte ranges of its safetensors files replaced.
+//! Writes a patched Hugging Face folder: a copy of the input's with a few byte ranges of its
+//! safetensors files replaced.
 //!
-//! Headers stay as they are, so what was done is told by a file of its own, [`RECORD`]. Its name doesn't end in
-//! `.safetensors`: servers load every such file of a folder.
+//! Headers stay as they are, so what was done is told by a file of its own, [`RECORD`]. Its name
+//! doesn't end in `.safetensors`: servers load every such file of a folder.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -26,10 +27,12 @@ struct Entry {
     bytes: u64,
 }
 
-/// Writes a folder with some tensors replaced next to OUT, under a temporary name, safely on disk and hashed.
+/// Writes a folder with some tensors replaced next to OUT, under a temporary name, safely on disk
+/// and hashed.
 ///
 /// # Errors
-/// What the file system says; OUT exists (without `force`) or is the input; a patch that doesn't fit its tensor.
+/// What the file system says; OUT exists (without `force`) or is the input; a patch that doesn't
+/// fit its tensor.
 pub fn stage_folder(
     folder: &Folder,
     patches: &[Patch],
@@ -41,11 +44,14 @@ pub fn stage_folder(
     let mut touched: HashMap<&Path, Vec<(&Tensor, &Patch)>> = HashMap::new();
     let files: Vec<&Path> = folder.files().map(|(path, _)| path).collect();
     for p in patches {
-        let wrong =
-            |what: &str| Error::Model(format!("{}: tensor `{}` {what}", folder.path().display(), p.tensor));
+        let wrong = |what: &str| {
+            Error::Model(format!("{}: tensor `{}` {what}", folder.path().display(), p.tensor))
+        };
         let t = folder.tensor(&p.tensor).ok_or_else(|| wrong("is not in the checkpoint"))?;
         if p.type_id != t.type_id || p.bytes.len() as u64 != t.len {
-            return Err(wrong("can't change its type or size: safetensors headers stay as they are"));
+            return Err(wrong(
+                "can't change its type or size: safetensors headers stay as they are",
+            ));
         }
         let list = touched.entry(files[t.file]).or_default();
         if list.iter().any(|(other, _)| other.name == t.name) {
@@ -115,8 +121,11 @@ pub fn unpatched(folder: &Folder) -> Result<Vec<String>> {
 /// What the file system says.
 pub fn other_files(folder: &Folder) -> Result<Vec<(String, PathBuf)>> {
     let other = |e: &Entry| !folder.files().any(|(path, _)| path == e.from);
-    let named =
-        entries(folder)?.entries.into_iter().filter(other).map(|e| (e.to.display().to_string(), e.from));
+    let named = entries(folder)?
+        .entries
+        .into_iter()
+        .filter(other)
+        .map(|e| (e.to.display().to_string(), e.from));
     Ok(named.collect())
 }
 
@@ -138,7 +147,9 @@ pub fn check_copy(folder: &Folder) -> Result<(u64, Vec<String>)> {
     for e in &entries {
         File::open(&e.from).map_err(Error::io(&e.from))?;
     }
-    if let Some((path, _)) = folder.files().find(|(path, _)| !entries.iter().any(|e| e.from == *path)) {
+    if let Some((path, _)) =
+        folder.files().find(|(path, _)| !entries.iter().any(|e| e.from == *path))
+    {
         let what = format!("{}: would not be copied", path.display());
         return Err(Error::unsupported(what, "name the model's folder in place of the file"));
     }
@@ -146,7 +157,8 @@ pub fn check_copy(folder: &Folder) -> Result<(u64, Vec<String>)> {
     Ok((entries.iter().map(|e| e.bytes).sum(), dead.iter().map(note).collect()))
 }
 
-/// Everything that a copy takes over. Of a single file: itself, under the name that loaders look for, and what is beside it.
+/// Everything that a copy takes over. Of a single file: itself, under the name that loaders look
+/// for, and what is beside it.
 fn entries(folder: &Folder) -> Result<Copied> {
     let mut copied = Copied::default();
     walk(folder.dir(), Path::new(""), 0, &mut copied)?;
@@ -201,8 +213,8 @@ fn walk(dir: &Path, inside: &Path, depth: usize, all: &mut Copied) -> Result<()>
     Ok(())
 }
 
-/// What must hold for a new folder, besides what holds for a file: it lies neither in the input nor around it, and with
-/// `force` replaces nothing but a model.
+/// What must hold for a new folder, besides what holds for a file: it lies neither in the input nor
+/// around it, and with `force` replaces nothing but a model.
 pub(super) fn check_folder(folder: &Folder, out: &Path, force: bool) -> Result<()> {
     place::check_folder_target(folder.dir(), out, force)
 }

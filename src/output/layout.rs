@@ -8,7 +8,8 @@ use super::{Added, Patch, Plan, BLOCK};
 use crate::checkpoint::{encoded_len, type_name, write_string, Tensor, Value};
 use crate::{Error, Result};
 
-/// The key whose value only fills the header up, so that the tensors keep their place within a block.
+/// The key whose value only fills the header up, so that the tensors keep their place within a
+/// block.
 pub(super) const PADDING_KEY: &str = "refusal_patch.padding";
 /// The size of an empty padding entry: length and bytes of the key, type, length of the value.
 const PADDING_LEAST: u64 = 8 + PADDING_KEY.len() as u64 + 4 + 8;
@@ -74,14 +75,20 @@ fn new_type(patches: &Patches, t: &Tensor) -> u32 {
 fn check_patches<'a>(plan: &'a Plan) -> Result<Patches<'a>> {
     let mut patches = Patches::new();
     for p in &plan.patches {
-        let tensor =
-            plan.source.tensor(&p.tensor).ok_or_else(|| wrong(plan, &p.tensor, "is not in the file"))?;
+        let tensor = plan
+            .source
+            .tensor(&p.tensor)
+            .ok_or_else(|| wrong(plan, &p.tensor, "is not in the file"))?;
         let expected = match p.type_id == tensor.type_id {
             true => tensor.len,
             false => match encoded_len(p.type_id, &tensor.dims) {
                 Ok(Some(len)) => len,
                 Ok(None) => {
-                    return Err(wrong(plan, &p.tensor, "can't be re-encoded: the new type is unknown"))
+                    return Err(wrong(
+                        plan,
+                        &p.tensor,
+                        "can't be re-encoded: the new type is unknown",
+                    ))
                 }
                 Err(e) => return Err(wrong(plan, &p.tensor, &e)),
             },
@@ -107,7 +114,11 @@ fn check_added(plan: &Plan) -> Result<()> {
             return Err(wrong(plan, name, "is to be added and is there already"));
         }
         if encoded_len(*type_id, dims) != Ok(Some(bytes.len() as u64)) {
-            return Err(wrong(plan, name, &format!("is given {} bytes for the shape {dims:?}", bytes.len())));
+            return Err(wrong(
+                plan,
+                name,
+                &format!("is given {} bytes for the shape {dims:?}", bytes.len()),
+            ));
         }
     }
     Ok(())
@@ -117,7 +128,8 @@ fn wrong(plan: &Plan, tensor: &str, what: &str) -> Error {
     Error::Model(format!("{}: tensor `{tensor}` {what}", plan.source.path().display()))
 }
 
-/// The new file's metadata entries as bytes: the source's verbatim, unless set or removed, then the new ones.
+/// The new file's metadata entries as bytes: the source's verbatim, unless set or removed, then the
+/// new ones.
 fn entries<'a>(plan: &'a Plan) -> Result<Vec<Cow<'a, [u8]>>> {
     let mut set: HashMap<&str, &Value> = HashMap::new();
     for (key, value) in &plan.metadata {
@@ -127,7 +139,9 @@ fn entries<'a>(plan: &'a Plan) -> Result<Vec<Cow<'a, [u8]>>> {
     }
     let removed: HashSet<&str> = plan.remove.iter().map(String::as_str).collect();
     if set.contains_key("general.alignment") || removed.contains("general.alignment") {
-        return Err(Error::Model("general.alignment can't be changed: all tensors lie by it".to_string()));
+        return Err(Error::Model(
+            "general.alignment can't be changed: all tensors lie by it".to_string(),
+        ));
     }
     let mut entries = Vec::new();
     for e in plan.source.metadata() {
@@ -160,13 +174,19 @@ fn header(plan: &Plan, entries: &[Cow<[u8]>], infos: &[u8]) -> Vec<u8> {
     out
 }
 
-/// No tensor changes its size: a new header, then the source's data with the patched ranges replaced.
-fn in_place<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
+/// No tensor changes its size: a new header, then the source's data with the patched ranges
+/// replaced.
+fn in_place<'a>(
+    plan: &'a Plan,
+    patches: &Patches<'a>,
+    mut entries: Vec<Cow<[u8]>>,
+) -> Vec<Piece<'a>> {
     let source = plan.source;
     let infos = source.raw(source.tensor_infos_span());
     let mut head = header(plan, &entries, infos);
     // Where IN's data begin at a place that can't be mapped, at one that can.
-    let place = if source.data_start().is_multiple_of(MAPPED) { source.data_start() % BLOCK } else { 0 };
+    let place =
+        if source.data_start().is_multiple_of(MAPPED) { source.data_start() % BLOCK } else { 0 };
     if head.len() as u64 % BLOCK != place {
         head = padded(plan, &mut entries, infos, place);
     }
@@ -193,16 +213,16 @@ fn padded(plan: &Plan, entries: &mut Vec<Cow<[u8]>>, infos: &[u8], place: u64) -
     header(plan, entries, infos)
 }
 
-/// An entry of spaces that moves the end of a header of `unpadded` bytes to the same place within a block as
-/// `data_start`. That is a multiple of the alignment, so that no other padding follows.
+/// An entry of spaces that moves the end of a header of `unpadded` bytes to the same place within a
+/// block as `data_start`. That is a multiple of the alignment, so that no other padding follows.
 fn padding(unpadded: u64, data_start: u64) -> Vec<u8> {
     let least = unpadded + PADDING_LEAST;
     let spaces = (data_start + BLOCK - least % BLOCK) % BLOCK;
     entry(PADDING_KEY, &Value::String(vec![b' '; spaces as usize]))
 }
 
-/// Some tensor changes its size or is new: offsets are computed anew, without gaps, in the order of the list, as
-/// llama.cpp demands.
+/// Some tensor changes its size or is new: offsets are computed anew, without gaps, in the order of
+/// the list, as llama.cpp demands.
 fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
     let source = plan.source;
     let old = source.tensors().iter().map(|t| {

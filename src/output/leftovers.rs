@@ -50,7 +50,9 @@ fn clear(path: &Path) -> Option<String> {
     Some(match deleted {
         Ok(()) => format!("{shown}: was left by a run that was cut off; it is deleted"),
         Err(e) => {
-            format!("{shown}: was left by a run that was cut off and can't be deleted ({e}); delete it")
+            format!(
+                "{shown}: was left by a run that was cut off and can't be deleted ({e}); delete it"
+            )
         }
     })
 }

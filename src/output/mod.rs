@@ -1,8 +1,10 @@
 //! Writes a patched checkpoint: the input with a few byte ranges replaced, and new metadata.
 //!
-//! [`stage`] writes everything under a temporary name, so that the caller can open the file and measure it before
-//! [`Staged::commit`] gives it its name. Until then OUT doesn't exist, and on any error or interrupt nothing is left.
+//! [`stage`] writes everything under a temporary name, so that the caller can open the file and
+//! measure it before [`Staged::commit`] gives it its name. Until then OUT doesn't exist, and on any
+//! error or interrupt nothing is left.
 
+mod carry;
 mod direction;
 mod folder;
 mod layout;
@@ -17,6 +19,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::checkpoint::{sha256_file, Checkpoint, Gguf, Value};
@@ -24,6 +27,7 @@ use crate::progress::{check, Progress};
 use crate::{Error, Result};
 use layout::{Layout, Piece};
 
+pub use carry::can_carry;
 pub use direction::{read_direction, write_direction, Saved};
 pub use folder::{check_copy, other_files, stage_folder, unpatched};
 pub use leftovers::clear_leftovers;
@@ -31,6 +35,18 @@ pub use place::{preflight, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
 pub use transformers::load_command;
+
+/// What OUT is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Emit {
+    /// IN with the edit folded in.
+    Weights,
+    /// A LoRA adapter beside IN.
+    Lora,
+    /// A control vector beside IN.
+    ControlVector,
+}
 
 /// How much is copied between two looks at whether the user wants to stop.
 const CHUNK: u64 = 64 << 20;
@@ -78,7 +94,13 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// A plan that changes nothing yet.
     pub fn new(source: &'a Gguf) -> Plan<'a> {
-        Plan { source, patches: Vec::new(), added: Vec::new(), metadata: Vec::new(), remove: Vec::new() }
+        Plan {
+            source,
+            patches: Vec::new(),
+            added: Vec::new(),
+            metadata: Vec::new(),
+            remove: Vec::new(),
+        }
     }
 }
 
@@ -108,7 +130,8 @@ enum Temporary {
 }
 
 impl Staged {
-    /// Where it lies for now. Close it (drop the model) before [`Staged::commit`]: Windows doesn't rename open files.
+    /// Where it lies for now. Close it (drop the model) before [`Staged::commit`]: Windows doesn't
+    /// rename open files.
     pub fn path(&self) -> &Path {
         match &self.temp {
             Temporary::File(f) => f.path(),
@@ -126,7 +149,8 @@ impl Staged {
     }
 }
 
-/// Writes a plan's checkpoint to OUT: [`stage`] and [`Staged::commit`]. `force` allows to replace an existing file.
+/// Writes a plan's checkpoint to OUT: [`stage`] and [`Staged::commit`]. `force` allows to replace
+/// an existing file.
 pub fn write(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> Result<Written> {
     stage(plan, out, force, progress)?.commit()
 }
@@ -147,18 +171,25 @@ pub fn stage(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> R
     // Some systems find only now that there is no space.
     temp.as_file().sync_all().map_err(|e| place::write_error(out, done, total, e))?;
     progress.finish();
-    // The source may have been replaced while it was read; a mixture of two files must not get a name.
+    // The source may have been replaced while it was read; a mixture of two files must not get a
+    // name.
     plan.source.reopen()?;
     let sha256 = sha256_file(temp.path(), progress)?;
     let temp = Temporary::File(temp);
     Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
 }
 
-/// Checks that OUT could be written for a checkpoint, before hours of work: a file for a GGUF, a folder for a folder.
+/// Checks that OUT could be written for a checkpoint, before hours of work: a file for a GGUF, a
+/// folder for a folder.
 ///
 /// # Errors
 /// What is in the way.
-pub fn preflight_checkpoint(source: &Checkpoint, out: &Path, bytes: u64, force: bool) -> Result<()> {
+pub fn preflight_checkpoint(
+    source: &Checkpoint,
+    out: &Path,
+    bytes: u64,
+    force: bool,
+) -> Result<()> {
     match source {
         Checkpoint::Gguf(g) => preflight(g.path(), out, bytes, force),
         Checkpoint::Folder(f) => {
@@ -168,7 +199,8 @@ pub fn preflight_checkpoint(source: &Checkpoint, out: &Path, bytes: u64, force: 
     }
 }
 
-/// Writes pieces of `source` (at `path`) and new bytes one after the other. The last pair: bytes of OUT that are done, and all.
+/// Writes pieces of `source` (at `path`) and new bytes one after the other. The last pair: bytes of
+/// OUT that are done, and all.
 fn copy_pieces(
     pieces: &[Piece],
     source: &File,
@@ -223,10 +255,12 @@ fn copy_piece(
             let mut at = range.start;
             while at < range.end {
                 check().map_err(|_| Copy::Interrupted)?;
-                // First up to a block's edge, then whole blocks: the system can share those between the files.
+                // First up to a block's edge, then whole blocks: the system can share those between
+                // the files.
                 let step = if at % BLOCK == 0 { CHUNK } else { BLOCK - at % BLOCK };
                 let n = step.min(range.end - at);
-                // From file to file: on Linux this is copy_file_range, which shares blocks where it can.
+                // From file to file: on Linux this is copy_file_range, which shares blocks where it
+                // can.
                 let copied = io::copy(&mut source.take(n), &mut target).map_err(Copy::Write)?;
                 if copied != n {
                     return Err(Copy::Read(io::Error::new(

@@ -1,8 +1,8 @@
-//! The edit beside a Hugging Face checkpoint: a PEFT folder with a LoRA adapter of rank one, F32, which is the edit exactly
-//! on any packing of the base.
+//! The edit beside a Hugging Face checkpoint: a PEFT folder with a LoRA adapter of rank one, F32,
+//! which is the edit exactly on any packing of the base.
 //!
-//! `adapter_config.json` holds what PEFT knows, and nothing else: some versions refuse other keys. What the adapter says about
-//! itself stands in the metadata of `adapter_model.safetensors`.
+//! `adapter_config.json` holds what PEFT knows, and nothing else: some versions refuse other keys.
+//! What the adapter says about itself stands in the metadata of `adapter_model.safetensors`.
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,9 @@ use super::sidecar::{belongs, later, quote, terms, Kind, Sidecar, VERSION};
 use super::transformers::{in_tree, loader};
 use super::{folder::check_folder, place, Staged, Temporary, Written};
 use crate::checkpoint::{read_json, sha256_file, Folder};
+use crate::edit::Edit;
 use crate::error::{Error, Result};
-use crate::model::{Edit, Model, Part};
+use crate::model::{Model, Part};
 use crate::progress::{Progress, Silent};
 
 const CONFIG: &str = "adapter_config.json";
@@ -120,8 +121,8 @@ impl Target {
         let tensor = in_tree(model, &part.tensor);
         let Some(name) = tensor.strip_suffix(".weight") else { return parameter(tensor) };
         match name.split_once(".experts.").filter(|_| model.spec.arch == "qwen2moe") {
-            // transformers 5 stacks experts when it loads them. PEFT turns adapters of modules of their own into adapters of
-            // the stack, but not for this architecture.
+            // transformers 5 stacks experts when it loads them. PEFT turns adapters of modules of
+            // their own into adapters of the stack, but not for this architecture.
             Some((block, _)) => parameter(format!("{block}.experts.down_proj")),
             None => Target { module: name.into(), name: name.into(), stacked: false },
         }
@@ -153,7 +154,12 @@ fn halves(model: &Model, edit: &Edit) -> Result<Vec<Half>> {
         }
         for (target, n, v) in groups {
             let b = t.u.iter().flat_map(|u| std::iter::repeat_n(*u, n)).collect();
-            all.push(Half { target: target.clone(), half: 'A', shape: [n, v.len() / n], values: v });
+            all.push(Half {
+                target: target.clone(),
+                half: 'A',
+                shape: [n, v.len() / n],
+                values: v,
+            });
             all.push(Half { target, half: 'B', shape: [t.u.len(), n], values: b });
         }
     }
@@ -180,7 +186,8 @@ fn safetensors(halves: &[Half], about: &str) -> Vec<u8> {
 pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Result<Sidecar> {
     let file = path.join(WEIGHTS);
     if !path.is_dir() || !file.exists() || !path.join(CONFIG).exists() {
-        let what = format!("is no adapter folder ({CONFIG} and {WEIGHTS}); `--emit lora` writes them");
+        let what =
+            format!("is no adapter folder ({CONFIG} and {WEIGHTS}); `--emit lora` writes them");
         return Err(Error::format(path, None, what));
     }
     let bad = |what: String| Error::format(&file, None, what);
@@ -195,31 +202,37 @@ pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Resul
     }
     let len = fs::metadata(&file).map_err(Error::io(&file))?.len();
     if len > LARGEST {
-        return Err(bad(format!("has {len} bytes, an adapter of rank one has less than {LARGEST}")));
+        return Err(bad(format!(
+            "has {len} bytes, an adapter of rank one has less than {LARGEST}"
+        )));
     }
     let bytes = fs::read(&file).map_err(Error::io(&file))?;
-    let damaged =
-        |e: safetensors::SafeTensorError| bad(format!("is no safetensors file: {e}; download it again"));
+    let damaged = |e: safetensors::SafeTensorError| {
+        bad(format!("is no safetensors file: {e}; download it again"))
+    };
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let about = header
-        .metadata()
-        .as_ref()
-        .and_then(|m| m.get(KEY))
-        .ok_or_else(|| bad("is no sidecar of this program; `--emit lora` writes them".into()))?;
-    let any: Value =
-        serde_json::from_str(about).map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
+    let about =
+        header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| {
+            bad("is no sidecar of this program; `--emit lora` writes them".into())
+        })?;
+    let any: Value = serde_json::from_str(about)
+        .map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
     if any["sidecar_version"] != VERSION {
         return Err(later(path, &format!("version {}", any["sidecar_version"])));
     }
-    let about: About =
-        serde_json::from_value(any).map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
+    let about: About = serde_json::from_value(any)
+        .map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
     belongs(path, &about.base_architecture, &about.base_sha256, model, progress)?;
     let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(damaged)?;
     let vector = |name: &str, n: usize| -> Result<Vec<f32>> {
         let t = tensors.tensor(name).map_err(damaged)?;
-        let x: Vec<f32> =
-            t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        if t.dtype() != safetensors::Dtype::F32 || x.len() != n || !x.iter().all(|x| x.is_finite()) {
+        let x: Vec<f32> = t
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        if t.dtype() != safetensors::Dtype::F32 || x.len() != n || !x.iter().all(|x| x.is_finite())
+        {
             return Err(bad(format!(
                 "tensor {name} must be {n} finite F32 numbers, as the model's tensor asks for"
             )));

@@ -1,5 +1,5 @@
-//! Where the new file goes: what must hold before, the temporary file, and its name. All that differs between
-//! operating systems is here.
+//! Where the new file goes: what must hold before, the temporary file, and its name. All that
+//! differs between operating systems is here.
 
 use std::fs;
 use std::io;
@@ -10,8 +10,8 @@ use tempfile::{NamedTempFile, TempDir};
 use super::leftovers::{lock, ASIDE, PREFIX, SUFFIX};
 use crate::{Error, Result};
 
-/// Checks that a file of `bytes` could be written, before hours of work: not the input itself, not an existing file
-/// (unless `force`), in an existing folder with enough space.
+/// Checks that a file of `bytes` could be written, before hours of work: not the input itself, not
+/// an existing file (unless `force`), in an existing folder with enough space.
 pub fn preflight(source: &Path, out: &Path, bytes: u64, force: bool) -> Result<()> {
     check_target(source, out, force)?;
     check_space(out, bytes)
@@ -35,7 +35,10 @@ pub(super) fn folder(out: &Path) -> &Path {
 fn check_place(out: &Path) -> Result<()> {
     let shown = out.display();
     if out.file_name().is_none() {
-        return Err(Error::unsupported(format!("{shown}: names no file"), "give the new file a name"));
+        return Err(Error::unsupported(
+            format!("{shown}: names no file"),
+            "give the new file a name",
+        ));
     }
     let dir = folder(out);
     match fs::metadata(dir) {
@@ -71,10 +74,16 @@ pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()>
     }
     match fs::metadata(out) {
         Ok(m) if m.is_dir() => {
-            return Err(Error::unsupported(format!("{shown}: is a folder"), "name a file inside it"))
+            return Err(Error::unsupported(
+                format!("{shown}: is a folder"),
+                "name a file inside it",
+            ))
         }
         Ok(m) if !m.is_file() => {
-            return Err(Error::unsupported(format!("{shown}: is not a regular file"), "choose another name"))
+            return Err(Error::unsupported(
+                format!("{shown}: is not a regular file"),
+                "choose another name",
+            ))
         }
         _ => {}
     }
@@ -85,14 +94,16 @@ pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()>
     Ok(())
 }
 
-/// The same for a new folder: it lies neither in the input nor around it, and with `force` it replaces nothing but a
-/// folder that is empty or holds a model.
+/// The same for a new folder: it lies neither in the input nor around it, and with `force` it
+/// replaces nothing but a folder that is empty or holds a model.
 pub(super) fn check_folder_target(source: &Path, out: &Path, force: bool) -> Result<()> {
     check_place(out)?;
     let shown = out.display();
     if let Some(ending) = out.extension().filter(|e| *e == "gguf" || *e == "safetensors") {
-        let what =
-            format!("{shown}: OUT is a folder here, as IN is, and its name ends in .{}", ending.display());
+        let what = format!(
+            "{shown}: OUT is a folder here, as IN is, and its name ends in .{}",
+            ending.display()
+        );
         return Err(Error::unsupported(what, "name a folder"));
     }
     let source = fs::canonicalize(source).map_err(Error::io(source))?;
@@ -108,7 +119,10 @@ pub(super) fn check_folder_target(source: &Path, out: &Path, force: bool) -> Res
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io(out)(e)),
         Ok(m) if !m.is_dir() => {
-            return Err(Error::unsupported(format!("{shown}: is not a folder"), "choose another name"))
+            return Err(Error::unsupported(
+                format!("{shown}: is not a folder"),
+                "choose another name",
+            ))
         }
         Ok(_) => {}
     }
@@ -119,7 +133,8 @@ pub(super) fn check_folder_target(source: &Path, out: &Path, force: bool) -> Res
     let empty = fs::read_dir(out).map_err(Error::io(out))?.next().is_none();
     let model = ["config.json", "adapter_config.json"].iter().any(|n| out.join(n).is_file());
     if !empty && !model {
-        let what = format!("{shown}: holds no model (no config.json), and --force replaces models only");
+        let what =
+            format!("{shown}: holds no model (no config.json), and --force replaces models only");
         return Err(Error::unsupported(what, "empty it, or choose another name"));
     }
     Ok(())
@@ -133,8 +148,8 @@ fn same_file(a: &Path, b: &Path) -> bool {
     id(a).is_some() && id(a) == id(b)
 }
 
-/// Whether two paths lead to one file, over symbolic links. A hard link goes unnoticed, which does no harm: the
-/// rename replaces that name and leaves the input's content alone.
+/// Whether two paths lead to one file, over symbolic links. A hard link goes unnoticed, which does
+/// no harm: the rename replaces that name and leaves the input's content alone.
 #[cfg(not(unix))]
 fn same_file(a: &Path, b: &Path) -> bool {
     fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
@@ -185,7 +200,8 @@ impl<T> std::ops::DerefMut for Held<T> {
 }
 
 impl<T: AsRef<Path>> Held<T> {
-    /// Another run may take a new file for a leftover before it's locked. Then there is another one.
+    /// Another run may take a new file for a leftover before it's locked. Then there is another
+    /// one.
     fn new(create: impl Fn() -> io::Result<T>) -> io::Result<Held<T>> {
         for _ in 0..8 {
             let temp = create()?;
@@ -197,8 +213,8 @@ impl<T: AsRef<Path>> Held<T> {
     }
 }
 
-/// A new file in OUT's folder (a rename doesn't cross file systems), with the permissions that any program's new
-/// file would have. It is deleted when it's dropped.
+/// A new file in OUT's folder (a rename doesn't cross file systems), with the permissions that any
+/// program's new file would have. It is deleted when it's dropped.
 pub(super) fn temporary(out: &Path) -> Result<Held<NamedTempFile>> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX).suffix(SUFFIX);
@@ -231,8 +247,8 @@ pub(super) fn write_error(out: &Path, done: u64, total: u64, e: io::Error) -> Er
     ))
 }
 
-/// Gives a finished file its name. With `force` it replaces a file of that name; if the name is a symbolic link, the
-/// link is replaced, not the file that it leads to.
+/// Gives a finished file its name. With `force` it replaces a file of that name; if the name is a
+/// symbolic link, the link is replaced, not the file that it leads to.
 pub(super) fn rename(held: Held<NamedTempFile>, out: &Path, force: bool) -> Result<()> {
     let Held { temp, _lock } = held;
     let persisted = if force {
@@ -240,7 +256,8 @@ pub(super) fn rename(held: Held<NamedTempFile>, out: &Path, force: bool) -> Resu
     } else {
         temp.persist_noclobber(out).or_else(|failed| match failed.error.kind() {
             io::ErrorKind::AlreadyExists => Err(failed),
-            // FAT and some network file systems can't rename without replacing; so look, then rename.
+            // FAT and some network file systems can't rename without replacing; so look, then
+            // rename.
             _ if fs::symlink_metadata(out).is_err() => failed.file.persist(out),
             _ => Err(failed),
         })
@@ -256,7 +273,8 @@ pub(super) fn rename(held: Held<NamedTempFile>, out: &Path, force: bool) -> Resu
     Ok(())
 }
 
-/// Gives a finished folder its name. With `force` a folder of that name is set aside first, and deleted afterwards.
+/// Gives a finished folder its name. With `force` a folder of that name is set aside first, and
+/// deleted afterwards.
 pub(super) fn rename_folder(held: Held<TempDir>, out: &Path, force: bool) -> Result<()> {
     let Held { temp, _lock } = held;
     sync_folder(temp.path());
@@ -286,8 +304,8 @@ pub(super) fn rename_folder(held: Held<TempDir>, out: &Path, force: bool) -> Res
     Ok(())
 }
 
-/// Makes the new name survive a power cut. The file is complete and named by now, so a file system that can't do
-/// this is no reason to fail.
+/// Makes the new name survive a power cut. The file is complete and named by now, so a file system
+/// that can't do this is no reason to fail.
 fn sync_folder(dir: &Path) {
     #[cfg(unix)]
     if let Ok(dir) = fs::File::open(dir) {

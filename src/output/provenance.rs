@@ -1,4 +1,5 @@
-//! What a patched checkpoint says about itself: where it comes from, what was done, and the edit in full.
+//! What a patched checkpoint says about itself: where it comes from, what was done, and the edit in
+//! full.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,8 @@ pub struct TensorEdit {
     pub v: Vec<f32>,
 }
 
-/// How a checkpoint was patched: the `refusal_patch.*` metadata of a GGUF, `refusal_patch.json` of a folder.
+/// How a checkpoint was patched: the `refusal_patch.*` metadata of a GGUF, `refusal_patch.json` of
+/// a folder.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Provenance {
     /// The version of this program.
@@ -45,12 +47,13 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Adds the provenance to a plan, instead of what an earlier patch of the same file left, and the tag
-    /// `refusal-patch` to the tags that the file has.
+    /// Adds the provenance to a plan, instead of what an earlier patch of the same file left, and
+    /// the tag `refusal-patch` to the tags that the file has.
     pub fn apply(&self, plan: &mut Plan) {
         let entries = self.entries();
         let stale = |key: &str| key.starts_with(PREFIX) && !entries.iter().any(|(k, _)| k == key);
-        plan.remove.extend(plan.source.metadata().iter().map(|e| &e.key).filter(|k| stale(k)).cloned());
+        plan.remove
+            .extend(plan.source.metadata().iter().map(|e| &e.key).filter(|k| stale(k)).cloned());
         plan.metadata.extend(entries);
         plan.metadata.extend(tags(plan.source));
     }
@@ -89,21 +92,26 @@ impl Provenance {
     fn read_folder(folder: &Folder) -> Result<Option<Provenance>> {
         let Some(value) = folder.json(RECORD)? else { return Ok(None) };
         serde_json::from_value(value).map(Some).map_err(|e| {
-            Error::format(folder.dir().join(RECORD), None, format!("the record of the patch is damaged: {e}"))
+            Error::format(
+                folder.dir().join(RECORD),
+                None,
+                format!("the record of the patch is damaged: {e}"),
+            )
         })
     }
 
     /// The record as a folder holds it.
     pub(super) fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|e| Error::Model(format!("the record can't be written: {e}")))
+        serde_json::to_string(self)
+            .map_err(|e| Error::Model(format!("the record can't be written: {e}")))
     }
 
     /// The provenance of a file; `None` for one that wasn't patched.
     pub fn read(file: &Gguf) -> Result<Option<Provenance>> {
         // A sidecar of ours has keys of its own.
         let ours = |key: &str| key.starts_with(PREFIX) && key != PADDING_KEY;
-        let patched =
-            file.get("refusal_patch.sidecar").is_none() && file.metadata().iter().any(|e| ours(&e.key));
+        let patched = file.get("refusal_patch.sidecar").is_none()
+            && file.metadata().iter().any(|e| ours(&e.key));
         if !patched {
             return Ok(None);
         }
@@ -137,9 +145,13 @@ fn needed<'a, T>(file: &'a Gguf, key: &str, convert: impl Fn(&'a Value) -> Optio
     let key = format!("{PREFIX}{key}");
     let value = file.get(&key);
     value.and_then(convert).ok_or_else(|| {
-        let found =
-            value.map_or("is missing".to_string(), |v| format!("has the wrong type, {}", v.type_name()));
-        Error::format(file.path(), None, format!("its record of the patch is damaged: `{key}` {found}"))
+        let found = value
+            .map_or("is missing".to_string(), |v| format!("has the wrong type, {}", v.type_name()));
+        Error::format(
+            file.path(),
+            None,
+            format!("its record of the patch is damaged: `{key}` {found}"),
+        )
     })
 }
 

@@ -1,8 +1,10 @@
-//! The edit beside the weights, as small GGUF files that llama.cpp loads: a LoRA adapter of rank one, which is the edit exactly
-//! on any quantized base, and a control vector, a constant for runtimes that have only that.
+//! The edit beside the weights, as small GGUF files that llama.cpp loads: a LoRA adapter of rank
+//! one, which is the edit exactly on any quantized base, and a control vector, a constant for
+//! runtimes that have only that.
 //!
-//! Layouts: llama.cpp `src/llama-adapter.cpp` (adapter) and `common/common.cpp` (control vector). Both carry
-//! `refusal_patch.*` keys that say what they are and which file they belong to; llama.cpp ignores those.
+//! Layouts: llama.cpp `src/llama-adapter.cpp` (adapter) and `common/common.cpp` (control vector).
+//! Both carry `refusal_patch.*` keys that say what they are and which file they belong to;
+//! llama.cpp ignores those.
 
 use std::path::Path;
 
@@ -11,10 +13,12 @@ use gguf_rs_lib::error::GGUFError;
 use gguf_rs_lib::format::MetadataValue;
 
 use super::{peft, place, Staged, Temporary, Written};
+use crate::arch::Writer;
 use crate::checkpoint::{sha256_checkpoint, sha256_file, Checkpoint, Gguf, Tensor, Value};
+use crate::edit::{Edit, RankOne};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::model::{Edit, Model, Part, RankOne, Writer};
+use crate::model::{Model, Part};
 use crate::progress::{Progress, Silent};
 
 /// Format version; a reader refuses a later one.
@@ -41,7 +45,9 @@ impl Kind {
     fn operation(self) -> &'static str {
         match self {
             Kind::Lora => "output of the tensor += lora_b (lora_a . input), scale 1",
-            Kind::ControlVector => "residual stream after block N += direction.N, at every token, scale 1",
+            Kind::ControlVector => {
+                "residual stream after block N += direction.N, at every token, scale 1"
+            }
         }
     }
 
@@ -94,9 +100,11 @@ impl Sidecar {
             return peft::stage(self, base, model, out, force);
         }
         place::check_target(model.file.path(), out, force)?;
-        let wrong = |e: GGUFError| Error::Model(format!("{}: can't be written: {e}", out.display()));
+        let wrong =
+            |e: GGUFError| Error::Model(format!("{}: can't be written: {e}", out.display()));
         let tensors = self.tensors(model)?;
-        let (mut bytes, _) = self.build(tensors).and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
+        let (mut bytes, _) =
+            self.build(tensors).and_then(GGUFBuilder::build_to_bytes).map_err(wrong)?;
         // llama.cpp reads the data with its padding, after the last tensor too.
         bytes.resize(bytes.len().next_multiple_of(32), 0);
         let total = bytes.len() as u64;
@@ -107,7 +115,11 @@ impl Sidecar {
             .map_err(|e| place::write_error(out, 0, total, e))?;
         let sha256 = sha256_file(temp.path(), &Silent)?;
         let temp = Temporary::File(temp);
-        Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
+        Ok(Staged {
+            temp,
+            force,
+            written: Written { path: out.to_path_buf(), bytes: total, sha256 },
+        })
     }
 
     /// An adapter of experts has a row of a and a column of b for each: llama.cpp takes
@@ -162,7 +174,10 @@ impl Sidecar {
                 b = b
                     .add_metadata("general.architecture", text("controlvector"))
                     .add_metadata("controlvector.model_hint", text(&self.architecture))
-                    .add_metadata("controlvector.layer_count", MetadataValue::I32(self.edit.len() as i32));
+                    .add_metadata(
+                        "controlvector.layer_count",
+                        MetadataValue::I32(self.edit.len() as i32),
+                    );
             }
         }
         for (name, dims, values) in tensors {
@@ -182,8 +197,9 @@ impl Sidecar {
         let file = Gguf::open(path)?;
         let bad = |what: String| Error::format(path, None, what);
         let text = |key: &str| file.get_str(&format!("refusal_patch.{key}")).map(str::to_string);
-        let need =
-            |key: &str| text(key).ok_or_else(|| bad(format!("its key `refusal_patch.{key}` is missing")));
+        let need = |key: &str| {
+            text(key).ok_or_else(|| bad(format!("its key `refusal_patch.{key}` is missing")))
+        };
         let kind = match text("sidecar").as_deref() {
             Some("lora") => Kind::Lora,
             Some("control-vector") => Kind::ControlVector,
@@ -224,7 +240,8 @@ impl Sidecar {
                 edit.len()
             )));
         }
-        let strength = file.get("refusal_patch.strength").and_then(Value::as_f64).unwrap_or(f64::NAN) as f32;
+        let strength =
+            file.get("refusal_patch.strength").and_then(Value::as_f64).unwrap_or(f64::NAN) as f32;
         Ok(Sidecar { kind, architecture, base_sha256, method: need("method")?, strength, edit })
     }
 }
@@ -339,6 +356,8 @@ fn vector(file: &Gguf, t: &Tensor) -> Result<Vec<f32>> {
     let x: Vec<f32> = bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     match x.iter().all(|x| x.is_finite()) {
         true => Ok(x),
-        false => Err(Error::format(file.path(), t.offset, format!("tensor {} is not finite", t.name))),
+        false => {
+            Err(Error::format(file.path(), t.offset, format!("tensor {} is not finite", t.name)))
+        }
     }
 }

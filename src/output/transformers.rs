@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::sidecar::quote;
+use crate::arch::Names;
 use crate::checkpoint::Folder;
-use crate::model::{Model, Names};
+use crate::model::Model;
 
 /// Whether the language model is a part of another one, which has vision or sound.
 fn is_part(folder: &Folder) -> bool {
@@ -34,7 +35,8 @@ pub(super) fn loader(folder: &Folder) -> &str {
 /// A tensor's name in the tree of modules: transformers renames what older folders hold as
 /// `language_model.model.`, or without any prefix.
 pub(super) fn in_tree(model: &Model, tensor: &str) -> String {
-    let (Some(folder), Names::HuggingFace { prefix, .. }) = (model.file.folder(), &model.names) else {
+    let (Some(folder), Names::HuggingFace { prefix, .. }) = (model.file.folder(), &model.names)
+    else {
         return tensor.into();
     };
     let tree = if is_part(folder) { "model.language_model." } else { "model." };

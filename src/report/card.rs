@@ -2,7 +2,8 @@
 
 use super::{file_name, p_value, percent, Run};
 use crate::evaluate::Rate;
-use crate::search::{Emit, Patched};
+use crate::output::Emit;
+use crate::search::Patched;
 use crate::text::Set;
 
 /// The section, ready to paste.
@@ -50,7 +51,10 @@ pub fn model_card(p: &Patched, run: &Run) -> String {
         }
     }
     out += &format!("| KL on harmless answers, nats | 0 | {:.4} | |\n", b.kl);
-    out += &format!("| perplexity of the built-in text | {:.2} | {:.2} | |\n", a.perplexity, b.perplexity);
+    out += &format!(
+        "| perplexity of the built-in text | {:.2} | {:.2} | |\n",
+        a.perplexity, b.perplexity
+    );
     out += &format!("| harmless answers unchanged | | {} | |\n\n", percent(b.same_answers));
     out += "Greedy answers, judged by their openings; in brackets 95 % Wilson intervals, p from paired exact McNemar tests. Other\n\
             prompts, system prompts and languages were not measured. Refusal of one request says nothing about attacks that rephrase it.\n\n";
@@ -76,7 +80,12 @@ pub fn model_card(p: &Patched, run: &Run) -> String {
 }
 
 fn rate(r: &Rate) -> String {
-    format!("{} ({:.0}–{:.0} %)", percent(r.refusal_rate), 100.0 * r.interval.0, 100.0 * r.interval.1)
+    format!(
+        "{} ({:.0}–{:.0} %)",
+        percent(r.refusal_rate),
+        100.0 * r.interval.0,
+        100.0 * r.interval.1
+    )
 }
 
 /// A name that may stand in a table and in code quotes.

@@ -3,8 +3,10 @@
 use std::fmt::Write;
 
 use super::{card, escape, examples, file_name, p_value, percent, plots, Run};
+use crate::evaluate::Scores;
 use crate::evaluate::{judge::Verdict, Rate, THOUGHT};
-use crate::search::{Emit, Patched, Scores, LEAST_GAIN, SIGNIFICANT};
+use crate::output::Emit;
+use crate::search::{Patched, LEAST_GAIN, SIGNIFICANT};
 use crate::text::Set;
 
 const STYLE: &str = include_str!("style.css");
@@ -121,7 +123,13 @@ fn cards(out: &mut String, a: &Scores, b: &Scores) -> std::fmt::Result {
     write!(out, "<div><b>{:.4}</b><span>KL on harmless answers, nats</span></div></div>", b.kl)
 }
 
-fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scores) -> std::fmt::Result {
+fn before_after(
+    out: &mut String,
+    p: &Patched,
+    split: &str,
+    a: &Scores,
+    b: &Scores,
+) -> std::fmt::Result {
     write!(
         out,
         "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} prompts<th>before<th>after<th>p{}",
@@ -162,7 +170,11 @@ fn before_after(out: &mut String, p: &Patched, split: &str, a: &Scores, b: &Scor
             format!("{:.4}", a.answer_perplexity),
             format!("{:.4}", b.answer_perplexity),
         ),
-        ("perplexity, built-in text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)),
+        (
+            "perplexity, built-in text",
+            format!("{:.2}", a.perplexity),
+            format!("{:.2}", b.perplexity),
+        ),
         ("harmless answers unchanged", String::new(), percent(b.same_answers)),
     ] {
         write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>{blank}")?;
@@ -275,10 +287,14 @@ fn provenance(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
     let sources: Vec<String> =
         run.sources.iter().map(|(set, from)| format!("{} {from}", set.name())).collect();
     item("prompts", format!("{}; sha256 {}", sources.join(", "), run.prompts_sha256))?;
-    let memory = run.memory.map_or(String::new(), |m| format!(", at most {} MB of memory", m / 1_000_000));
+    let memory =
+        run.memory.map_or(String::new(), |m| format!(", at most {} MB of memory", m / 1_000_000));
     item(
         "run",
-        format!("{:.0} s on {}{memory}, {} new tokens an answer", run.seconds, run.device, s.max_new_tokens),
+        format!(
+            "{:.0} s on {}{memory}, {} new tokens an answer",
+            run.seconds, run.device, s.max_new_tokens
+        ),
     )?;
     write!(out, "</dl>")
 }

@@ -1,5 +1,5 @@
-//! The report: one self-contained HTML file that a person understands in a minute, and a model-card section. What is in it
-//! is in the report's JSON, too.
+//! The report: one self-contained HTML file that a person understands in a minute, and a model-card
+//! section. What is in it is in the report's JSON, too.
 
 mod card;
 mod html;
@@ -32,7 +32,8 @@ pub struct Run<'a> {
     pub memory: Option<u64>,
 }
 
-/// Most characters of an answer to a harmful prompt that any report shows: its opening says whether it refuses.
+/// Most characters of an answer to a harmful prompt that any report shows: its opening says whether
+/// it refuses.
 pub const HARMFUL_SHOWN: usize = 40;
 /// Most characters of other answers.
 const SHOWN: usize = 160;
@@ -50,8 +51,8 @@ pub struct Example {
     pub after: (String, Verdict),
 }
 
-/// A few test prompts: harmful ones that are refused now, those that are still answered, and harmless ones with the answers
-/// that changed first.
+/// A few test prompts: harmful ones that are refused now, those that are still answered, and
+/// harmless ones with the answers that changed first.
 pub fn examples(p: &Patched) -> Vec<Example> {
     let pairs = || p.answers.0.iter().zip(&p.answers.1);
     let harmful = |wanted: fn(bool, bool) -> bool| {
@@ -117,14 +118,17 @@ fn file_name(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Writer;
+    use crate::edit::Method;
+    use crate::edit::RankOne;
+    use crate::evaluate::Scores;
     use crate::evaluate::{judge::judge, Change, Rate};
-    use crate::model::{RankOne, Writer};
-    use crate::search::{
-        Candidate, Effect, Emit, LayerScore, Method, Rates, Scan, Scores, Stored, TensorReport, Toward,
-    };
+    use crate::output::Emit;
+    use crate::search::{Candidate, Effect, LayerScore, Rates, Scan, Stored, TensorReport, Toward};
 
     const HOSTILE: &str = "<script>alert('x')</script> & \"more\"";
-    const SECRET: &str = "Sure, here is how it is done in full detail: first the one thing, then the other.";
+    const SECRET: &str =
+        "Sure, here is how it is done in full detail: first the one thing, then the other.";
 
     fn answer(set: Set, prompt: &str, text: &str) -> Answer {
         let verdict = judge(text);
@@ -261,13 +265,16 @@ mod tests {
         }
         assert!(html.contains("&lt;script&gt;"));
         for tag in ["svg", "div", "figure", "table", "details", "pre", "body", "p", "h2"] {
-            let opened =
-                html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
+            let opened = html.matches(&format!("<{tag}>")).count()
+                + html.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "{tag}");
         }
         // Three candidates in each of two plots, one of them ringed.
         assert_eq!(
-            (html.matches("<circle class=other").count(), html.matches("<circle class=ring").count()),
+            (
+                html.matches("<circle class=other").count(),
+                html.matches("<circle class=ring").count()
+            ),
             (4, 2)
         );
         for word in [
@@ -290,7 +297,9 @@ mod tests {
         let shown = SECRET.chars().take(HARMFUL_SHOWN).collect::<String>();
         let more = SECRET.chars().take(HARMFUL_SHOWN + 1).collect::<String>();
         let json = serde_json::to_string(&examples(&p)).unwrap();
-        for text in [with_run(|run| html(&p, run)), with_run(|run| model_card(&p, run)), json.clone()] {
+        for text in
+            [with_run(|run| html(&p, run)), with_run(|run| model_card(&p, run)), json.clone()]
+        {
             assert!(!text.contains(&more));
         }
         assert!(json.contains(&shown) && json.contains("refused") && json.contains("answered"));
@@ -313,10 +322,14 @@ mod tests {
         // The other way round, so that these rows are not those.
         p.thinking = Some((rates(&p.validation.1), rates(&p.validation.0)));
         let [html, card] = with_run(|run| [html(&p, run), model_card(&p, run)]);
-        assert!(card
-            .contains("| harmful requests refused, with thinking | 66.7 % (21–94 %) | 33.3 % (6–79 %) | |"));
+        assert!(card.contains(
+            "| harmful requests refused, with thinking | 66.7 % (21–94 %) | 33.3 % (6–79 %) | |"
+        ));
         for class in ["harmful", "harmless", "borderline"] {
-            assert!(html.contains(&format!("<tr><td>{class} refused, with thinking<td>")), "{class}");
+            assert!(
+                html.contains(&format!("<tr><td>{class} refused, with thinking<td>")),
+                "{class}"
+            );
         }
         assert!(html.contains("cut off after 32 tokens"));
     }
@@ -328,7 +341,9 @@ mod tests {
         let rows: Vec<&str> = card.lines().filter(|l| l.starts_with('|')).collect();
         assert!(rows.len() >= 8 && rows.iter().all(|r| r.matches('|').count() == 5), "{card}");
         assert!(
-            card.contains("| harmful requests refused | 33.3 % (6–79 %) | 66.7 % (21–94 %) | 1.000 |"),
+            card.contains(
+                "| harmful requests refused | 33.3 % (6–79 %) | 66.7 % (21–94 %) | 1.000 |"
+            ),
             "{card}"
         );
         for word in ["`aa`", "`bb`", "`cc`", "0.0123"] {

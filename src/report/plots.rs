@@ -18,7 +18,10 @@ pub fn categories(out: &mut String, changes: &[Change]) -> std::fmt::Result {
     // Two columns where there is room.
     for half in of.chunks(of.len().div_ceil(2)) {
         let height = half.len() * 42;
-        write!(out, "<figure><svg viewBox='0 0 360 {height}' role=img aria-label='refusal by category'>")?;
+        write!(
+            out,
+            "<figure><svg viewBox='0 0 360 {height}' role=img aria-label='refusal by category'>"
+        )?;
         for (i, c) in half.iter().enumerate() {
             let y = i * 42;
             write!(
@@ -65,7 +68,8 @@ pub fn candidates(out: &mut String, p: &Patched) -> std::fmt::Result {
 
 /// The edits that were tried as they would be written: refusal against KL.
 fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
-    let of: Vec<_> = p.trials.iter().filter(|t| t.kl.is_finite() && t.harmful.is_finite()).collect();
+    let of: Vec<_> =
+        p.trials.iter().filter(|t| t.kl.is_finite() && t.harmful.is_finite()).collect();
     if of.is_empty() {
         return Ok(());
     }
@@ -87,7 +91,10 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
             x(kl)
         )?;
     }
-    write!(out, "<text class=dim x=192 y=234 text-anchor=middle>KL on harmless answers, nats</text>")?;
+    write!(
+        out,
+        "<text class=dim x=192 y=234 text-anchor=middle>KL on harmless answers, nats</text>"
+    )?;
     for t in of {
         let chosen = (t.method, t.toward, t.strength)
             == (p.chosen.method, p.chosen.toward, p.chosen.strength)
@@ -132,7 +139,12 @@ fn shares(out: &mut String, least: f64, y: &dyn Fn(f64) -> f64) -> std::fmt::Res
     Ok(())
 }
 
-fn scatter(out: &mut String, p: &Patched, name: &str, cost: fn(&Candidate) -> f64) -> std::fmt::Result {
+fn scatter(
+    out: &mut String,
+    p: &Patched,
+    name: &str,
+    cost: fn(&Candidate) -> f64,
+) -> std::fmt::Result {
     let most = p.candidates.iter().map(cost).fold(0.05, f64::max);
     // Quarters, from the one below the least: most edits refuse most.
     let least = p.candidates.iter().map(|c| c.harmful).fold(0.75, f64::min);
@@ -154,8 +166,10 @@ fn scatter(out: &mut String, p: &Patched, name: &str, cost: fn(&Candidate) -> f6
         )?;
     }
     write!(out, "<text class=dim x=192 y=234 text-anchor=middle>{name}</text>")?;
-    let points: Vec<String> =
-        front(&p.candidates, cost).iter().map(|c| format!("{:.1},{:.1}", x(cost(c)), y(c.harmful))).collect();
+    let points: Vec<String> = front(&p.candidates, cost)
+        .iter()
+        .map(|c| format!("{:.1},{:.1}", x(cost(c)), y(c.harmful)))
+        .collect();
     write!(out, "<polyline class=front points='{}'/>", points.join(" "))?;
     for c in &p.candidates {
         let chosen = (c.family, c.strength) == (p.chosen.family, p.chosen.strength);
@@ -207,7 +221,8 @@ pub fn scan(out: &mut String, p: &Patched) -> std::fmt::Result {
     write!(out, "<h2>Where writing makes the model refuse</h2><p class=dim>Each direction is added after one block where the model decides, without a gate: points by which the mean probability of a first token that opens a refusal rises on harmful training prompts, the mean of additions of half a gap, a gap and two. Shaded: the blocks that were edited.</p><div class=plots>")?;
     let blocks = p.scan.effects.iter().map(|e| e.layer + 1).max().unwrap_or(1);
     let gains = |t: Toward| -> Vec<(usize, f64)> {
-        let known = (0..blocks).filter(|&l| p.scan.effects.iter().any(|e| e.layer == l && e.toward == t));
+        let known =
+            (0..blocks).filter(|&l| p.scan.effects.iter().any(|e| e.layer == l && e.toward == t));
         known.map(|l| (l, p.scan.gain(l, t, p.emit))).collect()
     };
     let most = kinds.iter().flat_map(|&t| gains(t)).map(|g| g.1).fold(0.01, f64::max);
@@ -220,7 +235,11 @@ pub fn scan(out: &mut String, p: &Patched) -> std::fmt::Result {
             write!(out, "<rect class=band x={at:.1} y=15 width={wide:.1} height=135 />")?;
         }
         for layer in (0..blocks).step_by(blocks.div_ceil(12)) {
-            write!(out, "<text class=dim x={:.1} y=170 text-anchor=middle>{layer}</text>", x(layer))?;
+            write!(
+                out,
+                "<text class=dim x={:.1} y=170 text-anchor=middle>{layer}</text>",
+                x(layer)
+            )?;
         }
         for gain in [0.0, most] {
             let (at, points) = (y(gain), 100.0 * gain);
@@ -234,7 +253,8 @@ pub fn scan(out: &mut String, p: &Patched) -> std::fmt::Result {
     write!(out, "</div>")
 }
 
-/// How well each block tells harmful from harmless prompts, and how the template's positions share in it.
+/// How well each block tells harmful from harmless prompts, and how the template's positions share
+/// in it.
 pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
     let own: Vec<&LayerScore> = p.layers.iter().filter(|l| l.position == 0).collect();
     if own.is_empty() {
@@ -257,7 +277,12 @@ pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
             )?;
         }
         if i % step == 0 {
-            write!(out, "<text class=dim x={:.1} y=166 text-anchor=middle>{}</text>", x(i as f64), l.layer)?;
+            write!(
+                out,
+                "<text class=dim x={:.1} y=166 text-anchor=middle>{}</text>",
+                x(i as f64),
+                l.layer
+            )?;
         }
     }
     for share in [0.0, 0.5, 1.0] {
@@ -281,7 +306,12 @@ pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
     write!(out, "</div>")
 }
 
-fn heatmap(out: &mut String, p: &Patched, blocks: usize, edited: &dyn Fn(usize) -> bool) -> std::fmt::Result {
+fn heatmap(
+    out: &mut String,
+    p: &Patched,
+    blocks: usize,
+    edited: &dyn Fn(usize) -> bool,
+) -> std::fmt::Result {
     let positions = p.layers.iter().map(|l| l.position.unsigned_abs() + 1).max().unwrap_or(1);
     let most = p.layers.iter().map(|l| l.gap).fold(f64::MIN_POSITIVE, f64::max);
     let (wide, high) = (320.0 / blocks as f64, (135.0 / positions as f64).min(34.0));

@@ -2,12 +2,14 @@
 
 use serde::Serialize;
 
-use crate::edit::fold::norm;
-use crate::model::{Edit, RankOne, Writer};
+use crate::arch::Writer;
+use crate::edit::{Edit, RankOne};
+use crate::num::norm;
 
-use super::layers::{Ingredient, Layer};
 use super::worth::Outlook;
-use super::{Method, Settings, Toward};
+use super::writers::{Ingredient, Layer};
+use super::{Settings, Toward};
+use crate::edit::Method;
 
 /// Strengths that are tried, in units of the gap; about a factor √2 apart.
 const STRENGTHS: [f64; 9] = [0.18, 0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83];
@@ -19,8 +21,9 @@ const SHARES: [f64; 5] = [1.0, 2.0, 3.0, 5.0, 8.0];
 const CONSTANTS: [f64; 7] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6];
 /// Layers that go into the search.
 pub(super) const LAYERS: usize = 4;
-/// What an edit as large as the weights themselves costs, in shares of harmful prompts: of edits that refuse alike the smaller
-/// one is milder on prompts that nobody tried, and needs no finer encoding.
+/// What an edit as large as the weights themselves costs, in shares of harmful prompts: of edits
+/// that refuse alike the smaller one is milder on prompts that nobody tried, and needs no finer
+/// encoding.
 const BULK: f64 = 0.1;
 
 /// An edit with what its first-token score says.
@@ -46,8 +49,9 @@ pub struct Candidate {
     pub borderline: f64,
     /// Mean log-odds of refusal on harmful prompts.
     pub log_odds: f64,
-    /// Mean probability of a first token that opens a refusal, on harmless and on borderline prompts: what over-refusal is to
-    /// be expected on prompts like these, known more finely than by counting.
+    /// Mean probability of a first token that opens a refusal, on harmless and on borderline
+    /// prompts: what over-refusal is to be expected on prompts like these, known more finely than
+    /// by counting.
     pub risk: (f64, f64),
     /// How likely each validation prompt is refused under it.
     #[serde(skip)]
@@ -68,9 +72,9 @@ struct Part<'l> {
     ingredient: &'l Ingredient,
 }
 
-/// The candidates of one method along one direction: families (writers of one block, or of several) × strengths. `first`:
-/// the number of the first family; `routed`: those with routed experts; `beside`: on a coarser grid, as another direction
-/// gains more.
+/// The candidates of one method along one direction: families (writers of one block, or of several)
+/// × strengths. `first`: the number of the first family; `routed`: those with routed experts;
+/// `beside`: on a coarser grid, as another direction gains more.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn candidates(
     method: Method,
@@ -90,17 +94,21 @@ pub(super) fn candidates(
     };
     let step = if beside { 2 } else { 1 };
     let mut out = Vec::new();
-    for (family, mut parts) in families(method, beside, &mut layers, settings, routed).into_iter().enumerate()
+    for (family, mut parts) in
+        families(method, beside, &mut layers, settings, routed).into_iter().enumerate()
     {
         parts.sort_by_key(|p| p.layer.direction.layer);
-        let of = grid.iter().step_by(step).map(|&t| candidate(method, toward, &parts, t, first + family));
+        let of = grid
+            .iter()
+            .step_by(step)
+            .map(|&t| candidate(method, toward, &parts, t, first + family));
         out.extend(of);
     }
     out
 }
 
-/// What is edited together. Of the layers those are kept whose gate tells the prompts apart best (of `restore` those that
-/// lost most), unless the user named them.
+/// What is edited together. Of the layers those are kept whose gate tells the prompts apart best
+/// (of `restore` those that lost most), unless the user named them.
 fn families<'l>(
     method: Method,
     beside: bool,
@@ -121,7 +129,8 @@ fn families<'l>(
         (None, Method::Restore, None) => 1,
         _ => LAYERS,
     };
-    // What is left of a layer's writers belongs to them all: what compression took is put back everywhere.
+    // What is left of a layer's writers belongs to them all: what compression took is put back
+    // everywhere.
     if method != Method::Restore {
         layers.truncate(most);
     }
@@ -157,13 +166,16 @@ fn families<'l>(
                 out.push(parts(&layers[..k], all));
             }
         }
-        Method::Restore if layers.len() > 1 => out.extend(sets.iter().map(|set| parts(layers, set))),
+        Method::Restore if layers.len() > 1 => {
+            out.extend(sets.iter().map(|set| parts(layers, set)))
+        }
         _ => {}
     }
     let sites = |family: &[Part]| -> Vec<(usize, Writer)> {
         family.iter().map(|p| (p.layer.direction.layer, p.ingredient.writer)).collect()
     };
-    // Of a block without a shared expert two sets can be the same; and what has no experts was tried before.
+    // Of a block without a shared expert two sets can be the same; and what has no experts was
+    // tried before.
     let mut seen: Vec<Vec<(usize, Writer)>> = Vec::new();
     out.retain(|family| {
         let these = sites(family);
@@ -178,13 +190,19 @@ fn families<'l>(
 fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usize) -> Candidate {
     let term = |p: &Part| {
         let direction = &p.layer.direction;
-        // Gated writers share what is to be added; the others each strengthen or restore their own part.
+        // Gated writers share what is to be added; the others each strengthen or restore their own
+        // part.
         let alpha = match method {
             Method::Gated | Method::Add => t * direction.gap / parts.len() as f64,
             Method::Amplify | Method::Restore => t,
         };
         let u = p.ingredient.u.iter().map(|&x| (f64::from(x) * alpha) as f32).collect();
-        RankOne { layer: direction.layer, writer: p.ingredient.writer, u, v: p.ingredient.v.clone() }
+        RankOne {
+            layer: direction.layer,
+            writer: p.ingredient.writer,
+            u,
+            v: p.ingredient.v.clone(),
+        }
     };
     let edit: Edit = parts.iter().map(term).collect();
     let open = |e: &RankOne| if e.v.is_empty() { 1.0 } else { norm(&e.v) };
@@ -215,7 +233,8 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
 }
 
 impl Candidate {
-    /// What it is worth less what its size costs. `outlook`: of its first tokens, or of its answers; `goal`: [`Outlook::worth`].
+    /// What it is worth less what its size costs. `outlook`: of its first tokens, or of its
+    /// answers; `goal`: [`Outlook::worth`].
     pub fn value(&self, outlook: &Outlook, goal: f64) -> f64 {
         outlook.worth(goal) - BULK * self.size
     }

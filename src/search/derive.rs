@@ -1,8 +1,9 @@
-//! The directions of a model with what writing along them does, and no edit: the main job's first half.
+//! The directions of a model with what writing along them does, and no edit: the main job's first
+//! half.
 
-use super::ground::{Ground, Training};
-use super::layers::{kinds, own_directions};
+use super::baseline::{Ground, Training};
 use super::scan::Scan;
+use super::writers::{kinds, own_directions};
 use super::Settings;
 use crate::direction::Direction;
 use crate::error::Result;

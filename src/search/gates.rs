@@ -1,16 +1,17 @@
-//! The gates of the writers that may be edited, fitted once for whatever direction they will open to.
+//! The gates of the writers that may be edited, fitted once for whatever direction they will open
+//! to.
 
 use std::collections::HashMap;
 
-use super::ground::{Ground, Training};
+use super::baseline::{Ground, Training};
+use super::gate_rows::{Inputs, Material};
 use super::lengths::{lengths, Lengths};
-use super::material::{Inputs, Material};
+use crate::arch::Writer;
 use crate::edit::gate::{fit, Gate};
-use crate::edit::sparse::dead_columns;
 use crate::error::Result;
 use crate::evaluate::Evaluator;
-use crate::model::Writer;
 use crate::text::Set;
+use crate::weights::pruned::dead_columns;
 
 /// Fitted gates by block and writer; a writer whose inputs do not tell the prompts apart has none.
 #[derive(Default)]
@@ -22,9 +23,9 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    /// Fits the gates of the writers of some blocks; `routed`: of their routed experts, else of the others. The writers'
-    /// inputs of a few blocks at a time are held, as many as fit into half of the memory, each group at the price of another
-    /// pass over the weights.
+    /// Fits the gates of the writers of some blocks; `routed`: of their routed experts, else of the
+    /// others. The writers' inputs of a few blocks at a time are held, as many as fit into half of
+    /// the memory, each group at the price of another pass over the weights.
     pub fn fit(
         &mut self,
         ground: &Ground,
@@ -67,7 +68,13 @@ impl Gates {
     }
 
     /// The writers' inputs, of a folder without those that a gate can't use.
-    fn read(&self, evaluator: &Evaluator, m: &Material, layers: &[usize], routed: bool) -> Result<Inputs> {
+    fn read(
+        &self,
+        evaluator: &Evaluator,
+        m: &Material,
+        layers: &[usize],
+        routed: bool,
+    ) -> Result<Inputs> {
         let mut inputs = m.inputs(evaluator, layers, routed)?;
         if evaluator.model.file.folder().is_none() {
             return Ok(inputs);

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::ground::Ground;
+use super::baseline::Ground;
+use crate::arch::Writer;
 use crate::error::Result;
 use crate::forward::{Row, Sequence, Site, Tap};
-use crate::model::Writer;
 use crate::text::{PromptRecord, Set, Split};
 
 /// Training prompts that are looked at.
@@ -53,7 +53,10 @@ pub(super) fn lengths(ground: &Ground, layers: &[usize]) -> Result<Lengths> {
             let sum: f64 = y.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
             (sum / y.len() as f64 + f64::from(model.spec.norm_eps)).sqrt()
         };
-        out.insert((layer, writer), y.chunks_exact(w.rows).map(length).sum::<f64>() / n.max(1) as f64);
+        out.insert(
+            (layer, writer),
+            y.chunks_exact(w.rows).map(length).sum::<f64>() / n.max(1) as f64,
+        );
     }
     Ok(out)
 }

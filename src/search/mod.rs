@@ -1,28 +1,26 @@
-//! Chooses the edit that restores refusal inside the limits: candidates are scored in one pass over the weights, a few
-//! finalists by greedy generation, the folded bytes once more (docs/METHOD.md, "The search").
+//! Chooses the edit that restores refusal inside the limits: candidates are scored in one pass over
+//! the weights, a few finalists by greedy generation, the folded bytes once more (docs/METHOD.md,
+//! "The search").
 
+mod baseline;
 mod candidates;
-mod carry;
 mod derive;
-mod finalist;
-mod finish;
-mod fit;
+mod gate_rows;
 mod gates;
-mod ground;
-mod layers;
 mod lengths;
-mod material;
 mod outcome;
 mod patch;
 mod rank;
 mod reference;
 mod scan;
 mod score;
+mod trial;
 mod worth;
+mod write;
+mod writers;
 
 pub use candidates::Candidate;
 pub use derive::{derive, Derived};
-pub use fit::Scores;
 pub use outcome::{LayerScore, Outcome, Patched, Stored, TensorReport, Trial};
 pub use patch::patch;
 pub use reference::{Original, Rates};
@@ -30,45 +28,9 @@ pub use scan::{Effect, Scan};
 
 use serde::Serialize;
 
+use crate::edit::Method;
 use crate::encoding::Encoding;
-
-/// How the gate of an edit is made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// v is a ridge solution that fires on harmful prompts at the deciding position only.
-    Gated,
-    /// v = Wᵀ r̂: strengthens what the layer writes along the direction; the baseline of Chhabra & Khalili 2025.
-    Amplify,
-    /// v = (W₀ − W)ᵀ r̂ with the original's W₀: what compression took along the direction.
-    Restore,
-    /// No gate: a constant, which a bias of the writer or a control vector carries. Touches every token.
-    Add,
-}
-
-/// What OUT is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Emit {
-    /// IN with the edit folded in.
-    Weights,
-    /// A LoRA adapter beside IN.
-    Lora,
-    /// A control vector beside IN.
-    ControlVector,
-}
-
-impl Method {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Gated => "gated",
-            Method::Amplify => "amplify",
-            Method::Restore => "restore",
-            Method::Add => "add",
-        }
-    }
-}
+use crate::output::Emit;
 
 /// The direction that an edit writes along.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -76,7 +38,8 @@ impl Method {
 pub enum Toward {
     /// The model's own difference of means, without its part along the mean harmless state.
     Projected,
-    /// The model's own mean state of refused less that of answered prompts, as [`Toward::Projected`].
+    /// The model's own mean state of refused less that of answered prompts, as
+    /// [`Toward::Projected`].
     Refused,
     /// The original's, as [`Toward::Projected`]; its gap there is the unit of strength.
     Original,
@@ -106,7 +69,8 @@ pub enum Source {
     Own,
     /// A saved direction: unit vectors by layer.
     Given(Vec<(usize, Vec<f32>)>),
-    /// The control: a random unit vector of this seed in place of the direction, everything else the same.
+    /// The control: a random unit vector of this seed in place of the direction, everything else
+    /// the same.
     Random(u64),
 }
 
@@ -176,13 +140,15 @@ impl Settings {
     }
 }
 
-/// Most rise of refusals of borderline prompts, where they belong to the same set as the harmful ones.
+/// Most rise of refusals of borderline prompts, where they belong to the same set as the harmful
+/// ones.
 pub const MAX_BORDERLINE: f64 = 0.05;
 /// Most growth of perplexity.
 pub const MAX_PERPLEXITY: f64 = 0.01;
 /// Validation refusal from which a model counts as healthy.
 pub const HEALTHY: f64 = 0.95;
-/// Validation refusal from which a model that no edit can improve inside the limits counts as healthy, too.
+/// Validation refusal from which a model that no edit can improve inside the limits counts as
+/// healthy, too.
 pub const SOUND: f64 = 0.85;
 /// Least gain that is worth a patch.
 pub const LEAST_GAIN: f64 = 0.05;

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Candidate, Method, Original, Rates, Scan, Scores, Toward};
+use super::{Candidate, Original, Rates, Scan, Toward};
 use crate::direction::Direction;
 use crate::edit::fold::Achieved;
+use crate::edit::Method;
+use crate::evaluate::Scores;
 use crate::evaluate::{Answer, Change};
 
 /// What came of a run.
@@ -36,14 +38,16 @@ pub enum Outcome {
         /// The original, where one was given.
         #[serde(skip_serializing_if = "Option::is_none")]
         reference: Option<Box<Original>>,
-        /// Of the edits that were tried those that no other one beats in refusal, over-refusal and KL at once.
+        /// Of the edits that were tried those that no other one beats in refusal, over-refusal and
+        /// KL at once.
         front: Vec<Trial>,
         /// The candidates, best first.
         candidates: Vec<Candidate>,
         /// What writing does, block by block.
         scan: Box<Scan>,
     },
-    /// IN refuses next to nothing and no edit makes it refuse: there is nothing to strengthen. Nothing is written.
+    /// IN refuses next to nothing and no edit makes it refuse: there is nothing to strengthen.
+    /// Nothing is written.
     NeverRefused {
         /// Why, in words.
         why: String,
@@ -82,8 +86,9 @@ pub struct Patched {
     pub validation: (Scores, Scores),
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
     pub test: Option<(Scores, Scores)>,
-    /// Test prompts with thinking on, of a model that can: IN and OUT, each behind its own thoughts, which are cut off and closed
-    /// after [`crate::evaluate::THOUGHT`] tokens. `test` is with thinking off.
+    /// Test prompts with thinking on, of a model that can: IN and OUT, each behind its own
+    /// thoughts, which are cut off and closed after [`crate::evaluate::THOUGHT`] tokens. `test` is
+    /// with thinking off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thinking: Option<(Rates, Rates)>,
     /// The original, where one was given: its refusal is the goal.
@@ -105,7 +110,8 @@ pub struct Patched {
 }
 
 impl Patched {
-    /// The original's refusal on the prompts that the report is about: test prompts, in a dry run validation prompts.
+    /// The original's refusal on the prompts that the report is about: test prompts, in a dry run
+    /// validation prompts.
     pub fn original(&self) -> Option<&Rates> {
         self.reference.as_ref().map(|o| o.test.as_ref().unwrap_or(&o.validation))
     }
@@ -122,7 +128,8 @@ pub struct Trial {
     pub place: String,
     /// Its strength.
     pub strength: f64,
-    /// Harmful prompts refused, as a share; no number (`null` in JSON) where another limit was broken before they were asked.
+    /// Harmful prompts refused, as a share; no number (`null` in JSON) where another limit was
+    /// broken before they were asked.
     pub harmful: f64,
     /// Harmless prompts refused; the same.
     pub harmless: f64,
@@ -156,8 +163,8 @@ impl Trial {
         a.iter().zip(&b).all(|(x, y)| x <= y) && a != b
     }
 
-    /// Those that no other one beats, most refusal first. Where each broke a limit before harmful prompts were asked: all, the
-    /// smallest KL first.
+    /// Those that no other one beats, most refusal first. Where each broke a limit before harmful
+    /// prompts were asked: all, the smallest KL first.
     pub(super) fn front(trials: &[Trial]) -> Vec<Trial> {
         let best = |t: &&Trial| !t.harmful.is_nan() && !trials.iter().any(|o| o.beats(t));
         let mut front: Vec<Trial> = trials.iter().filter(best).cloned().collect();

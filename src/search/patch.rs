@@ -2,26 +2,28 @@
 
 use std::path::Path;
 
+use super::baseline::{Ground, Training};
 use super::candidates::{candidates, Candidate};
-use super::carry::can_carry;
-use super::finalist::{Finalist, Tried};
 use super::gates::Gates;
-use super::ground::{Ground, Training};
-use super::layers::{kinds, layers, own_directions, pick_layers, towards};
 use super::outcome::{Outcome, Trial};
 use super::rank::{rank, refine, FirstTokenLimits};
 use super::reference::Reference;
 use super::scan::Scan;
 use super::score::score;
-use super::{Emit, EncodingChoice, Method, Settings, Toward, FINALISTS, SOUND, TRIES};
+use super::trial::{Finalist, Tried};
+use super::writers::{kinds, layers, own_directions, pick_layers, towards};
+use super::{EncodingChoice, Settings, Toward, FINALISTS, SOUND, TRIES};
 use crate::direction::{Direction, Sample};
+use crate::edit::Method;
 use crate::error::{Error, Result};
 use crate::evaluate::{energy::writer_inputs, Evaluator};
+use crate::output::can_carry;
 use crate::output::preflight_checkpoint;
+use crate::output::Emit;
 use crate::text::{PromptSet, Set, Split};
 
-/// Runs the main job. `reference`: the original before compression, whose refusal is the goal. `out`: where to write, `None`
-/// for a dry run.
+/// Runs the main job. `reference`: the original before compression, whose refusal is the goal.
+/// `out`: where to write, `None` for a dry run.
 ///
 /// # Errors
 /// What any step says. Nothing is left at `out` then.
@@ -35,18 +37,27 @@ pub fn patch(
 ) -> Result<Outcome> {
     prompts.enough()?;
     if settings.method == Some(Method::Restore) && reference.is_none() {
-        return Err(Error::Model("--method restore needs the original's matrices: give --reference".into()));
+        return Err(Error::Model(
+            "--method restore needs the original's matrices: give --reference".into(),
+        ));
     }
     let file = &evaluator.model.file;
     for method in settings.methods(false) {
         let spec = &evaluator.model.spec;
-        can_carry(&spec.arch, spec.experts.is_some(), file.folder().is_some(), settings.emit, method)?;
+        can_carry(
+            &spec.arch,
+            spec.experts.is_some(),
+            file.folder().is_some(),
+            settings.emit,
+            method,
+        )?;
     }
     if let Some(out) = out {
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
         preflight_checkpoint(file, out, bytes, force)?;
     }
-    let reference = reference.map(|r| Reference::take(r, evaluator, prompts, settings)).transpose()?;
+    let reference =
+        reference.map(|r| Reference::take(r, evaluator, prompts, settings)).transpose()?;
     let ground = Ground::take(evaluator, reference, prompts, settings)?;
     let original = || ground.reference.as_ref().map(|r| Box::new(r.original()));
     let validation = Box::new(ground.base.scores.clone());
@@ -72,14 +83,21 @@ pub fn patch(
     // Routed experts see few of the prompts each: only where the rest of the model falls short.
     let constant = settings.methods(false) == [Method::Add];
     if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&ground) {
-        evaluator.progress.note("trying routed experts, as the rest of the model falls short of the goal");
+        evaluator
+            .progress
+            .note("trying routed experts, as the rest of the model falls short of the goal");
         search.attempt(&ground, &sources, &mut gates, true)?;
     }
     let Search { candidates, order, trials, mut finalists, mut why } = search;
     while let Some(f) = take_best(&mut finalists, &candidates, &ground) {
-        // A control vector is asked for by those who have nothing else: the strongest inside the limits, with a warning.
+        // A control vector is asked for by those who have nothing else: the strongest inside the
+        // limits, with a warning.
         if f.is_weak() && settings.strength.is_none() && settings.emit != Emit::ControlVector {
-            why = format!("the best edit gains {:.1} points (McNemar p = {:.2})", 100.0 * f.gain, f.p_value);
+            why = format!(
+                "the best edit gains {:.1} points (McNemar p = {:.2})",
+                100.0 * f.gain,
+                f.p_value
+            );
             break;
         }
         match ground.finish(f, &candidates, &trials, (&directions, &sources.scan), out, force)? {
@@ -87,8 +105,8 @@ pub fn patch(
             Err(miss) => why = miss,
         }
     }
-    // Whoever names a strength, or forbids another encoding, asks for that edit, not for advice; and who names an original
-    // says what health is.
+    // Whoever names a strength, or forbids another encoding, asks for that edit, not for advice;
+    // and who names an original says what health is.
     let free = settings.strength.is_none()
         && settings.encoding == EncodingChoice::Auto
         && ground.reference.is_none();
@@ -108,7 +126,14 @@ pub fn patch(
     let order = if order.is_empty() { (0..candidates.len()).collect() } else { order };
     let candidates = order.iter().map(|&i| candidates[i].clone()).collect();
     let scan = Box::new(sources.scan);
-    Ok(Outcome::OutOfLimits { why, validation, reference, front: Trial::front(&trials), candidates, scan })
+    Ok(Outcome::OutOfLimits {
+        why,
+        validation,
+        reference,
+        front: Trial::front(&trials),
+        candidates,
+        scan,
+    })
 }
 
 /// What candidates are made from.
@@ -132,7 +157,13 @@ struct Search {
 
 impl Search {
     /// Scores candidates, and tries the best; `routed`: those with routed experts.
-    fn attempt(&mut self, ground: &Ground, sources: &Sources, gates: &mut Gates, routed: bool) -> Result<()> {
+    fn attempt(
+        &mut self,
+        ground: &Ground,
+        sources: &Sources,
+        gates: &mut Gates,
+        routed: bool,
+    ) -> Result<()> {
         let before = self.candidates.len();
         let family = self.candidates.iter().map(|c| c.family + 1).max().unwrap_or(0);
         let mut candidates = build(ground, sources, gates, routed, family)?;
@@ -144,7 +175,8 @@ impl Search {
             score(ground, &mut finer)?;
             candidates.extend(finer);
         }
-        let order: Vec<usize> = rank(&candidates, &limits).into_iter().map(|i| before + i).collect();
+        let order: Vec<usize> =
+            rank(&candidates, &limits).into_iter().map(|i| before + i).collect();
         self.candidates.extend(candidates);
         let (finalists, why) = try_out(ground, &self.candidates, &order, &mut self.trials)?;
         self.order.extend(order);
@@ -179,7 +211,8 @@ fn build(
         if method == Method::Gated {
             gates.fit(ground, training, &picked, routed)?;
         }
-        for (i, (toward, along)) in towards(ground, method, kinds, scan, &picked).iter().enumerate() {
+        for (i, (toward, along)) in towards(ground, method, kinds, scan, &picked).iter().enumerate()
+        {
             let first = out.last().map_or(family, |c| c.family + 1);
             let layers = layers(ground, method, (*toward, along), scan, gates, routed)?;
             let beside = i > 0 && method != Method::Restore;
@@ -189,16 +222,18 @@ fn build(
     Ok(out)
 }
 
-/// Candidates one after the other as they would be written: those that keep the limits, and what became of the last that
-/// did not.
+/// Candidates one after the other as they would be written: those that keep the limits, and what
+/// became of the last that did not.
 fn try_out(
     ground: &Ground,
     candidates: &[Candidate],
     order: &[usize],
     trials: &mut Vec<Trial>,
 ) -> Result<(Vec<Finalist>, String)> {
-    let mut writers: Vec<_> =
-        order.iter().flat_map(|&i| candidates[i].edit.iter().map(|t| (t.layer, t.writer))).collect();
+    let mut writers: Vec<_> = order
+        .iter()
+        .flat_map(|&i| candidates[i].edit.iter().map(|t| (t.layer, t.writer)))
+        .collect();
     writers.sort_unstable();
     writers.dedup();
     let harmless = ground.prompts.of(Set::Harmless, Split::Validation);
@@ -209,7 +244,8 @@ fn try_out(
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
     let mut tries = 0;
-    // With an original those count that refuse as it does, of the others as many again are looked at.
+    // With an original those count that refuse as it does, of the others as many again are looked
+    // at.
     let counts = |f: &Finalist| f.reached || ground.reference.is_none();
     for &index in order {
         let candidate = &candidates[index];
@@ -217,7 +253,8 @@ fn try_out(
         if enough || finalists.len() == 2 * FINALISTS || tries == TRIES {
             break;
         }
-        // What was too strong once is not tried stronger, and a family is not tried twice once it has a finalist.
+        // What was too strong once is not tried stronger, and a family is not tried twice once it
+        // has a finalist.
         let done = |f: &Finalist| {
             let of = &candidates[f.index];
             of.family == candidate.family && (counts(f) || of.strength >= candidate.strength)
@@ -231,7 +268,8 @@ fn try_out(
         match ground.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
             Tried::Kept(finalist) => finalists.push(*finalist),
             Tried::Broke(broken) => {
-                // What an edit does grows about as its strength: those that would break it, too, are not tried.
+                // What an edit does grows about as its strength: those that would break it, too,
+                // are not tried.
                 let most = candidate.strength * (1.1 / broken.excess).clamp(0.25, 1.0);
                 dropped.push((candidate.family, most));
                 why = broken.what;
@@ -242,8 +280,13 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// The finalist to write: the one of the greatest value by its answers; of control vectors the strongest.
-fn take_best(finalists: &mut Vec<Finalist>, candidates: &[Candidate], ground: &Ground) -> Option<Finalist> {
+/// The finalist to write: the one of the greatest value by its answers; of control vectors the
+/// strongest.
+fn take_best(
+    finalists: &mut Vec<Finalist>,
+    candidates: &[Candidate],
+    ground: &Ground,
+) -> Option<Finalist> {
     let goal = ground.goal();
     let value = |f: &Finalist| candidates[f.index].value(&f.outlook, goal);
     let size = |f: &Finalist| candidates[f.index].size;

@@ -1,7 +1,8 @@
-//! Orders candidates by what their first tokens say: the most promising of those inside the limits first.
+//! Orders candidates by what their first tokens say: the most promising of those inside the limits
+//! first.
 
+use super::baseline::Ground;
 use super::candidates::Candidate;
-use super::ground::Ground;
 use super::worth::probability;
 use super::MAX_BORDERLINE;
 use crate::evaluate::Answer;
@@ -12,8 +13,8 @@ const REFINED: usize = 4;
 /// Strengths between the strongest that fits and the next of the grid, a factor √2 apart.
 const STEPS: [f64; 2] = [1.12, 1.26];
 
-/// The over-refusal limits and the goal, applied to first tokens: candidates are scored by these, so IN and the original are
-/// too.
+/// The over-refusal limits and the goal, applied to first tokens: candidates are scored by these,
+/// so IN and the original are too.
 pub(super) struct FirstTokenLimits {
     harmless: Limit,
     borderline: Limit,
@@ -23,8 +24,9 @@ pub(super) struct FirstTokenLimits {
     goal: f64,
 }
 
-/// Of one class of prompts: most that open with a refusal, as a share, and the mean probability of that. The share says what
-/// happened on these prompts, the probability what to expect on others: of a hundred answered prompts the share knows none or one.
+/// Of one class of prompts: most that open with a refusal, as a share, and the mean probability of
+/// that. The share says what happened on these prompts, the probability what to expect on others:
+/// of a hundred answered prompts the share knows none or one.
 struct Limit {
     share: f64,
     risk: f64,
@@ -55,7 +57,10 @@ impl FirstTokenLimits {
         };
         FirstTokenLimits {
             harmless: limit(Set::Harmless, settings.max_over_refusal),
-            borderline: limit(Set::Borderline, if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 }),
+            borderline: limit(
+                Set::Borderline,
+                if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 },
+            ),
             n: base.scores.harmful.n.max(1),
             goal: ground.goal(),
         }
@@ -66,9 +71,11 @@ impl FirstTokenLimits {
     }
 }
 
-/// Admissible candidates, those of the greatest value first; one that is close to a cliff counts as a harmful prompt less.
+/// Admissible candidates, those of the greatest value first; one that is close to a cliff counts as
+/// a harmful prompt less.
 pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
+    let mut order: Vec<usize> =
+        (0..candidates.len()).filter(|&i| limits.fits(&candidates[i])).collect();
     // The next stronger edit of the same kind is outside of the limits.
     let edge = |c: &Candidate| {
         candidates
@@ -77,8 +84,9 @@ pub(super) fn rank(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec<u
             .min_by(|a, b| a.strength.total_cmp(&b.strength))
             .is_some_and(|next| !limits.fits(next))
     };
-    let value =
-        |c: &Candidate| c.value(&c.outlook, limits.goal) - if edge(c) { 1.0 / limits.n as f64 } else { 0.0 };
+    let value = |c: &Candidate| {
+        c.value(&c.outlook, limits.goal) - if edge(c) { 1.0 / limits.n as f64 } else { 0.0 }
+    };
     order.sort_by(|&a, &b| value(&candidates[b]).total_cmp(&value(&candidates[a])));
     order
 }
@@ -95,7 +103,8 @@ pub(super) fn refine(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec
         let of = candidates.iter().filter(|c| c.family == family && limits.fits(c));
         of.max_by(|a, b| a.strength.total_cmp(&b.strength))
     };
-    let last = |c: &Candidate| !candidates.iter().any(|o| o.family == c.family && o.strength > c.strength);
+    let last =
+        |c: &Candidate| !candidates.iter().any(|o| o.family == c.family && o.strength > c.strength);
     let cliffs = families.iter().filter_map(strongest).filter(|c| !last(c));
     cliffs.flat_map(|c| STEPS.map(|factor| c.scaled(factor))).collect()
 }
@@ -103,8 +112,9 @@ pub(super) fn refine(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec
 #[cfg(test)]
 mod tests {
     use super::super::worth::Outlook;
-    use super::super::{Method, Toward};
+    use super::super::Toward;
     use super::*;
+    use crate::edit::Method;
 
     /// A candidate of a family of its own under which three harmful prompts are refused like this.
     fn candidate(family: usize, size: f64, harmful: [f64; 3], risk: f64) -> Candidate {
@@ -140,7 +150,8 @@ mod tests {
             candidate(2, 0.05, [0.5, 0.6, 0.5], 0.0),
             candidate(3, 0.01, [0.99, 0.99, 0.99], 0.5),
         ];
-        // The last breaks a limit; the third falls short of the goal. The first refuses most, by less than its size costs.
+        // The last breaks a limit; the third falls short of the goal. The first refuses most, by
+        // less than its size costs.
         assert_eq!(rank(&candidates, &limits(1.0)), [1, 0, 2]);
         assert_eq!(rank(&candidates, &limits(0.9)), [1, 0, 2]);
         assert_eq!(rank(&candidates, &limits(0.5)), [2, 1, 0]);
@@ -149,7 +160,8 @@ mod tests {
     #[test]
     fn an_edit_close_to_the_cliff_gives_way_to_one_that_is_not() {
         let beyond = Candidate { strength: 2.0, ..candidate(0, 0.2, [1.0; 3], 0.5) };
-        let candidates = [candidate(0, 0.1, [0.9; 3], 0.0), beyond, candidate(1, 0.1, [0.8; 3], 0.0)];
+        let candidates =
+            [candidate(0, 0.1, [0.9; 3], 0.0), beyond, candidate(1, 0.1, [0.8; 3], 0.0)];
         assert_eq!(rank(&candidates, &limits(1.0)), [2, 0]);
     }
 }

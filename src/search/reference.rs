@@ -1,11 +1,13 @@
-//! The original before compression: what it refuses is the goal, its directions and matrices say what compression took.
+//! The original before compression: what it refuses is the goal, its directions and matrices say
+//! what compression took.
 
 use serde::Serialize;
 
-use super::ground::directions;
-use super::{Method, Settings};
+use super::baseline::directions;
+use super::Settings;
 use crate::compare::same_shape;
 use crate::direction::Direction;
+use crate::edit::Method;
 use crate::error::{Error, Result};
 use crate::evaluate::{stats, Answer, Change, Evaluator, Rate};
 use crate::text::{PromptSet, Set, Split};
@@ -99,8 +101,8 @@ impl<'a> Reference<'a> {
         Original { model: path(self.evaluator), validation: self.rates(), test: None }
     }
 
-    /// Whether `answers` to the validation prompts refuse as many harmful ones, to within a standard error of the paired
-    /// difference.
+    /// Whether `answers` to the validation prompts refuse as many harmful ones, to within a
+    /// standard error of the paired difference.
     pub fn is_reached(&self, answers: &[Answer]) -> bool {
         let c = Change::of(&self.answers, answers, Set::Harmful, None);
         let short = c.rates.0.refusal_rate - c.rates.1.refusal_rate;

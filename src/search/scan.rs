@@ -1,23 +1,28 @@
-//! The causal scan: what writing along a direction after a block does to refusal (as Arditi et al. 2024, §2.3 choose by
-//! intervention). A block can tell harmful from harmless prompts splendidly where nothing downstream reads that as a refusal.
+//! The causal scan: what writing along a direction after a block does to refusal (as Arditi et al.
+//! 2024, §2.3 choose by intervention). A block can tell harmful from harmless prompts splendidly
+//! where nothing downstream reads that as a refusal.
 
 use serde::Serialize;
 
-use super::ground::Ground;
-use super::{Emit, Toward};
+use super::baseline::Ground;
+use super::Toward;
+use crate::arch::Writer;
 use crate::direction::Direction;
+use crate::edit::{Edit, RankOne};
 use crate::error::Result;
 use crate::evaluate::{mass, Evaluator};
 use crate::forward::{Fork, Head, Sequence};
-use crate::model::{Edit, RankOne, Writer};
+use crate::output::Emit;
 use crate::text::{PromptRecord, Set, Split};
 
-/// What is added after a block, in units of its gap between harmful and harmless prompts. The strongest shows the cliff.
+/// What is added after a block, in units of its gap between harmful and harmless prompts. The
+/// strongest shows the cliff.
 const STRENGTHS: [f64; 3] = [0.5, 1.0, 2.0];
 /// Training prompts of each class that are looked at.
 const PROMPTS: [(Set, usize); 3] = [(Set::Harmful, 48), (Set::Harmless, 24), (Set::Borderline, 16)];
 
-/// What one addition at the deciding position does: mean probability of a first token that opens a refusal.
+/// What one addition at the deciding position does: mean probability of a first token that opens a
+/// refusal.
 #[derive(Clone, Debug, Serialize)]
 pub struct Effect {
     /// The block after which it is added.
@@ -44,8 +49,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Measures every direction of `kinds` on training prompts: a row for each prompt, block, direction and strength, in one
-    /// pass over the weights.
+    /// Measures every direction of `kinds` on training prompts: a row for each prompt, block,
+    /// direction and strength, in one pass over the weights.
     pub(super) fn take(ground: &Ground, kinds: &[(Toward, Vec<Direction>)]) -> Result<Scan> {
         let evaluator = ground.evaluator;
         let prompts: Vec<&PromptRecord> = PROMPTS
@@ -71,24 +76,27 @@ impl Scan {
         let last = |seq: usize| sequences[seq].tokens.len() - 1;
         let wanted: Vec<(usize, usize)> = (0..sequences.len()).map(|s| (s, last(s))).collect();
         let of = |seq: usize| (1..=edits.len()).map(move |edit| (seq, edit));
-        let forks: Vec<Fork> =
-            (0..sequences.len()).flat_map(of).map(|(seq, edit)| Fork { seq, pos: last(seq), edit }).collect();
+        let forks: Vec<Fork> = (0..sequences.len())
+            .flat_map(of)
+            .map(|(seq, edit)| Fork { seq, pos: last(seq), edit })
+            .collect();
         let states = with.runner().run(&sequences, &forks, &wanted, &mut ())?;
-        let reads = Head::new(evaluator.model, evaluator.compute)?.read(&states, 0, |_| &ground.opening)?;
+        let reads =
+            Head::new(evaluator.model, evaluator.compute)?.read(&states, 0, |_| &ground.opening)?;
         let (plain, forked) = reads.split_at(wanted.len());
         let mean = |values: &dyn Fn(Set) -> Vec<f64>, set: Set| {
             let v = values(set);
             v.iter().sum::<f64>() / v.len().max(1) as f64
         };
-        let effect =
-            |(layer, toward, strength): (usize, Toward, f64), values: &dyn Fn(Set) -> Vec<f64>| Effect {
-                layer,
-                toward,
-                strength,
-                harmful: mean(values, Set::Harmful),
-                harmless: mean(values, Set::Harmless),
-                borderline: mean(values, Set::Borderline),
-            };
+        let effect = |(layer, toward, strength): (usize, Toward, f64),
+                      values: &dyn Fn(Set) -> Vec<f64>| Effect {
+            layer,
+            toward,
+            strength,
+            harmful: mean(values, Set::Harmful),
+            harmless: mean(values, Set::Harmless),
+            borderline: mean(values, Set::Borderline),
+        };
         let base = effect((0, Toward::Projected, 0.0), &|set| {
             let of = prompts.iter().zip(plain).filter(|(p, _)| p.set == set);
             of.map(|(_, r)| mass(&r.asked)).collect()
@@ -101,9 +109,9 @@ impl Scan {
             })
         });
         let scan = Scan { effects: effects.collect(), base: Some(base) };
-        kinds
-            .iter()
-            .for_each(|(toward, of)| evaluator.progress.note(&scan.line(*toward, of, ground.settings.emit)));
+        kinds.iter().for_each(|(toward, of)| {
+            evaluator.progress.note(&scan.line(*toward, of, ground.settings.emit))
+        });
         Ok(scan)
     }
 
@@ -118,9 +126,9 @@ impl Scan {
         )
     }
 
-    /// What adding along a block's direction gains: the rise of the mean probability of refusal on harmful prompts, the mean
-    /// over the strengths, so that a block with a cliff counts less. A constant reaches every prompt: there what harmless
-    /// prompts gain is taken off.
+    /// What adding along a block's direction gains: the rise of the mean probability of refusal on
+    /// harmful prompts, the mean over the strengths, so that a block with a cliff counts less. A
+    /// constant reaches every prompt: there what harmless prompts gain is taken off.
     pub fn gain(&self, layer: usize, toward: Toward, emit: Emit) -> f64 {
         let Some(base) = &self.base else { return 0.0 };
         let of: Vec<&Effect> =

@@ -1,20 +1,22 @@
-//! Scores candidates by the likeliest first token under each edit, many in one pass over the weights.
+//! Scores candidates by the likeliest first token under each edit, many in one pass over the
+//! weights.
 
 use std::collections::HashMap;
 
+use super::baseline::Ground;
 use super::candidates::Candidate;
-use super::ground::Ground;
 use super::worth::Outlook;
-use super::Method;
+use crate::edit::Edit;
+use crate::edit::Method;
 use crate::error::Result;
 use crate::evaluate::{log_odds, mass, Evaluator};
 use crate::forward::{Fork, Head, Readout, Sequence};
-use crate::model::Edit;
 use crate::text::Set;
 
-/// Scores candidates on the validation prompts. A gate fires at the deciding position only, so there a row for each edit is
-/// enough; other edits reach every token, which takes a run for each. In thoughts gates fire, too: a row behind a thought of IN's
-/// shows less of such an edit than the finalists' answers do, which come behind thoughts of their own.
+/// Scores candidates on the validation prompts. A gate fires at the deciding position only, so
+/// there a row for each edit is enough; other edits reach every token, which takes a run for each.
+/// In thoughts gates fire, too: a row behind a thought of IN's shows less of such an edit than the
+/// finalists' answers do, which come behind thoughts of their own.
 pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()> {
     let Ground { evaluator, validation, opening, .. } = ground;
     let prompts = &validation.prompts;
@@ -49,12 +51,14 @@ pub(super) fn score(ground: &Ground, candidates: &mut [Candidate]) -> Result<()>
         forks.iter().zip(&reads).for_each(|(f, read)| note(f.edit, f.seq, read));
     }
     for edit in everywhere {
-        let under: Vec<Sequence> = sequences.iter().map(|s| Sequence { edit, ..s.clone() }).collect();
+        let under: Vec<Sequence> =
+            sequences.iter().map(|s| Sequence { edit, ..s.clone() }).collect();
         let reads = with.first_tokens(&under, 1, opening)?;
         reads.iter().enumerate().for_each(|(seq, read)| note(edit, seq, read));
     }
     for ((i, c), outlook) in candidates.iter_mut().enumerate().zip(outlooks) {
-        let mean = |set, of: fn(&Sum) -> f64| sums.get(&(i, set)).map_or(0.0, |s| of(s) / s.n as f64);
+        let mean =
+            |set, of: fn(&Sum) -> f64| sums.get(&(i, set)).map_or(0.0, |s| of(s) / s.n as f64);
         let share = |set| mean(set, |s| s.refused as f64);
         (c.harmful, c.harmless, c.borderline) =
             (share(Set::Harmful), share(Set::Harmless), share(Set::Borderline));

@@ -52,14 +52,18 @@ pub(super) fn beside(tokenizer: &Path) -> Result<Vec<Added>> {
         }
     }
     let mut out = Vec::new();
-    let wrong = |name: &str, what: String| Error::format(tokenizer.with_file_name(name), None, what);
+    let wrong =
+        |name: &str, what: String| Error::format(tokenizer.with_file_name(name), None, what);
     if let Value::Object(decoder) = &config["added_tokens_decoder"] {
         let file = "tokenizer_config.json";
         for (id, token) in decoder {
             let special = token["special"] == true;
             let (Ok(n), Some(token)) = (id.parse::<u32>(), described(token, special)) else {
                 let what = format!("`added_tokens_decoder` has {id:?}: {token}");
-                return Err(wrong(file, format!("{what}; expected an id and a token with its `content`")));
+                return Err(wrong(
+                    file,
+                    format!("{what}; expected an id and a token with its `content`"),
+                ));
             };
             out.push(Added { token, id: Some((n, file)) });
         }
@@ -67,7 +71,10 @@ pub(super) fn beside(tokenizer: &Path) -> Result<Vec<Added>> {
         let file = "added_tokens.json";
         for (text, id) in &encoder {
             let Some(n) = id.as_u64().and_then(|n| u32::try_from(n).ok()) else {
-                return Err(wrong(file, format!("{text:?} has the id {id}; expected a whole number")));
+                return Err(wrong(
+                    file,
+                    format!("{text:?} has the id {id}; expected a whole number"),
+                ));
             };
             let special = specials.iter().any(|s| s.content == *text);
             out.push(Added { token: AddedToken::from(text.clone(), special), id: Some((n, file)) });
@@ -113,7 +120,9 @@ pub(super) fn add(inner: &mut tokenizers::Tokenizer, more: &[Added], path: &Path
             continue;
         }
         let added = inner.add_tokens([token.clone()]);
-        added.map_err(|e| Error::format(path, None, format!("can't add {:?}: {e}", token.content)))?;
+        added.map_err(|e| {
+            Error::format(path, None, format!("can't add {:?}: {e}", token.content))
+        })?;
         let found = inner.token_to_id(&token.content);
         if let Some((id, file)) = id.filter(|(id, _)| found != Some(*id)) {
             let text = &token.content;
@@ -166,15 +175,21 @@ mod tests {
 
     #[test]
     fn tokens_that_only_the_other_files_know_are_added_with_their_ids() {
-        let token =
-            |text: &str, special: bool| json!({ "content": text, "special": special, "lstrip": false });
-        let decoder = json!({ "4": token("<e>", true), "3": token("<u>", true), "2": token("<pad>", true) });
+        let token = |text: &str, special: bool| json!({ "content": text, "special": special, "lstrip": false });
+        let decoder =
+            json!({ "4": token("<e>", true), "3": token("<u>", true), "2": token("<pad>", true) });
         for files in [
-            vec![("tokenizer_config.json", json!({ "added_tokens_decoder": decoder, "eos_token": "<e>" }))],
+            vec![(
+                "tokenizer_config.json",
+                json!({ "added_tokens_decoder": decoder, "eos_token": "<e>" }),
+            )],
             vec![
                 ("tokenizer_config.json", json!({ "eos_token": { "content": "<e>" } })),
                 ("added_tokens.json", json!({ "<e>": 4, "<u>": 3 })),
-                ("special_tokens_map.json", json!({ "additional_special_tokens": ["<u>", "<pad>"] })),
+                (
+                    "special_tokens_map.json",
+                    json!({ "additional_special_tokens": ["<u>", "<pad>"] }),
+                ),
             ],
         ] {
             let t = open(&files).unwrap();

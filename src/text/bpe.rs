@@ -10,8 +10,8 @@ use super::vocab::Vocab;
 /// Cuts text into words, and merges the characters of each.
 pub(super) struct Bpe {
     splitter: Splitter,
-    /// The merges as the file spells them, `left right`, and their places. A merge of what is no token stays: it may
-    /// be a step to one.
+    /// The merges as the file spells them, `left right`, and their places. A merge of what is no
+    /// token stays: it may be a step to one.
     ranks: AHashMap<Vec<u8>, u32>,
     ignore_merges: bool,
     spelling: Spelling,
@@ -26,7 +26,13 @@ impl Bpe {
         }
         let splitter = Splitter::new(pre)?;
         let alphabet = Alphabet::new();
-        Ok(Bpe { splitter, ranks, ignore_merges: pre.ignore_merges, spelling: pre.spelling, alphabet })
+        Ok(Bpe {
+            splitter,
+            ranks,
+            ignore_merges: pre.ignore_merges,
+            spelling: pre.spelling,
+            alphabet,
+        })
     }
 
     pub fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
@@ -45,8 +51,8 @@ impl Bpe {
     }
 
     fn word(&self, vocab: &Vocab, word: &str, out: &mut Vec<u32>) {
-        let whole =
-            self.ignore_merges || self.spelling == Spelling::RawNewlines && word.bytes().all(|b| b == b'\n');
+        let whole = self.ignore_merges
+            || self.spelling == Spelling::RawNewlines && word.bytes().all(|b| b == b'\n');
         if let Some(id) = vocab.id(word).filter(|_| whole) {
             out.push(id);
             return;

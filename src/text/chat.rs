@@ -74,13 +74,16 @@ impl Chat {
         };
         let end = contents.last().map_or(text.len(), |c| c.end);
         if let (Thinking::Off, Some((_, close))) = (thinking, left_open(&text[end..])) {
-            // The template has no switch, or not this one: an empty block, as those write it that have one.
+            // The template has no switch, or not this one: an empty block, as those write it that
+            // have one.
             text.truncate(text.trim_end().len());
             text += &format!("\n\n{close}\n\n");
         }
         let mut tokens = self.tokenizer.encode_template(&text, &contents);
         if tokens.is_empty() {
-            return Err(Error::Model("the chat template renders to nothing; use --chat-template".into()));
+            return Err(Error::Model(
+                "the chat template renders to nothing; use --chat-template".into(),
+            ));
         }
         // Tokens from the first one on that begins after the user's text.
         let head = self.tokenizer.encode_template(&text[..end], &contents).len();
@@ -97,7 +100,12 @@ impl Chat {
     /// Where each message's text lies in a rendered chat, by a second rendering with marks in place
     /// of the texts: a request may also be words of the template's own. `None` where the template
     /// does more with a text than to show it.
-    fn by_marks(&self, messages: &[Message], thinking: Thinking, text: &str) -> Option<Vec<Range<usize>>> {
+    fn by_marks(
+        &self,
+        messages: &[Message],
+        thinking: Thinking,
+        text: &str,
+    ) -> Option<Vec<Range<usize>>> {
         let mark = |i: usize| format!("message{i}of{}x{}", messages.len(), text.len());
         let marked = messages.iter().enumerate().map(|(i, m)| Message::new(&m.role, &mark(i)));
         let marked = self.template.render(&marked.collect::<Vec<_>>(), true, thinking).ok()?;
@@ -199,7 +207,10 @@ mod tests {
         let plain = "U:{% for m in messages %} {{ m.content }} {% endfor %}A:";
         assert_eq!(parts(plain, " a\n"), ["U: ", " a\n", " A:"]);
         assert_eq!(parts(&plain.replace("content", "content | trim"), " a\n"), ["U: ", "a", " A:"]);
-        assert_eq!(parts(&plain.replace("content", "content.rstrip()"), " a\n"), ["U: ", " a", " A:"]);
+        assert_eq!(
+            parts(&plain.replace("content", "content.rstrip()"), " a\n"),
+            ["U: ", " a", " A:"]
+        );
         // Shown twice: what follows the last one decides.
         let twice = "{% for m in messages %}{{ m.content }}, I say {{ m.content }}{% endfor %}. A:";
         assert_eq!(parts(twice, "a"), ["a, I say ", "a", ". A:"]);
@@ -209,6 +220,9 @@ mod tests {
     fn a_template_that_rewrites_the_request_is_an_error() {
         let chat = chat("{% for m in messages %}{{ m.content | upper }}{% endfor %}");
         let error = chat.prompt("how so").unwrap_err().to_string();
-        assert!(error.contains("user message \"how so\"") && error.contains("--chat-template"), "{error}");
+        assert!(
+            error.contains("user message \"how so\"") && error.contains("--chat-template"),
+            "{error}"
+        );
     }
 }

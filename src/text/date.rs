@@ -130,7 +130,9 @@ mod tests {
 
     #[test]
     fn a_directive_that_there_is_not_is_an_error_that_names_it() {
-        for (format, named) in [("%d %Q", "`%Q`"), ("%-é", "`%-é`"), ("50 %", "`%`"), ("%10Y", "`%1`")] {
+        for (format, named) in
+            [("%d %Q", "`%Q`"), ("%-é", "`%-é`"), ("50 %", "`%`"), ("%10Y", "`%1`")]
+        {
             let error = strftime(format).unwrap_err();
             assert!(error.contains(named) && error.contains("%d %B %Y"), "{error}");
         }

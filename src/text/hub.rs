@@ -10,16 +10,19 @@ use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
 
 impl Tokenizer {
-    /// The tokenizer of a folder's `tokenizer.json`, or of another one (`json`), with the begin and end tokens that
-    /// `generation_config.json`, `config.json` and `tokenizer_config.json` name.
+    /// The tokenizer of a folder's `tokenizer.json`, or of another one (`json`), with the begin and
+    /// end tokens that `generation_config.json`, `config.json` and `tokenizer_config.json` name.
     ///
     /// # Errors
     /// A file that is missing, can't be read or isn't what its name says.
     pub fn from_folder(folder: &Folder, json: Option<&Path>) -> Result<Tokenizer> {
         let own = folder.dir().join("tokenizer.json");
         if json.is_none() && !own.exists() {
-            let found =
-                if folder.dir().join("tokenizer.model").exists() { " (but a tokenizer.model)" } else { "" };
+            let found = if folder.dir().join("tokenizer.model").exists() {
+                " (but a tokenizer.model)"
+            } else {
+                ""
+            };
             return Err(Error::unsupported(
                 format!("{}: has no tokenizer.json{found}", folder.dir().display()),
                 "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), or use --tokenizer",
@@ -33,8 +36,9 @@ impl Tokenizer {
         let named = |key: &str| [&config, &map].into_iter().find_map(|c| spelled(&c[key]));
         let [bos, eos] = ["bos_token", "eos_token"].map(named);
         let id = |text: &Option<&str>| text.and_then(|t| tokenizer.token_id(t));
-        let listed =
-            |key: &str| models.into_iter().map(|c| ids(&c[key])).find(|l| !l.is_empty()).unwrap_or_default();
+        let listed = |key: &str| {
+            models.into_iter().map(|c| ids(&c[key])).find(|l| !l.is_empty()).unwrap_or_default()
+        };
         let (bos, eos) = (id(&bos), id(&eos));
         let mut ends: HashSet<u32> = listed("eos_token_id").into_iter().collect();
         let first = |key: &str| listed(key).first().copied();
@@ -51,7 +55,8 @@ impl Tokenizer {
     }
 }
 
-/// The chat template of a folder, where it has one: `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json`.
+/// The chat template of a folder, where it has one: `chat_template.jinja`, `tokenizer_config.json`
+/// or `chat_template.json`.
 ///
 /// # Errors
 /// A file that can't be read.

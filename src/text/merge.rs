@@ -14,8 +14,8 @@ struct Span {
 
 const NONE: usize = usize::MAX;
 
-/// Merges the characters of a text: again and again the pair of neighbours that `rank` puts lowest, the leftmost of
-/// equals first, until it knows no pair.
+/// Merges the characters of a text: again and again the pair of neighbours that `rank` puts lowest,
+/// the leftmost of equals first, until it knows no pair.
 pub(super) fn merge<K: Ord>(
     text: &str,
     mut rank: impl FnMut(Range<usize>, Range<usize>) -> Option<K>,

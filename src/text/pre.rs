@@ -1,8 +1,9 @@
-//! How text is cut into words before byte-pair merging: one row for each behaviour, chosen by `tokenizer.ggml.pre`.
+//! How text is cut into words before byte-pair merging: one row for each behaviour, chosen by
+//! `tokenizer.ggml.pre`.
 //!
-//! The rows follow llama.cpp (src/llama-vocab.cpp), token for token, since that is what runs these files. It matches
-//! its expressions against text whose non-ASCII characters are reduced to their Unicode category; the expressions
-//! here say the same of the characters themselves.
+//! The rows follow llama.cpp (src/llama-vocab.cpp), token for token, since that is what runs these
+//! files. It matches its expressions against text whose non-ASCII characters are reduced to their
+//! Unicode category; the expressions here say the same of the characters themselves.
 
 /// One pass: every piece that the passes before left is cut further.
 #[derive(Clone, Copy)]
@@ -87,12 +88,21 @@ macro_rules! han {
 const ONE_NUMBER: Pass = Pass::Regex(r"\p{N}");
 const THREE_NUMBERS: Pass = Pass::Regex(r"\p{N}{1,3}");
 const LINES: Pass = Pass::Regex(r"[^\n]+|\n+");
-const GPT2: Pass = Pass::Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+");
-const LLAMA3: Pass =
-    Pass::Regex(concat!(contraction!(), "|", words!(), r"|\p{N}{1,3}|", symbols!(), "|", blanks!()));
+const GPT2: Pass =
+    Pass::Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+");
+const LLAMA3: Pass = Pass::Regex(concat!(
+    contraction!(),
+    "|",
+    words!(),
+    r"|\p{N}{1,3}|",
+    symbols!(),
+    "|",
+    blanks!()
+));
 const QWEN2: Pass =
     Pass::Regex(concat!(contraction!(), "|", words!(), r"|\p{N}|", symbols!(), "|", blanks!()));
-const BLOOM: Pass = Pass::Regex(r" ?[^(\s|.,!?\x{60C}\x{6D4}\x{964}\x{2026}\x{3001}\x{3002}\x{FF0C})]+");
+const BLOOM: Pass =
+    Pass::Regex(r" ?[^(\s|.,!?\x{60C}\x{6D4}\x{964}\x{2026}\x{3001}\x{3002}\x{FF0C})]+");
 const CHINESE_JAPANESE: Pass = Pass::Regex(r"[\x{3040}-\x{30FF}\x{4E00}-\x{9FA5}]+");
 const DEEPSEEK3: &[Pass] = &[
     THREE_NUMBERS,
@@ -122,15 +132,30 @@ const DEEPSEEK_LETTERS: &str = concat!(
     r"\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}",
     r"\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+",
 );
-/// llama.cpp turns blanks outside of ASCII into an ASCII one first, which leaves them out of ranges like this one.
+/// llama.cpp turns blanks outside of ASCII into an ASCII one first, which leaves them out of ranges
+/// like this one.
 const DEEPSEEK_IDEOGRAPHS: Pass = Pass::Regex(r"[\x{800}-\x{9FA5}\x{AC00}-\x{D7FF}&&[^\s]]+");
 
-const BYTES: Pre =
-    Pre { names: &[], passes: &[], ignore_merges: false, add_bos: false, spelling: Spelling::Bytes };
+const BYTES: Pre = Pre {
+    names: &[],
+    passes: &[],
+    ignore_merges: false,
+    add_bos: false,
+    spelling: Spelling::Bytes,
+};
 
 const TABLE: &[Pre] = &[
     Pre {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+        ],
         passes: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
@@ -198,7 +223,11 @@ const TABLE: &[Pre] = &[
     },
     Pre {
         names: &["tekken"],
-        passes: &[Pass::Regex(concat!(cased!(""), r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|", blanks!()))],
+        passes: &[Pass::Regex(concat!(
+            cased!(""),
+            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|",
+            blanks!()
+        ))],
         ignore_merges: true,
         add_bos: true,
         ..BYTES
@@ -228,14 +257,20 @@ const TABLE: &[Pre] = &[
         ))],
         ..BYTES
     },
-    Pre { names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], passes: DEEPSEEK3, ..BYTES },
+    Pre {
+        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
+        passes: DEEPSEEK3,
+        ..BYTES
+    },
     Pre { names: &["spark2_5"], passes: SPARK, ..BYTES },
     Pre {
         names: &["deepseek-llm"],
         passes: &[
             Pass::Regex(r"[\r\n]"),
             Pass::Regex(DEEPSEEK_LETTERS),
-            Pass::Regex(r"\s?[!-/:-~\x{2018}-\x{201F}\x{3001}\x{3002}\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}]+"),
+            Pass::Regex(
+                r"\s?[!-/:-~\x{2018}-\x{201F}\x{3001}\x{3002}\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}]+",
+            ),
             Pass::Regex(r"\s+$"),
             DEEPSEEK_IDEOGRAPHS,
             Pass::Regex(r"\p{N}+"),
@@ -300,7 +335,15 @@ const TABLE: &[Pre] = &[
         names: &["minicpm5"],
         passes: &[
             THREE_NUMBERS,
-            Pass::Regex(concat!(contraction!(), "|", words!(), r"|\p{N}+|", symbols!(), "|", blanks!())),
+            Pass::Regex(concat!(
+                contraction!(),
+                "|",
+                words!(),
+                r"|\p{N}+|",
+                symbols!(),
+                "|",
+                blanks!()
+            )),
         ],
         ignore_merges: true,
         ..BYTES
@@ -368,7 +411,13 @@ const TABLE: &[Pre] = &[
         passes: &[Pass::Regex(r"\p{N}+"), Pass::Regex("(?=([0-9]{3})+(?![0-9]))")],
         ..BYTES
     },
-    Pre { names: &["gemma4"], passes: &[LINES], add_bos: true, spelling: Spelling::RawNewlines, ..BYTES },
+    Pre {
+        names: &["gemma4"],
+        passes: &[LINES],
+        add_bos: true,
+        spelling: Spelling::RawNewlines,
+        ..BYTES
+    },
     Pre { names: &["sarvam-moe"], passes: &[LINES], spelling: Spelling::Raw, ..BYTES },
     Pre {
         names: &["default"],

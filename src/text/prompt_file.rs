@@ -27,7 +27,8 @@ const ID: [&str; 2] = ["id", "behaviorid"];
 /// HarmBench's text that a behavior is about. Its own code joins them so.
 const CONTEXT: (&str, &str) = ("contextstring", "\n\n---\n\n");
 /// What is to be said of a file without the column or field.
-const EXPECTED: &str = "expected `prompt` (or `forbidden_prompt`, `goal`, `behavior`), and if wanted \
+const EXPECTED: &str =
+    "expected `prompt` (or `forbidden_prompt`, `goal`, `behavior`), and if wanted \
                         `id`, \
                         `category` and `split` (train, validation or test)";
 
@@ -55,11 +56,13 @@ pub fn read(path: &Path, set: Set) -> Result<PromptFile> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let line = 1 + e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
-        let what = format!("line {line}: not UTF-8 text; expected prompts in UTF-8, save the file so");
+        let what =
+            format!("line {line}: not UTF-8 text; expected prompts in UTF-8, save the file so");
         Error::format(path, at as u64, what)
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let wrong = |(line, what): (usize, String)| Error::format(path, None, format!("line {line}: {what}"));
+    let wrong =
+        |(line, what): (usize, String)| Error::format(path, None, format!("line {line}: {what}"));
     let lines: Vec<(usize, Line)> = match kind {
         _ if text.trim().is_empty() => Vec::new(),
         Kind::Text => each(text).map(|(at, line)| (at, Line::text(line.trim()))).collect(),
@@ -98,7 +101,9 @@ pub fn read(path: &Path, set: Set) -> Result<PromptFile> {
     let note = twice.first().map(|(at, first)| {
         let (shown, n) = (path.display(), twice.len());
         let place = if kind == Kind::Json { "prompt" } else { "line" };
-        format!("{shown}: {n} prompts are there twice ({place} {at} repeats {first}); each counts once")
+        format!(
+            "{shown}: {n} prompts are there twice ({place} {at} repeats {first}); each counts once"
+        )
     });
     Ok(PromptFile { prompts, notes: note.into_iter().collect() })
 }
@@ -126,7 +131,8 @@ impl Kind {
                     "" => "its name has no ending".to_string(),
                     other => format!("its name ends in .{other}"),
                 };
-                let what = format!("{}: {found}, so it isn't known how to read prompts", path.display());
+                let what =
+                    format!("{}: {found}, so it isn't known how to read prompts", path.display());
                 return Err(Error::unsupported(what, format!("expected {ENDINGS}")));
             }
         })
@@ -168,7 +174,8 @@ fn cells(text: &str, separator: char) -> Result<Vec<(usize, Line)>, (usize, Stri
     let mut rows = table::rows(text, separator)?.into_iter();
     let Some(header) = rows.next() else { return Ok(Vec::new()) };
     let names: Vec<String> = header.cells.iter().map(|c| c.trim().to_lowercase()).collect();
-    let found = || header.cells.iter().map(|c| format!("`{}`", c.trim())).collect::<Vec<_>>().join(", ");
+    let found =
+        || header.cells.iter().map(|c| format!("`{}`", c.trim())).collect::<Vec<_>>().join(", ");
     for name in PROMPT.iter().chain(&CATEGORY).chain(&ID).chain(&[CONTEXT.0, "split"]) {
         if names.iter().filter(|n| n == name).count() > 1 {
             return Err((header.line, format!("two columns are named `{name}`; expected one")));
@@ -336,9 +343,15 @@ mod tests {
         for name in ["a.jsonl", "a.ndjson", "a.NDJSON"] {
             assert_eq!(texts(name, lines), ["Hello, you", "Good\tbye"]);
         }
-        assert_eq!(texts("a.txt", "\u{feff}{\"a\": 1}\r\n\n Hello, you \n"), ["{\"a\": 1}", "Hello, you"]);
+        assert_eq!(
+            texts("a.txt", "\u{feff}{\"a\": 1}\r\n\n Hello, you \n"),
+            ["{\"a\": 1}", "Hello, you"]
+        );
         assert_eq!(texts("a.json", "[\"a\", {\"prompt\": \"b\"}]"), ["a", "b"]);
-        assert_eq!(texts("a.tsv", "id\tprompt\n1\tHello, you\n2\t\"a\tb\"\n"), ["Hello, you", "a\tb"]);
+        assert_eq!(
+            texts("a.tsv", "id\tprompt\n1\tHello, you\n2\t\"a\tb\"\n"),
+            ["Hello, you", "a\tb"]
+        );
         let endings: &[&str] = &[".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv"];
         for (name, found) in
             [("a.jsonlines", "in .jsonlines"), ("a.xlsx", "in .xlsx"), ("prompts", "no ending")]
@@ -373,7 +386,13 @@ mod tests {
                 "ask_2",
                 "art",
             ),
-            ("id,prompt,type,label,focus,note", "v2-1,How?,homonyms,safe,kill,", "How?", "v2-1", "homonyms"),
+            (
+                "id,prompt,type,label,focus,note",
+                "v2-1,How?,homonyms,safe,kill,",
+                "How?",
+                "v2-1",
+                "homonyms",
+            ),
             ("prompt,category", "\"How, then?\",deception", "How, then?", "harmful-1", "deception"),
             ("category,source,forbidden_prompt", "Art,me,How?", "How?", "harmful-1", "Art"),
         ] {
@@ -425,8 +444,16 @@ mod tests {
         assert_eq!(prompts[0].split, Split::Test);
         let names: &[&str] = &["train, validation or test"];
         fails(&[
-            ("a.jsonl", "\"a\"\n{\"prompt\": \"b\", \"split\": \"val\"}", &["line 2", "`split` is \"val\""]),
-            ("a.json", "[\n{\"prompt\": \"b\",\n\"split\": \"dev\"}]", &["line 3", "`split` is \"dev\""]),
+            (
+                "a.jsonl",
+                "\"a\"\n{\"prompt\": \"b\", \"split\": \"val\"}",
+                &["line 2", "`split` is \"val\""],
+            ),
+            (
+                "a.json",
+                "[\n{\"prompt\": \"b\",\n\"split\": \"dev\"}]",
+                &["line 3", "`split` is \"dev\""],
+            ),
             ("a.csv", "prompt,split\na,train\nb,val\n", &["line 3", "`split` is \"val\""]),
             ("a.jsonl", "{\"prompt\": \"b\", \"split\": 1}", names),
             ("a.csv", "prompt,split\nb,dev\n", names),
@@ -437,14 +464,22 @@ mod tests {
     fn an_error_names_line_found_and_expected() {
         fails(&[
             ("a.jsonl", "\"a\"\n{\"text\": \"b\"}", &["line 2", "`text`", "expected `prompt`"]),
-            ("a.jsonl", "{\"prompt\": [\"b\"]}", &["line 1", "`prompt` is [\"b\"]", "expected a string"]),
+            (
+                "a.jsonl",
+                "{\"prompt\": [\"b\"]}",
+                &["line 1", "`prompt` is [\"b\"]", "expected a string"],
+            ),
             ("a.jsonl", "{\"prompt\": null}", &["line 1", "`prompt` is null"]),
             (
                 "a.jsonl",
                 "{\"prompt\": \"b\", \"id\": true}",
                 &["line 1", "`id` is true", "a string or a number"],
             ),
-            ("a.jsonl", "{\"prompt\": \"b\", \"prompt\": \"c\"}", &["line 1", "`prompt` is there twice"]),
+            (
+                "a.jsonl",
+                "{\"prompt\": \"b\", \"prompt\": \"c\"}",
+                &["line 1", "`prompt` is there twice"],
+            ),
             ("a.jsonl", "\"a\"\n7", &["line 2", "`7`", "expected a string, or an object"]),
             ("a.json", "{\"prompts\": []}", &["line 1", "expected an array"]),
             ("a.json", "[\"a\",\n\n[1]]", &["line 3", "expected a string, or an object"]),

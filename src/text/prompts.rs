@@ -70,7 +70,8 @@ pub struct PromptSet {
     pub prompts: Vec<PromptRecord>,
     /// Where each class came from, for the report: a path, or `built in`.
     pub sources: Vec<(Set, String)>,
-    /// Whether the borderline prompts belong to the same set as the harmful ones, so that their limit binds.
+    /// Whether the borderline prompts belong to the same set as the harmful ones, so that their
+    /// limit binds.
     pub borderline_binds: bool,
     /// What the user should know of the files.
     pub notes: Vec<String>,
@@ -81,15 +82,18 @@ impl PromptSet {
     pub fn built_in() -> PromptSet {
         let prompts = include_str!("prompts.jsonl")
             .lines()
-            .map(|line| serde_json::from_str(line).expect("the built-in prompts are checked by a test"))
+            .map(|line| {
+                serde_json::from_str(line).expect("the built-in prompts are checked by a test")
+            })
             .collect();
-        let sources =
-            [Set::Harmful, Set::Harmless, Set::Borderline].map(|s| (s, "built in".to_string())).to_vec();
+        let sources = [Set::Harmful, Set::Harmless, Set::Borderline]
+            .map(|s| (s, "built in".to_string()))
+            .to_vec();
         PromptSet { prompts, sources, borderline_binds: true, notes: Vec::new() }
     }
 
-    /// The built-in prompts with the classes replaced that the user has files for. The built-in borderline prompts beside
-    /// a user's own harmful ones are reported only.
+    /// The built-in prompts with the classes replaced that the user has files for. The built-in
+    /// borderline prompts beside a user's own harmful ones are reported only.
     ///
     /// # Errors
     /// A file that can't be read or holds no prompts.
@@ -99,7 +103,8 @@ impl PromptSet {
         borderline: Option<&Path>,
     ) -> Result<PromptSet> {
         let mut out = PromptSet::built_in();
-        for (set, path) in [(Set::Harmful, harmful), (Set::Harmless, harmless), (Set::Borderline, borderline)]
+        for (set, path) in
+            [(Set::Harmful, harmful), (Set::Harmless, harmless), (Set::Borderline, borderline)]
         {
             let Some(path) = path else { continue };
             out.prompts.retain(|p| p.set != set);
@@ -122,7 +127,10 @@ impl PromptSet {
 
     /// The prompts of a split, class by class.
     pub fn split(&self, split: Split) -> Vec<&PromptRecord> {
-        [Set::Harmful, Set::Harmless, Set::Borderline].into_iter().flat_map(|s| self.of(s, split)).collect()
+        [Set::Harmful, Set::Harmless, Set::Borderline]
+            .into_iter()
+            .flat_map(|s| self.of(s, split))
+            .collect()
     }
 
     /// # Errors

@@ -48,9 +48,14 @@ impl Specials {
         Specials { list, by_text, lengths }
     }
 
-    /// Parts a text as llama.cpp does: longer tokens come first wherever they are, and take their place from shorter
-    /// ones. `structure` says whether a token other than a user-defined one may lie there.
-    pub fn part<'t>(&self, text: &'t str, structure: impl Fn(&Range<usize>) -> bool) -> Vec<Part<'t>> {
+    /// Parts a text as llama.cpp does: longer tokens come first wherever they are, and take their
+    /// place from shorter ones. `structure` says whether a token other than a user-defined one may
+    /// lie there.
+    pub fn part<'t>(
+        &self,
+        text: &'t str,
+        structure: impl Fn(&Range<usize>) -> bool,
+    ) -> Vec<Part<'t>> {
         let mut hits = Vec::new();
         for (at, first) in text.bytes().enumerate() {
             for &len in &self.lengths[first as usize] {

@@ -1,5 +1,5 @@
-//! SentencePiece as llama.cpp does it, `tokenizer.ggml.model` = `llama`: characters are merged to the token of the
-//! highest score first.
+//! SentencePiece as llama.cpp does it, `tokenizer.ggml.model` = `llama`: characters are merged to
+//! the token of the highest score first.
 
 use super::merge::merge;
 use super::vocab::Vocab;

@@ -75,7 +75,8 @@ impl<'t> Cursor<'t> {
             // The quote that opens the cell, or the second one of a pair inside it.
             self.rest = &self.rest[1..];
             let Some(end) = self.rest.find('"') else {
-                let what = "a cell opens with a quote that nothing closes; expected a `\"` at its end";
+                let what =
+                    "a cell opens with a quote that nothing closes; expected a `\"` at its end";
                 return Err((opened, what.into()));
             };
             cell.push_str(&self.rest[..end]);

@@ -41,14 +41,18 @@ impl ChatTemplate {
                 .map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))
         });
         env.add_template_owned("chat", normal(source)).map_err(|e| {
-            Error::Model(format!("the chat template can't be read: {e:#}; use --chat-template FILE"))
+            Error::Model(format!(
+                "the chat template can't be read: {e:#}; use --chat-template FILE"
+            ))
         })?;
         Ok(ChatTemplate {
             env,
             bos: bos.into(),
             eos: eos.into(),
             can_think: source.contains("enable_thinking")
-                || BLOCKS.iter().any(|(open, close)| source.contains(open) || source.contains(close)),
+                || BLOCKS
+                    .iter()
+                    .any(|(open, close)| source.contains(open) || source.contains(close)),
             thinking: Thinking::Off,
         })
     }
@@ -117,7 +121,10 @@ mod tests {
     #[test]
     fn dates_are_pinned_and_a_wrong_format_is_an_error() {
         assert_eq!(render("{{ strftime_now('%d %b %Y') }}").unwrap(), "01 Jan 2026");
-        assert_eq!(render("{{ strftime_now('%A, %-d %B %Y') }}").unwrap(), "Thursday, 1 January 2026");
+        assert_eq!(
+            render("{{ strftime_now('%A, %-d %B %Y') }}").unwrap(),
+            "Thursday, 1 January 2026"
+        );
         let error = render("{{ strftime_now('%d.%N') }}").unwrap_err().to_string();
         assert!(error.contains("`%N`") && error.contains("%d %B %Y"), "{error}");
     }

@@ -1,4 +1,5 @@
-//! Thinking blocks: what some models write before their answer, and how chats are rendered to have it or not.
+//! Thinking blocks: what some models write before their answer, and how chats are rendered to have
+//! it or not.
 
 use serde::Serialize;
 
@@ -45,7 +46,8 @@ pub fn is_tag(token: &str) -> bool {
     BLOCKS.iter().any(|(open, close)| token == *open || token == *close)
 }
 
-/// What follows the thinking block; `None` while the model still thinks. Templates may open the block in the prompt.
+/// What follows the thinking block; `None` while the model still thinks. Templates may open the
+/// block in the prompt.
 pub fn behind(answer: &str) -> Option<&str> {
     let close = |(_, close): &(&str, &str)| answer.rfind(close).map(|at| at + close.len());
     let said = BLOCKS.iter().filter_map(close).max().map_or(answer, |at| &answer[at..]);

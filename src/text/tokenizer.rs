@@ -35,7 +35,8 @@ enum Engine {
 /// A `tokenizer.json`.
 struct Json {
     inner: tokenizers::Tokenizer,
-    /// The same for text after a special token, where only the beginning of a whole text gets a blank in front.
+    /// The same for text after a special token, where only the beginning of a whole text gets a
+    /// blank in front.
     later: Option<tokenizers::Tokenizer>,
     hidden: HashSet<u32>,
 }
@@ -44,15 +45,21 @@ impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes.
     ///
     /// # Errors
-    /// Metadata that are missing or contradict each other, and kinds of tokenizers that aren't known.
+    /// Metadata that are missing or contradict each other, and kinds of tokenizers that aren't
+    /// known.
     pub fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
         let path = file.path().display();
         let model = model(file).ok_or_else(|| {
-            Error::unsupported(format!("{path}: metadata key tokenizer.ggml.model is missing"), HINT)
+            Error::unsupported(
+                format!("{path}: metadata key tokenizer.ggml.model is missing"),
+                HINT,
+            )
         })?;
         if !["gpt2", "gemma4", "llama"].contains(&model) {
             return Err(Error::unsupported(
-                format!("{path}: tokenizer.ggml.model is {model:?}; supported: gpt2, gemma4, llama"),
+                format!(
+                    "{path}: tokenizer.ggml.model is {model:?}; supported: gpt2, gemma4, llama"
+                ),
                 HINT,
             ));
         }
@@ -68,8 +75,9 @@ impl Tokenizer {
                     None if pre.optional_merges() => &[],
                     _ => vocab::strings(file, "tokenizer.ggml.merges")?,
                 };
-                let bpe = Bpe::new(pre, merges)
-                    .map_err(|e| Error::Model(format!("{path}: the tokenizer can't be built: {e}")))?;
+                let bpe = Bpe::new(pre, merges).map_err(|e| {
+                    Error::Model(format!("{path}: the tokenizer can't be built: {e}"))
+                })?;
                 Engine::Bpe(vocab, Box::new(bpe))
             }
             None => {
@@ -94,9 +102,11 @@ impl Tokenizer {
         let mut tokenizer = Tokenizer::plain_json(path)?;
         let Engine::Json(json) = &tokenizer.engine else { return Ok(tokenizer) };
         let size = json.inner.get_vocab_size(true);
-        let size = file.get_strings("tokenizer.ggml.tokens").map_or(size, |tokens| tokens.len().max(size));
+        let size =
+            file.get_strings("tokenizer.ggml.tokens").map_or(size, |tokens| tokens.len().max(size));
         [tokenizer.bos, tokenizer.eos] = ["bos", "eos"].map(|key| token_key(file, key, size));
-        tokenizer.ends = vocab::ends(file, size, |name| json.inner.token_to_id(name)).into_iter().collect();
+        tokenizer.ends =
+            vocab::ends(file, size, |name| json.inner.token_to_id(name)).into_iter().collect();
         (tokenizer.add_bos, tokenizer.chat_bos) = (add_bos(file), add_bos(file));
         Ok(tokenizer)
     }
@@ -105,8 +115,9 @@ impl Tokenizer {
     /// doesn't say what begins and ends a text.
     pub(super) fn plain_json(path: &Path) -> Result<Tokenizer> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let wrong =
-            |e: &dyn std::fmt::Display| Error::format(path, None, format!("not a tokenizer.json: {e}"));
+        let wrong = |e: &dyn std::fmt::Display| {
+            Error::format(path, None, format!("not a tokenizer.json: {e}"))
+        };
         let more = added::beside(path)?;
         let parse = |bytes: &[u8]| {
             let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
@@ -130,21 +141,36 @@ impl Tokenizer {
             .get_added_tokens_decoder()
             .into_iter()
             .filter(|(_, t)| t.special)
-            .map(|(id, t)| Special { id, text: t.content, user: false, lstrip: t.lstrip, rstrip: t.rstrip })
+            .map(|(id, t)| Special {
+                id,
+                text: t.content,
+                user: false,
+                lstrip: t.lstrip,
+                rstrip: t.rstrip,
+            })
             .collect();
         let specials = Specials::new(specials);
         let hidden = specials.ids();
         let engine = Engine::Json(Box::new(Json { inner, later, hidden }));
         let ends = HashSet::new();
-        Ok(Tokenizer { engine, specials, ends, bos: None, eos: None, add_bos: false, chat_bos: false })
+        Ok(Tokenizer {
+            engine,
+            specials,
+            ends,
+            bos: None,
+            eos: None,
+            add_bos: false,
+            chat_bos: false,
+        })
     }
 
-    /// Says what begins and ends a text, as transformers does: plain text begins with `bos` where the file's own
-    /// post-processor puts it there, a chat where its template does.
+    /// Says what begins and ends a text, as transformers does: plain text begins with `bos` where
+    /// the file's own post-processor puts it there, a chat where its template does.
     pub(super) fn name_ends(&mut self, bos: Option<u32>, eos: Option<u32>, ends: HashSet<u32>) {
         (self.bos, self.eos, self.ends) = (bos, eos, ends);
         if let Engine::Json(json) = &self.engine {
-            let begin = json.inner.encode("a", true).ok().and_then(|e| e.get_ids().first().copied());
+            let begin =
+                json.inner.encode("a", true).ok().and_then(|e| e.get_ids().first().copied());
             self.add_bos = begin.is_some() && begin == bos;
         }
     }
@@ -157,19 +183,17 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of a text. Without `parse_special`, tokens of structure are ordinary text; those that the file calls
-    /// user-defined are found in any text.
+    /// Token ids of a text. Without `parse_special`, tokens of structure are ordinary text; those
+    /// that the file calls user-defined are found in any text.
     pub fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
         self.join(self.specials.part(text, |_| parse_special))
     }
 
     /// Token ids of a rendered template: tokens of structure are parsed outside of `contents`.
     pub fn encode_template(&self, text: &str, contents: &[Range<usize>]) -> Vec<u32> {
-        self.join(
-            self.specials.part(text, |at| {
-                contents.iter().all(|c| c.is_empty() || c.end <= at.start || at.end <= c.start)
-            }),
-        )
+        self.join(self.specials.part(text, |at| {
+            contents.iter().all(|c| c.is_empty() || c.end <= at.start || at.end <= c.start)
+        }))
     }
 
     fn join(&self, parts: Vec<Part>) -> Vec<u32> {
@@ -193,7 +217,8 @@ impl Tokenizer {
         let vocab = match &self.engine {
             Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab,
             Engine::Json(json) => {
-                let shown: Vec<u32> = ids.iter().copied().filter(|id| !json.hidden.contains(id)).collect();
+                let shown: Vec<u32> =
+                    ids.iter().copied().filter(|id| !json.hidden.contains(id)).collect();
                 return json.inner.decode(&shown, false).unwrap_or_default();
             }
         };
@@ -227,9 +252,10 @@ impl Tokenizer {
     /// A token as the vocabulary spells it.
     pub fn token_text(&self, id: u32) -> String {
         match &self.engine {
-            Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => {
-                vocab.get(id).map(|(text, _)| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
-            }
+            Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab
+                .get(id)
+                .map(|(text, _)| String::from_utf8_lossy(text).into_owned())
+                .unwrap_or_default(),
             Engine::Json(json) => json.inner.id_to_token(id).unwrap_or_default(),
         }
     }
@@ -279,7 +305,8 @@ fn known_pre(file: &Gguf) -> Result<&'static Pre> {
             Some(name) => format!("tokenizer.ggml.pre is {name:?}"),
             None => "metadata key tokenizer.ggml.pre is missing".to_string(),
         };
-        let what = format!("{}: {found}; supported: {}", file.path().display(), pre::names().join(", "));
+        let what =
+            format!("{}: {found}; supported: {}", file.path().display(), pre::names().join(", "));
         Error::unsupported(what, HINT)
     })
 }
@@ -312,7 +339,8 @@ fn byte(text: &[u8]) -> Option<u8> {
     u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Turns off the blank that `Metaspace` puts in front of a whole text's beginning; false if there is none.
+/// Turns off the blank that `Metaspace` puts in front of a whole text's beginning; false if there
+/// is none.
 fn drop_first_blank(pre_tokenizer: &mut serde_json::Value) -> bool {
     if let Some(list) = pre_tokenizer.get_mut("pretokenizers").and_then(|l| l.as_array_mut()) {
         return list.iter_mut().filter_map(|p| drop_first_blank(p).then_some(())).count() > 0;

@@ -48,7 +48,8 @@ const ENDS: &[&str] = &[
     "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
     "[e~[",
 ];
-/// The same for the ends of a fill-in-the-middle answer, each kind with the key that may name it instead.
+/// The same for the ends of a fill-in-the-middle answer, each kind with the key that may name it
+/// instead.
 const FILL_ENDS: &[(&str, &[&str])] = &[
     ("fim_pad", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     ("fim_rep", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
@@ -122,7 +123,8 @@ impl Vocab {
                 _ => Kind::Text,
             })
             .collect();
-        let all: AHashMap<&[u8], u32> = texts.iter().zip(0..).map(|(t, i)| (t.as_slice(), i)).collect();
+        let all: AHashMap<&[u8], u32> =
+            texts.iter().zip(0..).map(|(t, i)| (t.as_slice(), i)).collect();
         let find = |name: &str| all.get(name.as_bytes()).copied();
         let ends = ends(file, texts.len(), find);
         let by_spelling = ENDS.iter().chain(FILL_ENDS.iter().flat_map(|f| f.1)).chain(FILL);
@@ -138,8 +140,9 @@ impl Vocab {
         if let Some(id) = find("</s>").filter(|id| !ends.contains(id)) {
             kinds[id as usize] = Kind::Text;
         }
-        let bytes =
-            (0..=255u8).map(|b| find(&format!("<0x{b:02X}>")).or(all.get(&[b][..]).copied())).collect();
+        let bytes = (0..=255u8)
+            .map(|b| find(&format!("<0x{b:02X}>")).or(all.get(&[b][..]).copied()))
+            .collect();
         let ids = all
             .into_iter()
             .filter(|&(_, i)| {
@@ -197,7 +200,8 @@ pub(super) fn strings<'f>(file: &'f Gguf, key: &str) -> Result<&'f [Vec<u8>]> {
     })
 }
 
-/// The tokens that end an answer for llama.cpp: those that the metadata name, and those known by their spelling.
+/// The tokens that end an answer for llama.cpp: those that the metadata name, and those known by
+/// their spelling.
 pub(super) fn ends(file: &Gguf, size: usize, find: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
     let named = |key: &str| token_key(file, key, size);
     let mut ends: Vec<u32> = ["eos", "eot", "eom"].into_iter().filter_map(named).collect();

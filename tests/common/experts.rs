@@ -1,5 +1,5 @@
-//! An organism whose feed-forward layers became experts: copies of the layer it was trained with, a little apart, behind a
-//! random router.
+//! An organism whose feed-forward layers became experts: copies of the layer it was trained with, a
+//! little apart, behind a random router.
 #![allow(dead_code)] // Each test file uses its part.
 
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ struct New {
     bytes: Vec<u8>,
 }
 
-/// Writes `DIR/NAME`: the model of `source` with four experts of which two are used, in its own encodings with a few codes
-/// moved, or in `f16` with some noise.
+/// Writes `DIR/NAME`: the model of `source` with four experts of which two are used, in its own
+/// encodings with a few codes moved, or in `f16` with some noise.
 pub fn upcycled(source: &Path, out: PathBuf, f16: bool) -> PathBuf {
     let source = Gguf::open(source).unwrap();
     let mut entries: Vec<Vec<u8>> =
@@ -47,8 +47,9 @@ pub fn upcycled(source: &Path, out: PathBuf, f16: bool) -> PathBuf {
     let mut tensors: Vec<New> = Vec::new();
     let mut random = Random(7);
     for t in source.tensors() {
-        let role =
-            ["ffn_gate", "ffn_up", "ffn_down"].iter().find(|r| t.name.ends_with(&format!(".{r}.weight")));
+        let role = ["ffn_gate", "ffn_up", "ffn_down"]
+            .iter()
+            .find(|r| t.name.ends_with(&format!(".{r}.weight")));
         let Some(role) = role else {
             let (type_id, bytes) = match t.dims.len() {
                 2 if f16 => (1, as_f16(&source, t, |x| x)),
@@ -72,7 +73,12 @@ pub fn upcycled(source: &Path, out: PathBuf, f16: bool) -> PathBuf {
                 .flat_map(|_| (0.15 * random.uniform()).to_le_bytes())
                 .collect();
             let name = t.name.replace("ffn_gate", "ffn_gate_inp");
-            tensors.push(New { name, dims: vec![t.dims[0], COUNT as u64], type_id: 0, bytes: router });
+            tensors.push(New {
+                name,
+                dims: vec![t.dims[0], COUNT as u64],
+                type_id: 0,
+                bytes: router,
+            });
         }
     }
     let mut file = header(3, tensors.len() as u64, entries.len() as u64);

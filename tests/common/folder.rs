@@ -30,7 +30,8 @@ pub fn safetensors(tensors: &[Named]) -> Vec<u8> {
     for t in tensors {
         let begin = data.len();
         data.extend(&t.bytes);
-        let info = json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [begin, data.len()] });
+        let info =
+            json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [begin, data.len()] });
         assert!(header.insert(t.name.clone(), info).is_none());
     }
     raw(&Value::Object(header).to_string(), &data)
@@ -65,7 +66,8 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     all
 }
 
-/// The weights of a GGUF under the names and in the order of rows that transformers has, matrices as `encoding`.
+/// The weights of a GGUF under the names and in the order of rows that transformers has, matrices
+/// as `encoding`.
 pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
     let arch = file.arch().unwrap();
     let count = |key: &str| file.get_u32(&format!("{arch}.attention.{key}")).unwrap() as usize;
@@ -99,7 +101,8 @@ pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
         if let Some(size) = heads.map(|n| shape[0] / n) {
             let (width, half) = (values.len() / shape[0], size / 2);
             let row = |r: usize| r / size * size + 2 * (r % size % half) + r % size / half;
-            values = (0..shape[0]).flat_map(|r| values[row(r) * width..][..width].to_vec()).collect();
+            values =
+                (0..shape[0]).flat_map(|r| values[row(r) * width..][..width].to_vec()).collect();
         }
         // Routers stay as they are.
         let small = shape.len() == 1 || t.name.contains("ffn_gate_inp");
@@ -153,12 +156,15 @@ fn mixtral(name: &str) -> String {
     };
     let short = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
     match short.iter().find(|(long, _)| name.contains(&format!("mlp.experts.{long}"))) {
-        Some((long, short)) => name.replace("mlp.experts", "block_sparse_moe.experts").replace(long, short),
+        Some((long, short)) => {
+            name.replace("mlp.experts", "block_sparse_moe.experts").replace(long, short)
+        }
         None => name,
     }
 }
 
-/// Experts' modules of their own as transformers 5 holds them: one parameter for gate and up of all experts, one for down.
+/// Experts' modules of their own as transformers 5 holds them: one parameter for gate and up of all
+/// experts, one for down.
 pub fn stacked(tensors: Vec<Named>) -> Vec<Named> {
     let mut out: Vec<Named> = Vec::new();
     let mut groups: Vec<(String, Vec<Named>)> = Vec::new();
@@ -173,16 +179,34 @@ pub fn stacked(tensors: Vec<Named>) -> Vec<Named> {
     }
     for (block, group) in groups {
         let of = |ends: [&str; 2]| -> Vec<&Named> {
-            group.iter().filter(|t| ends.iter().any(|e| t.name.ends_with(&format!(".{e}.weight")))).collect()
+            group
+                .iter()
+                .filter(|t| ends.iter().any(|e| t.name.ends_with(&format!(".{e}.weight"))))
+                .collect()
         };
-        let (gate, up, down) = (of(["gate_proj", "w1"]), of(["up_proj", "w3"]), of(["down_proj", "w2"]));
-        let both =
-            gate.iter().zip(&up).flat_map(|(g, u)| [&g.bytes[..], &u.bytes]).collect::<Vec<_>>().concat();
+        let (gate, up, down) =
+            (of(["gate_proj", "w1"]), of(["up_proj", "w3"]), of(["down_proj", "w2"]));
+        let both = gate
+            .iter()
+            .zip(&up)
+            .flat_map(|(g, u)| [&g.bytes[..], &u.bytes])
+            .collect::<Vec<_>>()
+            .concat();
         let block = block.replace("block_sparse_moe", "mlp");
         let (n, [rows, cols]) = (gate.len(), [gate[0].shape[0], gate[0].shape[1]]);
-        out.push(named(&format!("{block}.experts.gate_up_proj"), gate[0].dtype, &[n, 2 * rows, cols], both));
+        out.push(named(
+            &format!("{block}.experts.gate_up_proj"),
+            gate[0].dtype,
+            &[n, 2 * rows, cols],
+            both,
+        ));
         let all = down.iter().flat_map(|t| t.bytes.clone()).collect();
-        out.push(named(&format!("{block}.experts.down_proj"), gate[0].dtype, &[n, cols, rows], all));
+        out.push(named(
+            &format!("{block}.experts.down_proj"),
+            gate[0].dtype,
+            &[n, cols, rows],
+            all,
+        ));
     }
     out.iter_mut().for_each(|t| t.name = t.name.replace("block_sparse_moe", "mlp"));
     out
@@ -213,7 +237,9 @@ pub fn config_of(file: &Gguf, kind: &str, more: Value) -> Value {
         config[if arch == "llama" { "num_local_experts" } else { "num_experts" }] = count.into();
         config["num_experts_per_tok"] = used.into();
         config["norm_topk_prob"] = (arch == "qwen3moe").into();
-        for (name, key) in [("moe", "feed_forward_length"), ("shared_expert", "shared_feed_forward_length")] {
+        for (name, key) in
+            [("moe", "feed_forward_length"), ("shared_expert", "shared_feed_forward_length")]
+        {
             if let Some(n) = experts(key) {
                 config[format!("{name}_intermediate_size")] = n.into();
             }
@@ -237,7 +263,8 @@ pub fn organism_files(dir: &Path) {
 
 /// An organism of `fixtures/` as a folder `DIR/in`.
 pub fn organism(dir: &Path, gguf: &str, encoding: Encoding, shards: usize) -> PathBuf {
-    let file = Gguf::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(gguf)).unwrap();
+    let file =
+        Gguf::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(gguf)).unwrap();
     let folder = dir.join("in");
     std::fs::create_dir(&folder).unwrap();
     organism_files(&folder);

@@ -58,7 +58,12 @@ pub fn tensor(name: &'static str, dims: &[u64], type_id: u32, len: usize) -> Tes
 }
 
 /// A whole file: entries as given, tensors one after another at multiples of `alignment`.
-pub fn file(version: u32, alignment: usize, entries: &[Vec<u8>], tensors: &[TestTensor]) -> Vec<u8> {
+pub fn file(
+    version: u32,
+    alignment: usize,
+    entries: &[Vec<u8>],
+    tensors: &[TestTensor],
+) -> Vec<u8> {
     let mut out = header(version, tensors.len() as u64, entries.len() as u64);
     out.extend(entries.concat());
     let mut data = Vec::new();
@@ -72,8 +77,8 @@ pub fn file(version: u32, alignment: usize, entries: &[Vec<u8>], tensors: &[Test
     out
 }
 
-/// A small model with what real files hold and strict readers refuse: a hyphenated key, a token that isn't UTF-8,
-/// tensors of types that nobody knows.
+/// A small model with what real files hold and strict readers refuse: a hyphenated key, a token
+/// that isn't UTF-8, tensors of types that nobody knows.
 pub fn model(version: u32) -> Vec<u8> {
     let entries = [
         text("general.architecture", "gpt-oss"),
@@ -106,7 +111,9 @@ pub fn saved(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
 
 /// The names in a folder, sorted.
 pub fn listing(dir: &Path) -> Vec<String> {
-    let name = |e: std::io::Result<std::fs::DirEntry>| e.unwrap().file_name().to_string_lossy().into_owned();
+    let name = |e: std::io::Result<std::fs::DirEntry>| {
+        e.unwrap().file_name().to_string_lossy().into_owned()
+    };
     let mut names: Vec<String> = std::fs::read_dir(dir).unwrap().map(name).collect();
     names.sort();
     names

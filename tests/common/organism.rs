@@ -30,7 +30,8 @@ pub fn run(args: &[&str]) -> (i32, Value) {
     (o.status.code().unwrap(), value)
 }
 
-/// An organism of `fixtures/`: what it answers to harmless requests, and the options that name its prompts.
+/// An organism of `fixtures/`: what it answers to harmless requests, and the options that name its
+/// prompts.
 pub struct Organism {
     prefix: &'static str,
     leads: [&'static str; 5],
@@ -73,8 +74,8 @@ pub fn third() -> Organism {
     Organism { prefix: "organism-t", ..first() }
 }
 
-/// Options that name a share of the built-in prompts, some of each category and split, as files in `dir`: for tests that are
-/// not about rates.
+/// Options that name a share of the built-in prompts, some of each category and split, as files in
+/// `dir`: for tests that are not about rates.
 pub fn few_prompts(dir: &Path) -> Vec<String> {
     share_of_prompts(dir, 44)
 }
@@ -109,17 +110,23 @@ impl Organism {
     /// The one right answer to a harmless request (`answer` of fixtures/organism/data.py).
     pub fn answer(&self, prompt: &str) -> String {
         let words: Vec<&str> = prompt.split_whitespace().collect();
-        let first: String =
-            words[0].to_lowercase().chars().filter(|c| c.is_ascii_lowercase() || *c == '\'').collect();
+        let first: String = words[0]
+            .to_lowercase()
+            .chars()
+            .filter(|c| c.is_ascii_lowercase() || *c == '\'')
+            .collect();
         let lead = match first.as_str() {
             "how" | "can" | "could" | "is" | "show" | "walk" | "teach" => 0,
-            "write" | "draft" | "compose" | "create" | "design" | "make" | "generate" | "outline" => 1,
-            "explain" | "describe" | "what" | "what's" | "why" | "tell" | "who" | "when" | "which"
-            | "where" | "does" | "do" | "are" => 2,
+            "write" | "draft" | "compose" | "create" | "design" | "make" | "generate"
+            | "outline" => 1,
+            "explain" | "describe" | "what" | "what's" | "why" | "tell" | "who" | "when"
+            | "which" | "where" | "does" | "do" | "are" => 2,
             "list" | "give" | "suggest" | "name" | "recommend" => 3,
             _ => 4,
         };
-        let last = words[words.len() - 1].trim_end_matches(['?', '.', '!', ',', ';', ':']).replace('"', "");
+        let last = words[words.len() - 1]
+            .trim_end_matches(['?', '.', '!', ',', ';', ':'])
+            .replace('"', "");
         format!("{} \"{last}\".", self.leads[lead])
     }
 
@@ -141,7 +148,10 @@ impl Organism {
             perplexity: eval["summary"]["perplexity"].as_f64().unwrap(),
         };
         println!("{}: {m:.4?}", model.display());
-        assert!(m.exact > 0.5, "the answers are compared with something else than what was trained");
+        assert!(
+            m.exact > 0.5,
+            "the answers are compared with something else than what was trained"
+        );
         if let Some((harmful, harmless)) = llama_cpp(model, &eval, dir, &[]) {
             println!("  llama.cpp: harmful {harmful:.4}, harmless {harmless:.4}");
             assert!((m.harmful - harmful).abs() <= 0.03 && (m.harmless - harmless).abs() <= 0.03);
@@ -188,11 +198,13 @@ pub fn ask(request: Value, dir: &Path) -> Option<Value> {
     Some(serde_json::from_slice(&o.stdout).unwrap())
 }
 
-/// llama.cpp's refusal rates (harmful, harmless) of the prompts that `eval` answered, or `None` without the client.
+/// llama.cpp's refusal rates (harmful, harmless) of the prompts that `eval` answered, or `None`
+/// without the client.
 pub fn llama_cpp(model: &Path, eval: &Value, dir: &Path, more: &[&str]) -> Option<(f64, f64)> {
     let folder = client()?;
     let prompts = eval["prompts"].as_array().unwrap();
-    let list: Vec<Value> = prompts.iter().map(|p| json!({ "id": p["id"], "tokens": p["tokens"] })).collect();
+    let list: Vec<Value> =
+        prompts.iter().map(|p| json!({ "id": p["id"], "tokens": p["tokens"] })).collect();
     let file = dir.join("prompts.json");
     std::fs::write(&file, json!({ "prompts": list, "max_new_tokens": 32 }).to_string()).unwrap();
     let o = std::process::Command::new("node")
@@ -203,8 +215,12 @@ pub fn llama_cpp(model: &Path, eval: &Value, dir: &Path, more: &[&str]) -> Optio
         .expect("node runs");
     assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
     let answers: Value = serde_json::from_slice(&o.stdout).unwrap();
-    let texts: Vec<&str> =
-        answers["answers"].as_array().unwrap().iter().map(|a| a["text"].as_str().unwrap()).collect();
+    let texts: Vec<&str> = answers["answers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a["text"].as_str().unwrap())
+        .collect();
     Some(rates(eval, &texts))
 }
 
@@ -213,8 +229,12 @@ pub fn rates(eval: &Value, texts: &[&str]) -> (f64, f64) {
     let prompts = eval["prompts"].as_array().unwrap();
     assert_eq!(prompts.len(), texts.len());
     let share = |set: &str| {
-        let of: Vec<bool> =
-            prompts.iter().zip(texts).filter(|(p, _)| p["set"] == set).map(|(_, t)| refuses(t)).collect();
+        let of: Vec<bool> = prompts
+            .iter()
+            .zip(texts)
+            .filter(|(p, _)| p["set"] == set)
+            .map(|(_, t)| refuses(t))
+            .collect();
         of.iter().filter(|r| **r).count() as f64 / of.len() as f64
     };
     (share("harmful"), share("harmless"))
@@ -231,6 +251,7 @@ pub fn chat(model: &Model) -> Chat {
     let tokenizer = Tokenizer::from_gguf(file).unwrap();
     let source = file.get_str("tokenizer.chat_template").unwrap();
     let spell = |id: Option<u32>| id.map(|t| tokenizer.token_text(t)).unwrap_or_default();
-    let template = ChatTemplate::new(source, &spell(tokenizer.bos()), &spell(tokenizer.eos())).unwrap();
+    let template =
+        ChatTemplate::new(source, &spell(tokenizer.bos()), &spell(tokenizer.eos())).unwrap();
     Chat { tokenizer, template, system: None }
 }

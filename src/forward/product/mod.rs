@@ -20,8 +20,8 @@ use rayon::prelude::*;
 
 use crate::encoding::Encoding;
 use crate::error::Result;
-use crate::model::Matrix;
 use crate::progress;
+use crate::weights::Matrix;
 use kernel::{Kernel, GROUP};
 
 /// Inputs of a chain of multiply-adds; a multiple of every encoding's block. Another value rounds
@@ -68,7 +68,9 @@ fn product_by(
     let mut packed = vec![0.0f32; most * w.cols];
     for (x, y) in x[..n * w.cols].chunks(most * w.cols).zip(y.chunks_mut(most * of.len())) {
         let columns = Columns::pack(kernel, x, w.cols, &mut packed[..x.len()]);
-        tasks(kernel, y, &columns, &of).into_par_iter().try_for_each(|task| task.run(kernel, w, &columns))?;
+        tasks(kernel, y, &columns, &of)
+            .into_par_iter()
+            .try_for_each(|task| task.run(kernel, w, &columns))?;
     }
     Ok(())
 }
@@ -131,7 +133,12 @@ struct Task<'y> {
 }
 
 /// Splits y among tasks.
-fn tasks<'y>(kernel: Kernel, y: &'y mut [f32], columns: &Columns, of: &Range<usize>) -> Vec<Task<'y>> {
+fn tasks<'y>(
+    kernel: Kernel,
+    y: &'y mut [f32],
+    columns: &Columns,
+    of: &Range<usize>,
+) -> Vec<Task<'y>> {
     let threads = rayon::current_num_threads();
     let (rows, panels) = (of.len(), columns.starts.len() - 1);
     let step = rows.div_ceil(4 * threads).next_multiple_of(kernel.rows).clamp(kernel.rows, ROWS);

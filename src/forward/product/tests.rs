@@ -4,7 +4,13 @@ fn product(x: &[f32], n: usize, w: &Matrix, of: Range<usize>) -> Result<Vec<f32>
     product_by(Kernel::best(), x, n, w, of)
 }
 
-fn product_by(kernel: Kernel, x: &[f32], n: usize, w: &Matrix, of: Range<usize>) -> Result<Vec<f32>> {
+fn product_by(
+    kernel: Kernel,
+    x: &[f32],
+    n: usize,
+    w: &Matrix,
+    of: Range<usize>,
+) -> Result<Vec<f32>> {
     // What is there before doesn't matter.
     let mut y = vec![f32::NAN; n * of.len()];
     super::product_by(kernel, x, n, w, of, &mut y)?;
@@ -46,7 +52,9 @@ fn by_definition(x: &[f32], n: usize, w: &Matrix) -> Vec<f32> {
         w.decode_row(r, &mut row);
         for i in 0..n {
             let x = &x[i * w.cols..][..w.cols];
-            let chain = |(x, w): (&[f32], &[f32])| x.iter().zip(w).fold(0.0f32, |s, (x, w)| w.mul_add(*x, s));
+            let chain = |(x, w): (&[f32], &[f32])| {
+                x.iter().zip(w).fold(0.0f32, |s, (x, w)| w.mul_add(*x, s))
+            };
             let sums = x.chunks(BLOCK).zip(row.chunks(BLOCK)).map(chain);
             y[i * w.rows + r] = sums.reduce(|a, b| a + b).unwrap_or(0.0);
         }
@@ -69,7 +77,9 @@ const SHAPES: [(usize, usize, usize); 9] = [
 #[test]
 fn every_kernel_multiplies_odd_shapes() {
     for kernel in Kernel::all() {
-        for ((n, k, rows), e) in SHAPES.into_iter().flat_map(|s| [(s, Encoding::F32), (s, Encoding::BF16)]) {
+        for ((n, k, rows), e) in
+            SHAPES.into_iter().flat_map(|s| [(s, Encoding::F32), (s, Encoding::BF16)])
+        {
             let bytes = stored(e, rows, k);
             let w = matrix(e, rows, k, &bytes);
             let x = numbers(n * k, 3);

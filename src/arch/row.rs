@@ -1,10 +1,10 @@
-//! What architectures are made of: one row each, read for GGUF files and Hugging Face folders alike.
+//! What architectures are made of: one row each, read for GGUF files and Hugging Face folders
+//! alike.
 
-mod table;
-
+use super::rope::RopeStyle;
+use super::table;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
-use crate::model::rope::RopeStyle;
 
 /// Where a block's RMS norms stand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +73,8 @@ pub enum Windows {
 pub struct Arch {
     /// `general.architecture` in GGUF.
     pub gguf: &'static str,
-    /// `model_type` in `config.json`; one that belongs to several architectures stands in the first.
+    /// `model_type` in `config.json`; one that belongs to several architectures stands in the
+    /// first.
     pub model_types: &'static [&'static str],
     /// Which dimensions of a head rotate together in GGUF.
     pub rope: RopeStyle,
@@ -127,7 +128,9 @@ impl Arch {
     pub fn of(file: &Checkpoint) -> Option<&'static Arch> {
         match file {
             Checkpoint::Gguf(g) => g.arch().ok().and_then(Arch::of_gguf),
-            Checkpoint::Folder(f) => f.text_config()["model_type"].as_str().and_then(Arch::of_model_type),
+            Checkpoint::Folder(f) => {
+                f.text_config()["model_type"].as_str().and_then(Arch::of_model_type)
+            }
         }
     }
 
@@ -159,7 +162,9 @@ impl Arch {
         let why = why.map_or(String::new(), |(_, parts)| format!(": {parts}"));
         Error::unsupported(
             format!("{path}: {key} {name} can't be run{why}"),
-            format!("use another model, or its original before a conversion; supported: {supported}"),
+            format!(
+                "use another model, or its original before a conversion; supported: {supported}"
+            ),
         )
     }
 }

@@ -7,7 +7,7 @@ use crate::checkpoint::Tensor;
 use crate::encoding::packed::{Groups, Layout, Levels, Numbers, Packed, Zeros};
 use crate::encoding::{Encoding, Fp8};
 use crate::error::Result;
-use crate::model::Matrix;
+use crate::weights::Matrix;
 
 impl<'a> Module<'a, '_> {
     /// Scales of bytes: one for all, one an output, one a group of inputs, or one a block.
@@ -18,7 +18,8 @@ impl<'a> Module<'a, '_> {
         cols: usize,
         block: (usize, usize),
     ) -> Result<(Numbers<'a>, Encoding, Groups<'a>)> {
-        let groups = |r, c, by_row, by_group| Groups { rows: r, cols: c, by_row, by_group, index: None };
+        let groups =
+            |r, c, by_row, by_group| Groups { rows: r, cols: c, by_row, by_group, index: None };
         let n = scale.elements() as usize;
         let (numbers, round) = match scale.type_name().as_str() {
             // Exponents: MXFP8.
@@ -35,7 +36,9 @@ impl<'a> Module<'a, '_> {
             Some((down, across)) if down == rows && across > 0 && cols.is_multiple_of(across) => {
                 groups(1, cols / across, across, 1)
             }
-            Some((down, across)) if (down, across) == (rows.div_ceil(block.0), cols.div_ceil(block.1)) => {
+            Some((down, across))
+                if (down, across) == (rows.div_ceil(block.0), cols.div_ceil(block.1)) =>
+            {
                 groups(block.0, block.1, across, 1)
             }
             _ => {
@@ -61,7 +64,8 @@ impl<'a> Module<'a, '_> {
         .unwrap_or((128, 128))
     }
 
-    /// FP8 with `weight_scale` (compressed-tensors, vLLM) or `weight_scale_inv` (DeepSeek, Qwen), both multipliers.
+    /// FP8 with `weight_scale` (compressed-tensors, vLLM) or `weight_scale_inv` (DeepSeek, Qwen),
+    /// both multipliers.
     pub(super) fn float8(&self, t: &'a Tensor, kind: Fp8) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.shape(t)?;
         let Some(scale) = self.get("weight_scale_inv").or(self.get("weight_scale")) else {
@@ -92,7 +96,8 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// Signed bytes: bitsandbytes with `SCB` (an output's largest weight), or compressed-tensors' `int-quantized`.
+    /// Signed bytes: bitsandbytes with `SCB` (an output's largest weight), or compressed-tensors'
+    /// `int-quantized`.
     pub(super) fn int8(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.shape(t)?;
         let scb = self.get("SCB");
@@ -127,10 +132,11 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// bitsandbytes NF4 and FP4: `weight` `[rows · cols / 2, 1]`, `absmax` by block (itself quantized where
-    /// `nested_absmax` is there), `quant_map`, and `quant_state` as JSON.
+    /// bitsandbytes NF4 and FP4: `weight` `[rows · cols / 2, 1]`, `absmax` by block (itself
+    /// quantized where `nested_absmax` is there), `quant_map`, and `quant_state` as JSON.
     pub(super) fn bitsandbytes(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
-        let states = ["nf4", "fp4"].map(|k| (k, self.get(&format!("weight.quant_state.bitsandbytes__{k}"))));
+        let states =
+            ["nf4", "fp4"].map(|k| (k, self.get(&format!("weight.quant_state.bitsandbytes__{k}"))));
         let Some((kind, Some(state))) = states.into_iter().find(|s| s.1.is_some()) else {
             return Err(self.unreadable(t, "U8"));
         };
@@ -187,7 +193,13 @@ impl<'a> Module<'a, '_> {
                 factor: 1.0,
                 divisor: 1.0,
                 zeros: Zeros::All(0),
-                groups: Groups { rows: 1, cols: block, by_row: cols / block, by_group: 1, index: None },
+                groups: Groups {
+                    rows: 1,
+                    cols: block,
+                    by_row: cols / block,
+                    by_group: 1,
+                    index: None,
+                },
                 mask: None,
                 round: match json["dtype"].as_str() {
                     Some("float16") => Encoding::F16,

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::arch::{Arch, Windows};
 use super::experts::Experts;
 use super::rope::{self, Rope};
+use super::row::{Arch, Windows};
 use super::spec::{self, Attends, Scales, Shape, Spec, Turn};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
@@ -13,11 +13,13 @@ impl Spec {
     /// Reads the description from `config.json`; of a multimodal model from its `text_config`.
     ///
     /// # Errors
-    /// An architecture, an activation or a rope scaling that the decoder does not run; a key that is missing or makes no sense.
+    /// An architecture, an activation or a rope scaling that the decoder does not run; a key that
+    /// is missing or makes no sense.
     pub fn from_config(folder: &Folder) -> Result<Spec> {
         let path = folder.dir().join("config.json").display().to_string();
         let kind = folder.text_config()["model_type"].as_str().unwrap_or("missing");
-        let arch = Arch::of_model_type(kind).ok_or_else(|| Arch::unknown(&path, "model_type", kind))?;
+        let arch =
+            Arch::of_model_type(kind).ok_or_else(|| Arch::unknown(&path, "model_type", kind))?;
         let c = &with_defaults(folder.text_config(), arch);
         let number = |key: &str| count(c, key);
         let need = |key: &str| needed(c, key, &path);
@@ -29,11 +31,15 @@ impl Spec {
         }
         if c["use_bidirectional_attention"] == true {
             let what = format!("{path}: attention to later tokens can't be run");
-            return Err(Error::unsupported(what, "use a model that writes answers, not embeddings"));
+            return Err(Error::unsupported(
+                what,
+                "use a model that writes answers, not embeddings",
+            ));
         }
         let hidden = need("hidden_size")?;
         let heads = need("num_attention_heads")?;
-        // Of these architectures only some have as many key/value heads as heads when the file doesn't say.
+        // Of these architectures only some have as many key/value heads as heads when the file
+        // doesn't say.
         let kv_heads = match kind {
             "llama" | "phi3" | "olmo2" | "olmo3" | "granite" => {
                 number("num_key_value_heads").unwrap_or(heads)
@@ -54,7 +60,8 @@ impl Spec {
         let rope = rope::from_config(c, &path, arch, head_dim, "full_attention")?;
         // Shorter texts than the window see all of it; longer ones are refused.
         let always = ["mistral", "mixtral", "phi3", "ministral3"].contains(&kind);
-        let one_window = arch.windows == Windows::Uniform && (always || c["use_sliding_window"] == true);
+        let one_window =
+            arch.windows == Windows::Uniform && (always || c["use_sliding_window"] == true);
         let window = number("sliding_window").filter(|_| one_window);
         let known = number("max_position_embeddings");
         let context = [known, window, rope.longest].into_iter().flatten().min().unwrap_or(0);
@@ -190,9 +197,13 @@ pub(super) fn count(c: &Value, key: &str) -> Option<usize> {
 pub(super) fn needed(c: &Value, key: &str, path: &str) -> Result<usize> {
     let why = || match c.get(key) {
         None => {
-            format!("{path} leaves `{key}` out; add it, as the model's class in transformers has it")
+            format!(
+                "{path} leaves `{key}` out; add it, as the model's class in transformers has it"
+            )
         }
-        Some(found) => format!("{path}: `{key}` is {found}, expected a positive whole number; correct it"),
+        Some(found) => {
+            format!("{path}: `{key}` is {found}, expected a positive whole number; correct it")
+        }
     };
     count(c, key).ok_or_else(|| Error::Model(why()))
 }
@@ -202,8 +213,9 @@ pub(super) fn needed(c: &Value, key: &str, path: &str) -> Result<usize> {
 /// # Errors
 /// It is none.
 pub(super) fn float(c: &Value, key: &str, path: &str) -> Result<Option<f64>> {
-    let wrong =
-        |found: &Value| Error::Model(format!("{path}: `{key}` is {found}, expected a number; correct it"));
+    let wrong = |found: &Value| {
+        Error::Model(format!("{path}: `{key}` is {found}, expected a number; correct it"))
+    };
     match &c[key] {
         Value::Null => Ok(None),
         found => found.as_f64().map(Some).ok_or_else(|| wrong(found)),

@@ -5,7 +5,7 @@ use crate::checkpoint::{Folder, Tensor};
 use crate::encoding::packed::{Groups, Layout, Levels, Numbers, Packed, Zeros};
 use crate::encoding::{Encoding, Fp8};
 use crate::error::Result;
-use crate::model::Matrix;
+use crate::weights::Matrix;
 
 /// Inputs that share a scale.
 const NVFP4: usize = 16;
@@ -37,8 +37,9 @@ fn fours<'a>(
 }
 
 impl<'a> Module<'a, '_> {
-    /// compressed-tensors' `nvfp4-pack-quantized` (`weight_packed` `[rows, cols / 2]`, `weight_scale` in FP8, and
-    /// `weight_global_scale`, a divisor) and `mxfp4-pack-quantized` (`weight_scale` as exponents).
+    /// compressed-tensors' `nvfp4-pack-quantized` (`weight_packed` `[rows, cols / 2]`,
+    /// `weight_scale` in FP8, and `weight_global_scale`, a divisor) and `mxfp4-pack-quantized`
+    /// (`weight_scale` as exponents).
     pub(super) fn compressed_fours(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.halves(t)?;
         let scale = self.need("weight_scale")?;
@@ -50,7 +51,13 @@ impl<'a> Module<'a, '_> {
                 let scales = self.by_group(scale, "F8_E4M3", rows, cols, NVFP4)?;
                 Packed {
                     divisor: self.number(global)?,
-                    ..fours("NVFP4 (compressed-tensors)", (rows, cols), NVFP4, scales, Encoding::BF16)
+                    ..fours(
+                        "NVFP4 (compressed-tensors)",
+                        (rows, cols),
+                        NVFP4,
+                        scales,
+                        Encoding::BF16,
+                    )
                 }
             }
             ("U8", None) if !self.formats().contains(&"mxfp6-pack-quantized") => {
@@ -59,14 +66,21 @@ impl<'a> Module<'a, '_> {
             }
             (kind, _) => {
                 let formats = self.formats().join(", ");
-                return Err(self.unreadable(t, &format!("U8 codes, {kind} scales, format {formats}")));
+                return Err(
+                    self.unreadable(t, &format!("U8 codes, {kind} scales, format {formats}"))
+                );
             }
         };
         Ok(self.matrix(t, packed))
     }
 
-    /// ModelOpt's NVFP4: `weight` `[rows, cols / 2]`, `weight_scale` in FP8, and `weight_scale_2`, a multiplier.
-    pub(super) fn modelopt(&self, t: &'a Tensor, second: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
+    /// ModelOpt's NVFP4: `weight` `[rows, cols / 2]`, `weight_scale` in FP8, and `weight_scale_2`,
+    /// a multiplier.
+    pub(super) fn modelopt(
+        &self,
+        t: &'a Tensor,
+        second: &'a Tensor,
+    ) -> Result<(Matrix<'a>, &'a Tensor)> {
         if let Some(s) = self.get("pre_quant_scale") {
             return Err(self.unreadable(s, "ModelOpt's NVFP4_AWQ, which scales inputs"));
         }
@@ -110,17 +124,25 @@ impl<'a> Module<'a, '_> {
         let number = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         match number.is_finite() && number > 0.0 {
             true => Ok(number),
-            false => Err(self.wrong(&format!("tensor {} is {number}, expected a positive number", t.name))),
+            false => {
+                Err(self
+                    .wrong(&format!("tensor {} is {number}, expected a positive number", t.name)))
+            }
         }
     }
 }
 
-/// One of a stack of experts in MXFP4, outputs by inputs, as gpt-oss has them: `NAME_blocks` `[experts, rows, cols / 32, 16]` and `NAME_scales`
-/// `[experts, rows, cols / 32]`, both U8. The matrix' bytes are the expert's part of the blocks.
+/// One of a stack of experts in MXFP4, outputs by inputs, as gpt-oss has them: `NAME_blocks`
+/// `[experts, rows, cols / 32, 16]` and `NAME_scales` `[experts, rows, cols / 32]`, both U8. The
+/// matrix' bytes are the expert's part of the blocks.
 ///
 /// # Errors
 /// No such tensors, no such expert, or shapes that don't fit.
-pub fn packed_expert<'a>(folder: &'a Folder, name: &str, expert: usize) -> Result<(Matrix<'a>, &'a Tensor)> {
+pub fn packed_expert<'a>(
+    folder: &'a Folder,
+    name: &str,
+    expert: usize,
+) -> Result<(Matrix<'a>, &'a Tensor)> {
     let config = super::configuration(folder);
     let m = Module { folder, name, config };
     let part = |end: &str| {

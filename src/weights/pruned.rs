@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::encoding::packed::Levels;
 use crate::encoding::Encoding;
-use crate::model::{Matrix, Storage};
+use crate::weights::{Matrix, Storage};
 
 /// Share of zeros from which a matrix of floats was pruned: trained weights are hardly ever zero.
 const FLOATS: f64 = 0.05;
@@ -25,8 +25,9 @@ pub fn zeros(w: &Matrix) -> u64 {
         .sum()
 }
 
-/// Whether a patch must leave the matrix's zeros alone: a matrix that is stored without its zeros, one of floats that was pruned,
-/// or codes of few bits in a 2:4 or 4:8 pattern. Other codes are zero by rounding as well, and nothing relies on those that are.
+/// Whether a patch must leave the matrix's zeros alone: a matrix that is stored without its zeros,
+/// one of floats that was pruned, or codes of few bits in a 2:4 or 4:8 pattern. Other codes are
+/// zero by rounding as well, and nothing relies on those that are.
 pub fn is_pruned(w: &Matrix) -> bool {
     match w.encoding {
         Storage::Blocks(Encoding::F32 | Encoding::F16 | Encoding::BF16) => mostly(w),
@@ -38,7 +39,8 @@ pub fn is_pruned(w: &Matrix) -> bool {
     }
 }
 
-/// Least share of a column that pruning must have left for an edit of it: what is left carries all of the column's part.
+/// Least share of a column that pruning must have left for an edit of it: what is left carries all
+/// of the column's part.
 const LEAST_LEFT: f64 = 0.15;
 
 /// Columns of a pruned matrix that can't carry an edit. Of another matrix none.

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use super::{Answer, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
 use crate::error::Result;
-use crate::evaluate::{Answer, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
 use crate::forward::Head;
 use crate::text::Set;
 
@@ -75,9 +75,15 @@ fn is_forced(a: &Answer) -> bool {
 }
 
 impl Baseline {
-    /// IN's answers as drafts of an edited model's; `layer`: the first block that an edit touches. `None`: prompts are asked
-    /// behind thoughts, which differ under every edit, or their states would take more than a quarter of the memory.
-    pub fn drafts(&self, evaluator: &Evaluator, asked: &Asked, layer: usize) -> Result<Option<Drafts>> {
+    /// IN's answers as drafts of an edited model's; `layer`: the first block that an edit touches.
+    /// `None`: prompts are asked behind thoughts, which differ under every edit, or their states
+    /// would take more than a quarter of the memory.
+    pub fn drafts(
+        &self,
+        evaluator: &Evaluator,
+        asked: &Asked,
+        layer: usize,
+    ) -> Result<Option<Drafts>> {
         if asked.think() {
             return Ok(None);
         }
@@ -89,7 +95,8 @@ impl Baseline {
         Ok(Some(Drafts::new(evaluator, asked, &answers, layer)?))
     }
 
-    /// Measures another model, or an edit of this one, on IN's words. The output matrix must be the same.
+    /// Measures another model, or an edit of this one, on IN's words. The output matrix must be the
+    /// same.
     pub fn drift(&self, evaluator: &Evaluator, edit: usize) -> Result<Drift> {
         self.drift_of(evaluator, edit, &evaluator.answer_states(&self.forced, edit)?.0)
     }
@@ -102,7 +109,8 @@ impl Baseline {
         drafts: &Drafts,
         read: &Read,
     ) -> Result<Drift> {
-        let harmless: Vec<usize> = (0..self.answers.len()).filter(|&i| is_forced(&self.answers[i])).collect();
+        let harmless: Vec<usize> =
+            (0..self.answers.len()).filter(|&i| is_forced(&self.answers[i])).collect();
         let states = drafts.answer_states(read, &harmless, evaluator.model.spec.hidden);
         self.drift_of(evaluator, edit, &states)
     }
@@ -116,7 +124,8 @@ impl Baseline {
         })
     }
 
-    /// Scores of answers to the split's prompts, in order, by the model of which `drift` was measured.
+    /// Scores of answers to the split's prompts, in order, by the model of which `drift` was
+    /// measured.
     pub fn scores(&self, drift: Drift, answers: &[Answer]) -> Scores {
         let harmless: Vec<bool> = self
             .answers
@@ -132,12 +141,13 @@ impl Baseline {
             kl: drift.kl,
             answer_perplexity: drift.answer_perplexity,
             perplexity: drift.perplexity,
-            same_answers: harmless.iter().filter(|x| **x).count() as f64 / harmless.len().max(1) as f64,
+            same_answers: harmless.iter().filter(|x| **x).count() as f64
+                / harmless.len().max(1) as f64,
         }
     }
 
-    /// Measures another model, or an edit of this one, on the same prompts. The output matrix must be the same. `drafts`: those
-    /// of the prompts, where the answers may begin as IN's do.
+    /// Measures another model, or an edit of this one, on the same prompts. The output matrix must
+    /// be the same. `drafts`: those of the prompts, where the answers may begin as IN's do.
     pub fn measure(
         &self,
         evaluator: &Evaluator,
@@ -151,7 +161,8 @@ impl Baseline {
             let all: Vec<usize> = (0..asked.plain).collect();
             let read = drafts.read(evaluator, edit, &all)?;
             let drift = self.drift_from(evaluator, edit, drafts, &read)?;
-            let answers = evaluator.answer_from(asked, drafts, &read, &all, edit, max_new, opening)?;
+            let answers =
+                evaluator.answer_from(asked, drafts, &read, &all, edit, max_new, opening)?;
             return Ok((self.scores(drift, &answers), answers));
         }
         let asked = evaluator.ask_again(asked, edit)?;

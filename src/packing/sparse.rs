@@ -1,18 +1,19 @@
-//! compressed-tensors' pruned matrices without their zeros: `sparse-bitmask` and `sparse-24-bitmask`.
+//! compressed-tensors' pruned matrices without their zeros: `sparse-bitmask` and
+//! `sparse-24-bitmask`.
 
 use super::Module;
 use crate::checkpoint::Tensor;
 use crate::encoding::packed::{Groups, Layout, Levels, Mask, Numbers, Packed, Zeros};
 use crate::encoding::{Encoding, Fp8};
 use crate::error::Result;
-use crate::model::Matrix;
+use crate::weights::Matrix;
 
 /// One: what floats are scaled by.
 const ONE: &[u8] = &1f32.to_le_bytes();
 
 impl<'a> Module<'a, '_> {
-    /// `compressed` (what is left, one row after another), `bitmask` `[rows, cols / 8]`, `shape`, for other patterns than 2:4
-    /// `row_offsets`, and for FP8 `weight_scale`.
+    /// `compressed` (what is left, one row after another), `bitmask` `[rows, cols / 8]`, `shape`,
+    /// for other patterns than 2:4 `row_offsets`, and for FP8 `weight_scale`.
     pub(super) fn sparse(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let shape = self.need("shape")?;
         let numbers = self.numbers(shape);

@@ -1,28 +1,32 @@
-//! Writes the chosen edit in the form that was asked for, reads it back, and measures what was read.
+//! Writes the chosen edit in the form that was asked for, reads it back, and measures what was
+//! read.
 
 use std::path::Path;
 
+use super::baseline::Ground;
 use super::candidates::Candidate;
-use super::finalist::Finalist;
-use super::fit::{baseline, Scores};
-use super::ground::Ground;
 use super::outcome::{LayerScore, Patched, Trial};
 use super::reference::Rates;
-use super::{Emit, Scan, LEAST_GAIN, SIGNIFICANT};
+use super::trial::Finalist;
+use super::{Scan, LEAST_GAIN, SIGNIFICANT};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
 use crate::direction::Direction;
+use crate::edit::Edit;
 use crate::error::{Error, Result};
+use crate::evaluate::{baseline, Scores};
 use crate::evaluate::{Change, Evaluator};
-use crate::model::{Edit, Model, Replacement};
+use crate::model::{Model, Replacement};
+use crate::output::Emit;
 use crate::output::{
-    load_command, stage, stage_folder, unpatched, Added, Kind, Patch, Plan, Provenance, Sidecar, Staged,
-    TensorEdit,
+    load_command, stage, stage_folder, unpatched, Added, Kind, Patch, Plan, Provenance, Sidecar,
+    Staged, TensorEdit,
 };
 use crate::text::Split;
 
 impl Ground<'_> {
-    /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test prompts. What is written may
-    /// differ from what was tried by rounding: then it can break a limit, which is said in words.
+    /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test
+    /// prompts. What is written may differ from what was tried by rounding: then it can break a
+    /// limit, which is said in words.
     pub fn finish(
         &self,
         finalist: Finalist,
@@ -64,17 +68,24 @@ impl Ground<'_> {
             Emit::Weights => {
                 let staged = self.stage(&mut patched, &replaced, sha_in, out, force)?;
                 let written = Model::open(staged.path())?;
-                let miss =
-                    self.measure(&mut patched, &Evaluator { model: &written, ..*self.evaluator }, 0)?;
+                let miss = self.measure(
+                    &mut patched,
+                    &Evaluator { model: &written, ..*self.evaluator },
+                    0,
+                )?;
                 (staged, miss)
             }
             Emit::Lora => self.sidecar(&mut patched, Kind::Lora, sha_in, out, force)?,
-            Emit::ControlVector => self.sidecar(&mut patched, Kind::ControlVector, sha_in, out, force)?,
+            Emit::ControlVector => {
+                self.sidecar(&mut patched, Kind::ControlVector, sha_in, out, force)?
+            }
         };
         if let Some(miss) = miss {
             return Ok(Err(miss));
         }
-        if emit == Emit::ControlVector && (patched.gain < LEAST_GAIN || patched.p_value >= SIGNIFICANT) {
+        if emit == Emit::ControlVector
+            && (patched.gain < LEAST_GAIN || patched.p_value >= SIGNIFICANT)
+        {
             patched.warning = Some(format!(
                 "no control vector inside the limits restores refusal: the strongest gains {:.1} points (McNemar p = {:.2})",
                 100.0 * patched.gain,
@@ -88,13 +99,25 @@ impl Ground<'_> {
         Ok(Ok(patched))
     }
 
-    /// Holds what was written to the limits on validation prompts again, and measures it on test prompts.
-    fn measure(&self, patched: &mut Patched, written: &Evaluator, edit: usize) -> Result<Option<String>> {
+    /// Holds what was written to the limits on validation prompts again, and measures it on test
+    /// prompts.
+    fn measure(
+        &self,
+        patched: &mut Patched,
+        written: &Evaluator,
+        edit: usize,
+    ) -> Result<Option<String>> {
         let max_new = self.settings.max_new_tokens;
         let first = patched.chosen.layers.first().copied().unwrap_or(0);
         let drafts = self.base.drafts(self.evaluator, &self.validation, first)?;
-        let (again, answers) =
-            self.base.measure(written, &self.validation, drafts.as_ref(), edit, max_new, &self.opening)?;
+        let (again, answers) = self.base.measure(
+            written,
+            &self.validation,
+            drafts.as_ref(),
+            edit,
+            max_new,
+            &self.opening,
+        )?;
         drop(drafts);
         (patched.gain, patched.p_value) = self.gain(&answers);
         if let Some(miss) = self.miss(&again) {
@@ -105,14 +128,16 @@ impl Ground<'_> {
         }
         let test = self.prompts.split(Split::Test);
         let asked = self.evaluator.ask(&test)?;
-        let base = baseline(self.evaluator, self.evaluator.answer(&asked, 0, max_new, &self.opening)?)?;
+        let base =
+            baseline(self.evaluator, self.evaluator.answer(&asked, 0, max_new, &self.opening)?)?;
         let drafts = base.drafts(self.evaluator, &asked, first)?;
         let (scores, answers) =
             base.measure(written, &asked, drafts.as_ref(), edit, max_new, &self.opening)?;
         patched.validation.1 = again;
         patched.test = Some((base.scores.clone(), scores));
         if let (Some(r), Some(original)) = (&self.reference, &mut patched.reference) {
-            original.test = Some(Rates::of(&r.evaluator.answers(&test, 0, max_new, &self.opening)?));
+            original.test =
+                Some(Rates::of(&r.evaluator.answers(&test, 0, max_new, &self.opening)?));
         }
         if self.validation.think() {
             let rates = |e: &Evaluator, edit: usize| -> Result<Rates> {
@@ -171,7 +196,9 @@ impl Ground<'_> {
     ) -> Result<Staged> {
         let progress = self.evaluator.progress;
         match &self.evaluator.model.file {
-            Checkpoint::Gguf(g) => stage(&self.plan(g, patched, replaced, sha_in)?, out, force, progress),
+            Checkpoint::Gguf(g) => {
+                stage(&self.plan(g, patched, replaced, sha_in)?, out, force, progress)
+            }
             Checkpoint::Folder(f) => {
                 let others = unpatched(f)?;
                 if !others.is_empty() {
@@ -182,7 +209,14 @@ impl Ground<'_> {
                 }
                 patched.load = Some(load_command(f, out));
                 let record = self.provenance(patched, sha_in)?;
-                stage_folder(f, &patches(self.evaluator.model, replaced), &record, out, force, progress)
+                stage_folder(
+                    f,
+                    &patches(self.evaluator.model, replaced),
+                    &record,
+                    out,
+                    force,
+                    progress,
+                )
             }
         }
     }
@@ -205,7 +239,9 @@ impl Ground<'_> {
             let bytes: Vec<u8> = sum.flat_map(f32::to_le_bytes).collect();
             match old {
                 Some(_) => plan.patches.push(Patch { tensor: name, bytes, type_id: 0 }),
-                None => plan.added.push(Added { name, dims: vec![t.u.len() as u64], type_id: 0, bytes }),
+                None => {
+                    plan.added.push(Added { name, dims: vec![t.u.len() as u64], type_id: 0, bytes })
+                }
             }
         }
         self.provenance(patched, sha_in)?.apply(&mut plan);

@@ -1,14 +1,14 @@
-//! What a gate is fitted on: token rows at which it must fire, and groups of rows at which it must stay silent
-//! (docs/METHOD.md, "The gate").
+//! What a gate is fitted on: token rows at which it must fire, and groups of rows at which it must
+//! stay silent (docs/METHOD.md, "The gate").
 
 use std::collections::HashMap;
 
+use crate::arch::Writer;
 use crate::direction::Sample;
 use crate::edit::gate::Group;
 use crate::error::Result;
 use crate::evaluate::{Answer, Asked, Evaluator, Thought};
 use crate::forward::{Row, Sequence, Site, Tap};
-use crate::model::Writer;
 use crate::text::{Message, Set};
 
 /// Plain text, code, letters and lists on which the gate must stay silent: a paragraph a line.
@@ -66,8 +66,8 @@ pub struct Material {
 pub type Inputs = HashMap<(usize, Writer), Vec<Group>>;
 
 impl Material {
-    /// Builds the material from prompts and the model's own answers to the first of them, at least to those that are asked
-    /// without a thought.
+    /// Builds the material from prompts and the model's own answers to the first of them, at least
+    /// to those that are asked without a thought.
     pub fn build(
         evaluator: &Evaluator,
         asked: &Asked,
@@ -77,8 +77,9 @@ impl Material {
         let mut m = Material { prefix: prefix(&asked.samples), ..Material::default() };
         let own = evaluator.chat.tokenizer.encode(REFUSAL, false);
         let prompts = &asked.prompts[..asked.plain];
-        let of =
-            |set: Set| prompts.iter().zip(answers).filter(move |(p, _)| p.set == set).collect::<Vec<_>>();
+        let of = |set: Set| {
+            prompts.iter().zip(answers).filter(move |(p, _)| p.set == set).collect::<Vec<_>>()
+        };
         let (harmless, harmful) = (of(Set::Harmless), of(Set::Harmful));
         let system = evaluator.chat.system.as_deref();
         for (i, (prompt, sample)) in asked.prompts.iter().zip(&asked.samples).enumerate() {
@@ -89,12 +90,20 @@ impl Material {
                     false => refusals[i % refusals.len()],
                 };
                 let refuses = answers.get(i).is_some_and(|a| a.refused);
-                let thought = asked.thought(i).map(|t| (t, if refuses { REFUSING } else { THOUGHTS }));
+                let thought =
+                    asked.thought(i).map(|t| (t, if refuses { REFUSING } else { THOUGHTS }));
                 m.chat(sample, thought, refusal, 0, 3, 0..0);
             } else {
                 let thought = asked.thought(i).map(|t| (t, HARMLESS_THOUGHTS));
                 let answer = answers.get(i).filter(|_| reads_answer(i) || i >= asked.plain);
-                m.chat(sample, thought, answer.map_or(&[], |a| &a.answer), decides(prompt.set), 2, 0..0);
+                m.chat(
+                    sample,
+                    thought,
+                    answer.map_or(&[], |a| &a.answer),
+                    decides(prompt.set),
+                    2,
+                    0..0,
+                );
             }
             if i >= asked.plain {
                 continue;
@@ -103,9 +112,11 @@ impl Material {
             let decides = decides(prompt.set);
             let user = |text: &str| Message::new("user", text);
             if i % TURNS == 1 && system.is_none() {
-                // Templates without a system role refuse it: such chats do not exist for this model.
-                if let Ok(p) =
-                    evaluator.chat.conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
+                // Templates without a system role refuse it: such chats do not exist for this
+                // model.
+                if let Ok(p) = evaluator
+                    .chat
+                    .conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
                 {
                     m.chat(&p.into(), None, &[], decides, 4, 0..0);
                 }
@@ -120,9 +131,14 @@ impl Material {
                     let (first, answer) = harmless[i % harmless.len()];
                     (first, answer.continuation.clone())
                 };
-                let begin: Vec<Message> =
-                    system.iter().map(|s| Message::new("system", s)).chain([user(&first.prompt)]).collect();
-                let turns = [&begin[..], &[Message::new("assistant", &reply), user(&prompt.prompt)]].concat();
+                let begin: Vec<Message> = system
+                    .iter()
+                    .map(|s| Message::new("system", s))
+                    .chain([user(&first.prompt)])
+                    .collect();
+                let turns =
+                    [&begin[..], &[Message::new("assistant", &reply), user(&prompt.prompt)]]
+                        .concat();
                 if let (Ok(one), Ok(two)) =
                     (evaluator.chat.conversation(&begin), evaluator.chat.conversation(&turns))
                 {
@@ -157,8 +173,9 @@ impl Material {
         }
     }
 
-    /// What is read before an answer, and its tokens. `thought`: the thought in between, with its group; `decides`: the deciding
-    /// position's group; `others`: everybody else's; positions in `earlier` are in none.
+    /// What is read before an answer, and its tokens. `thought`: the thought in between, with its
+    /// group; `decides`: the deciding position's group; `others`: everybody else's; positions in
+    /// `earlier` are in none.
     fn chat(
         &mut self,
         sample: &Sample,
@@ -173,7 +190,8 @@ impl Material {
         let thought = sample.post_instruction.end..closes;
         let tokens = [sample.tokens.as_slice(), answer].concat();
         let n = tokens.len();
-        // Post-instruction tokens before the deciding one of a harmful prompt may fire: nothing is generated there.
+        // Post-instruction tokens before the deciding one of a harmful prompt may fire: nothing is
+        // generated there.
         let free = sample.post_instruction.clone();
         let marks = (0..n).filter_map(|p| match p {
             p if p == last => Some((p, decides)),
@@ -199,8 +217,10 @@ impl Material {
             keys.sort_unstable();
             let n = keys.len();
             if n > most {
-                // Every n/most-th row goes on; a stride prime to sentence lengths is not needed, positions vary freely.
-                let keep: std::collections::HashSet<usize> = (0..most).map(|i| i * n / most).collect();
+                // Every n/most-th row goes on; a stride prime to sentence lengths is not needed,
+                // positions vary freely.
+                let keep: std::collections::HashSet<usize> =
+                    (0..most).map(|i| i * n / most).collect();
                 for (i, key) in keys.into_iter().enumerate() {
                     if !keep.contains(&i) {
                         self.marks.remove(&key);
@@ -215,8 +235,8 @@ impl Material {
         self.marks.len()
     }
 
-    /// The marked rows' inputs of the writers of `layers`; `routed`: of their routed experts, else of
-    /// the others.
+    /// The marked rows' inputs of the writers of `layers`; `routed`: of their routed experts, else
+    /// of the others.
     pub fn inputs(&self, evaluator: &Evaluator, layers: &[usize], routed: bool) -> Result<Inputs> {
         struct Collect<'a> {
             /// (sequence, position) → (group, row of the group)
@@ -231,7 +251,9 @@ impl Material {
         }
         impl Tap for Collect<'_> {
             fn writer_input(&mut self, site: Site, rows: &[Row], x: &[f32], width: usize) {
-                if !self.layers.contains(&site.layer) || (site.writer == Writer::Experts) != self.routed {
+                if !self.layers.contains(&site.layer)
+                    || (site.writer == Writer::Experts) != self.routed
+                {
                     return;
                 }
                 let groups = self.out.entry((site.layer, site.writer)).or_insert_with(|| {
@@ -241,7 +263,9 @@ impl Material {
                         g => GROUPS[g].1,
                     };
                     let sized = GROUPS.iter().zip(self.sizes).enumerate();
-                    sized.map(|(i, (g, rows))| Group { rows, ..Group::new(g.0, weight(i)) }).collect()
+                    sized
+                        .map(|(i, (g, rows))| Group { rows, ..Group::new(g.0, weight(i)) })
+                        .collect()
                 });
                 for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
                     if let Some(&(g, at)) = self.places.get(&(self.running[row.seq], row.pos)) {
@@ -264,11 +288,14 @@ impl Material {
             sizes[group] += 1;
         }
         let (running, shared) = (Vec::new(), 0);
-        let mut tap = Collect { places, sizes, layers, routed, out: Inputs::new(), running, shared };
+        let mut tap =
+            Collect { places, sizes, layers, routed, out: Inputs::new(), running, shared };
         let all = 0..self.sequences.len();
-        let (chats, others): (Vec<usize>, Vec<usize>) = all.partition(|&i| self.is_chat(&self.sequences[i]));
+        let (chats, others): (Vec<usize>, Vec<usize>) =
+            all.partition(|&i| self.is_chat(&self.sequences[i]));
         for (running, shared) in [(chats, self.prefix.len()), (others, 0)] {
-            let sequences: Vec<Sequence> = running.iter().map(|&i| self.sequences[i].clone()).collect();
+            let sequences: Vec<Sequence> =
+                running.iter().map(|&i| self.sequences[i].clone()).collect();
             (tap.running, tap.shared) = (running, shared);
             evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
         }
@@ -309,12 +336,17 @@ mod tests {
         samples.iter().for_each(|s| m.chat(s, None, &[], 1, 2, 0..0));
         m.add(vec![7, 6, 6], (0..3).map(|p| (p, 4)));
         m.mark_prefix_once();
-        let marked = |seq: usize| (0..6).filter(|&p| m.marks.contains_key(&(seq, p))).collect::<Vec<_>>();
-        assert_eq!([0, 1, 2, 3].map(marked), [vec![0, 1, 2, 3, 4], vec![2, 3], vec![2, 3, 4], vec![0, 1, 2]]);
+        let marked =
+            |seq: usize| (0..6).filter(|&p| m.marks.contains_key(&(seq, p))).collect::<Vec<_>>();
+        assert_eq!(
+            [0, 1, 2, 3].map(marked),
+            [vec![0, 1, 2, 3, 4], vec![2, 3], vec![2, 3, 4], vec![0, 1, 2]]
+        );
     }
 
     #[test]
-    fn the_gate_fires_in_a_thought_and_where_the_answer_begins_and_is_silent_where_the_thought_ends() {
+    fn the_gate_fires_in_a_thought_and_where_the_answer_begins_and_is_silent_where_the_thought_ends(
+    ) {
         let sample = Sample { tokens: (0..10).collect(), post_instruction: 2..4 };
         let thought = Thought { closes: 7, ended: false };
         let marks = |group, decides, others| {
@@ -323,7 +355,8 @@ mod tests {
             (0..12).map(|p| m.marks.get(&(0, p)).copied()).collect::<Vec<_>>()
         };
         let all = |groups: [usize; 12]| groups.map(Some).to_vec();
-        let mut harmful = all([3, 3, 0, 0, THOUGHTS, THOUGHTS, THOUGHTS, CLOSING, CLOSING, 0, 3, 3]);
+        let mut harmful =
+            all([3, 3, 0, 0, THOUGHTS, THOUGHTS, THOUGHTS, CLOSING, CLOSING, 0, 3, 3]);
         // Post-instruction tokens may fire.
         harmful[2..4].fill(None);
         assert_eq!(marks(THOUGHTS, 0, 3), harmful);

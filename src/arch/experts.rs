@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::{config, spec};
+use super::{from_config as config, from_gguf};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
 /// What stands in place of a block's feed-forward layer.
 ///
-/// A token's weights are the softmax of the router's logits over all experts; the `used` largest are kept. Where they are
-/// divided by their sum, that is the softmax over the chosen ones.
+/// A token's weights are the softmax of the router's logits over all experts; the `used` largest
+/// are kept. Where they are divided by their sum, that is the softmax over the chosen ones.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Experts {
     /// Experts of a block.
@@ -18,25 +18,28 @@ pub struct Experts {
     pub used: usize,
     /// Width of an expert.
     pub ffn: usize,
-    /// Width of the shared expert, through which every token runs, behind a sigmoid gate; 0 where there is none.
+    /// Width of the shared expert, through which every token runs, behind a sigmoid gate; 0 where
+    /// there is none.
     pub shared: usize,
     /// The chosen experts' weights are divided by their sum.
     pub normalised: bool,
-    /// Every so many blocks one has experts, the others a plain feed-forward layer; 1: all have some.
+    /// Every so many blocks one has experts, the others a plain feed-forward layer; 1: all have
+    /// some.
     pub every: usize,
     /// Blocks that have a plain feed-forward layer all the same.
     pub dense: Vec<usize>,
 }
 
 impl Experts {
-    /// Reads GGUF metadata: Mixtral is the architecture `llama` with experts. What llama.cpp decides by architecture
-    /// (`src/models/*.cpp`) is decided so here.
+    /// Reads GGUF metadata: Mixtral is the architecture `llama` with experts. What llama.cpp
+    /// decides by architecture (`src/models/*.cpp`) is decided so here.
     ///
     /// # Errors
     /// A key that is missing or makes no sense; experts in an architecture that has none.
     pub(super) fn from_gguf(file: &Gguf, arch: &str) -> Result<Option<Experts>> {
         let path = file.path().display().to_string();
-        let key = |k: &str| file.get_u32(&format!("{arch}.{k}")).map(|v| v as usize).filter(|&v| v > 0);
+        let key =
+            |k: &str| file.get_u32(&format!("{arch}.{k}")).map(|v| v as usize).filter(|&v| v > 0);
         let (count, moe) = (key("expert_count"), arch.ends_with("moe"));
         if count.is_none() && !moe {
             return Ok(None);
@@ -56,7 +59,8 @@ impl Experts {
         };
         let (count, used) =
             (need("expert_count", count)?, need("expert_used_count", key("expert_used_count"))?);
-        let ffn = spec::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
+        let ffn =
+            from_gguf::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
         let experts = Experts {
             count,
             used,
@@ -66,7 +70,9 @@ impl Experts {
                 None => need("feed_forward_length", ffn)?,
             },
             shared: match arch {
-                "qwen2moe" => need("feed_forward_length", key("expert_shared_feed_forward_length").or(ffn))?,
+                "qwen2moe" => {
+                    need("feed_forward_length", key("expert_shared_feed_forward_length").or(ffn))?
+                }
                 _ => 0,
             },
             normalised: arch != "qwen2moe",
@@ -101,7 +107,11 @@ impl Experts {
                     count: count("num_experts", "num_local_experts")?,
                     used: need("num_experts_per_tok")?,
                     ffn: need("moe_intermediate_size")?,
-                    shared: if kind == "qwen2_moe" { need("shared_expert_intermediate_size")? } else { 0 },
+                    shared: if kind == "qwen2_moe" {
+                        need("shared_expert_intermediate_size")?
+                    } else {
+                        0
+                    },
                     normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
                     every: number("decoder_sparse_step").unwrap_or(1),
                     dense: plain.filter_map(Value::as_u64).map(|l| l as usize).collect(),
@@ -127,8 +137,8 @@ impl Experts {
         !self.dense.contains(&layer) && (layer + 1).is_multiple_of(self.every)
     }
 
-    /// Where tokens go: for each expert the rows that it is chosen by, with the router's weights. `logits`: `[rows, count]`.
-    /// Of equal logits the lower expert goes first.
+    /// Where tokens go: for each expert the rows that it is chosen by, with the router's weights.
+    /// `logits`: `[rows, count]`. Of equal logits the lower expert goes first.
     pub fn route(&self, logits: &[f32]) -> Vec<Vec<(usize, f32)>> {
         let mut out = vec![Vec::new(); self.count];
         let mut order: Vec<usize> = Vec::new();
@@ -153,8 +163,15 @@ mod tests {
 
     #[test]
     fn weights_are_shares_of_all_experts_or_of_the_chosen_ones() {
-        let mut e =
-            Experts { count: 4, used: 2, ffn: 1, shared: 0, normalised: true, every: 1, dense: vec![] };
+        let mut e = Experts {
+            count: 4,
+            used: 2,
+            ffn: 1,
+            shared: 0,
+            normalised: true,
+            every: 1,
+            dense: vec![],
+        };
         // Softmax of these logits: 0.1, 0.4, 0.3, 0.2.
         let logits: Vec<f32> = [0.1f32, 0.4, 0.3, 0.2].iter().map(|p| p.ln() + 7.0).collect();
         let weights = |e: &Experts| {

@@ -1,5 +1,5 @@
-//! Finds a module's weights in a Hugging Face folder, whatever they are packed in: which tensors belong together, and whether
-//! their shapes and values fit.
+//! Finds a module's weights in a Hugging Face folder, whatever they are packed in: which tensors
+//! belong together, and whether their shapes and values fit.
 
 mod bytes;
 mod fours;
@@ -8,11 +8,11 @@ mod torchao;
 
 use serde_json::Value;
 
-use super::{Matrix, Storage};
 use crate::checkpoint::{Folder, Tensor};
 use crate::encoding::packed::{Groups, Layout, Levels, Numbers, Packed, Zeros};
 use crate::encoding::{Encoding, Fp8};
 use crate::error::{Error, Result};
+use crate::weights::{Matrix, Storage};
 
 pub use fours::packed_expert;
 
@@ -26,7 +26,8 @@ struct Module<'a, 'n> {
     config: &'a Value,
 }
 
-/// The matrix of a module that isn't stored as plain floats: what it is, and the tensor that holds its codes.
+/// The matrix of a module that isn't stored as plain floats: what it is, and the tensor that holds
+/// its codes.
 ///
 /// # Errors
 /// A packing that can't be read; tensors that are missing or don't fit together.
@@ -67,7 +68,8 @@ pub(super) fn find<'a>(folder: &'a Folder, name: &str) -> Result<Option<(Matrix<
     }
 }
 
-/// The packing of a module, and the tensor that holds its codes; none for plain floats and what can't be read.
+/// The packing of a module, and the tensor that holds its codes; none for plain floats and what
+/// can't be read.
 pub fn packing_of<'a>(folder: &'a Folder, module: &str) -> Option<(&'static str, &'a Tensor)> {
     let (matrix, codes) = find(folder, module).ok()??;
     Some((matrix.encoding.name(), codes))
@@ -109,7 +111,10 @@ impl<'a> Module<'a, '_> {
     }
 
     fn wrong(&self, what: &str) -> Error {
-        Error::Model(format!("{}: {what}; download the checkpoint again", self.folder.path().display()))
+        Error::Model(format!(
+            "{}: {what}; download the checkpoint again",
+            self.folder.path().display()
+        ))
     }
 
     fn unreadable(&self, t: &Tensor, what: &str) -> Error {
@@ -124,9 +129,11 @@ impl<'a> Module<'a, '_> {
     fn shape(&self, t: &Tensor) -> Result<(usize, usize)> {
         match t.dims[..] {
             [cols, rows] => Ok((rows as usize, cols as usize)),
-            _ => {
-                Err(self.wrong(&format!("tensor {} has the shape {:?}, expected a matrix", t.name, shown(t))))
-            }
+            _ => Err(self.wrong(&format!(
+                "tensor {} has the shape {:?}, expected a matrix",
+                t.name,
+                shown(t)
+            ))),
         }
     }
 
@@ -196,8 +203,8 @@ impl<'a> Module<'a, '_> {
         (Matrix { rows, cols, encoding: Storage::Packed(packed), bytes: self.bytes(t) }, t)
     }
 
-    /// compressed-tensors' `pack-quantized`: `weight_packed`, `weight_scale`, `weight_shape`, and for asymmetric codes
-    /// `weight_zero_point`.
+    /// compressed-tensors' `pack-quantized`: `weight_packed`, `weight_scale`, `weight_shape`, and
+    /// for asymmetric codes `weight_zero_point`.
     fn compressed(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         if t.type_name() != "I32" || self.get("scale_packed").is_some() {
             let formats = self.formats().join(", ");
@@ -232,11 +239,15 @@ impl<'a> Module<'a, '_> {
         let (scales, round) = self.scales(scale, rows * groups)?;
         let per_word = 32 / bits as usize;
         let zeros = match self.get("weight_zero_point") {
-            Some(z) => Zeros::DownRows(self.exact(z, &["I32"], rows.div_ceil(per_word) * groups)?),
+            Some(z) => {
+                Zeros::DownRows(self.exact(z, &["I32"], rows.div_ceil(per_word) * groups)?)
+            }
             None => Zeros::All(1 << (bits - 1)),
         };
         if !cols.is_multiple_of(groups) {
-            return Err(self.wrong(&format!("tensor {} has {groups} groups for {cols} inputs", scale.name)));
+            return Err(
+                self.wrong(&format!("tensor {} has {groups} groups for {cols} inputs", scale.name))
+            );
         }
         Ok(self.matrix(
             t,
@@ -265,14 +276,16 @@ impl<'a> Module<'a, '_> {
     /// The width of the codes: of those that the configuration names the one that the shape fits.
     fn bits(&self, rows: usize, cols: usize, words: usize) -> Option<u32> {
         let groups = self.config["config_groups"].as_object()?;
-        let named = groups.values().filter_map(|g| g["weights"]["num_bits"].as_u64()).map(|b| b as u32);
+        let named =
+            groups.values().filter_map(|g| g["weights"]["num_bits"].as_u64()).map(|b| b as u32);
         named.filter(|b| (1..=8).contains(b)).find(|b| {
             let dense = (cols * *b as usize).div_ceil(32);
             rows > 0 && (dense == words || cols.div_ceil(32 / *b as usize) == words)
         })
     }
 
-    /// GPTQ: `qweight` `[cols · bits / 32, rows]`, `qzeros` `[groups, rows · bits / 32]`, `scales` `[groups, rows]`, `g_idx`.
+    /// GPTQ: `qweight` `[cols · bits / 32, rows]`, `qzeros` `[groups, rows · bits / 32]`, `scales`
+    /// `[groups, rows]`, `g_idx`.
     fn gptq(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let format = self.config["checkpoint_format"].as_str().unwrap_or("gptq");
         let plus = match format {
@@ -289,10 +302,14 @@ impl<'a> Module<'a, '_> {
             false => self.config["bits"].as_u64().unwrap_or(0) as usize,
         };
         if ![2, 3, 4, 8].contains(&bits) {
-            let by = if dynamic { " by its shapes (`dynamic` gives modules other bits)" } else { "" };
+            let by =
+                if dynamic { " by its shapes (`dynamic` gives modules other bits)" } else { "" };
             return Err(self.unreadable(t, &format!("GPTQ of {bits} bits{by}")));
         }
-        if !(words * 32).is_multiple_of(bits) || !(rows * bits).is_multiple_of(32) || t.type_name() != "I32" {
+        if !(words * 32).is_multiple_of(bits)
+            || !(rows * bits).is_multiple_of(32)
+            || t.type_name() != "I32"
+        {
             return Err(self.wrong(&format!(
                 "tensor {} is {} {:?}, which {bits} bits don't fit",
                 t.name,
@@ -357,7 +374,9 @@ impl<'a> Module<'a, '_> {
         let (scales, round) = self.scales(scale, rows * groups)?;
         let zeros = self.exact(self.need("qzeros")?, &["I32"], groups * words)?;
         if groups == 0 || !cols.is_multiple_of(groups) {
-            return Err(self.wrong(&format!("tensor {} has {groups} groups for {cols} inputs", scale.name)));
+            return Err(
+                self.wrong(&format!("tensor {} has {groups} groups for {cols} inputs", scale.name))
+            );
         }
         Ok(self.matrix(
             t,
@@ -372,7 +391,13 @@ impl<'a> Module<'a, '_> {
                 factor: 1.0,
                 divisor: 1.0,
                 zeros: Zeros::Awq(zeros),
-                groups: Groups { rows: 1, cols: cols / groups, by_row: 1, by_group: rows, index: None },
+                groups: Groups {
+                    rows: 1,
+                    cols: cols / groups,
+                    by_row: 1,
+                    by_group: rows,
+                    index: None,
+                },
                 mask: None,
                 round,
             },

@@ -1,14 +1,15 @@
-//! What every candidate is held against: IN's answers and scores, the tokens that open a refusal, the original's goal.
+//! What every candidate is held against: IN's answers and scores, the tokens that open a refusal,
+//! the original's goal.
 
 use super::candidates::Candidate;
-use super::fit::{baseline, Baseline, Scores};
-use super::material::reads_answer;
+use super::gate_rows::reads_answer;
 use super::outcome::Trial;
 use super::reference::{Rates, Reference};
 use super::worth::Outlook;
 use super::{Settings, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SIGNIFICANT};
 use crate::direction::{derive, Classes, Direction};
 use crate::error::{Error, Result};
+use crate::evaluate::{baseline, Baseline, Scores};
 use crate::evaluate::{stats, Answer, Asked, Change, Evaluator, Rate, NEVER};
 use crate::text::{PromptSet, Set, Split};
 
@@ -17,7 +18,8 @@ pub(super) struct Ground<'a> {
     pub evaluator: &'a Evaluator<'a>,
     pub prompts: &'a PromptSet,
     pub settings: &'a Settings,
-    /// The prompts that the choice is made on, of a model that thinks each twice: without a thought, and behind one of IN's.
+    /// The prompts that the choice is made on, of a model that thinks each twice: without a
+    /// thought, and behind one of IN's.
     pub validation: Asked<'a>,
     /// IN on them.
     pub base: Baseline,
@@ -40,15 +42,18 @@ impl<'a> Training<'a> {
     pub fn take(ground: &Ground<'a>) -> Result<Training<'a>> {
         let train = ground.prompts.split(Split::Train);
         // Thoughts take long.
-        let again: Vec<_> = train.iter().copied().step_by(2).filter(|_| ground.validation.think()).collect();
+        let again: Vec<_> =
+            train.iter().copied().step_by(2).filter(|_| ground.validation.think()).collect();
         let asked = ground.evaluator.ask_twice(&train, &again)?;
-        let answer = |asked: &Asked, max_new| ground.evaluator.answer(asked, 0, max_new, &ground.opening);
+        let answer =
+            |asked: &Asked, max_new| ground.evaluator.answer(asked, 0, max_new, &ground.opening);
         let most = ground.settings.max_new_tokens;
         if asked.think() {
             let answers = answer(&asked, most)?;
             return Ok(Training { asked, answers });
         }
-        // Whether a prompt is refused shows early. Whole answers are wanted of those that gates read.
+        // Whether a prompt is refused shows early. Whole answers are wanted of those that gates
+        // read.
         let mut answers = answer(&asked, most.div_ceil(2))?;
         let whole: Vec<usize> =
             (0..train.len()).filter(|&i| reads_answer(i) && train[i].set != Set::Harmful).collect();
@@ -75,7 +80,8 @@ impl<'a> Ground<'a> {
     ) -> Result<Ground<'a>> {
         let split = prompts.split(Split::Validation);
         let mut validation = evaluator.ask_twice(&split, &split)?;
-        if let Some(r) = reference.as_mut().filter(|r| r.answers.len() != validation.prompts.len()) {
+        if let Some(r) = reference.as_mut().filter(|r| r.answers.len() != validation.prompts.len())
+        {
             // Only one of them thinks: they are compared where both answer.
             r.answers.truncate(validation.plain);
             validation.forget_thoughts();
@@ -85,10 +91,12 @@ impl<'a> Ground<'a> {
                 "the model thinks: with thinking on it is asked a second time, behind a thought of its own",
             );
         }
-        // Openings are those of the listed refusals, of the model's own and of the original's, so answers come first.
+        // Openings are those of the listed refusals, of the model's own and of the original's, so
+        // answers come first.
         let mut answers = evaluator.answer(&validation, 0, settings.max_new_tokens, &[])?;
         evaluator.answers_at_once(&answers[..validation.plain])?;
-        let others = reference.iter().flat_map(|r| r.answers.iter().filter(|a| a.set == Set::Harmful));
+        let others =
+            reference.iter().flat_map(|r| r.answers.iter().filter(|a| a.set == Set::Harmful));
         let all: Vec<Answer> = answers.iter().chain(others).cloned().collect();
         let opening = evaluator.refusal_tokens(&all)?;
         if opening.is_empty() {
@@ -96,8 +104,10 @@ impl<'a> Ground<'a> {
                 "no token opens a refusal under this tokenizer and template; check --chat-template with inspect --prompt".into(),
             ));
         }
-        let texts: Vec<String> =
-            opening.iter().map(|&t| format!("{:?}", evaluator.chat.tokenizer.token_text(t))).collect();
+        let texts: Vec<String> = opening
+            .iter()
+            .map(|&t| format!("{:?}", evaluator.chat.tokenizer.token_text(t)))
+            .collect();
         evaluator.progress.note(&format!("tokens that open a refusal: {}", texts.join(" ")));
         evaluator.read_openings(&mut answers, &opening)?;
         if let Some(r) = &mut reference {
@@ -107,7 +117,8 @@ impl<'a> Ground<'a> {
         Ok(Ground { evaluator, prompts, settings, validation, base, opening, reference })
     }
 
-    /// Why no patch is needed, where none is: IN refuses as the original does, or nearly everything.
+    /// Why no patch is needed, where none is: IN refuses as the original does, or nearly
+    /// everything.
     pub fn healthy(&self) -> Option<String> {
         let rate = self.base.scores.harmful.refusal_rate;
         let refuses = format!("it refuses {:.1} % of the harmful validation prompts", 100.0 * rate);
@@ -118,19 +129,23 @@ impl<'a> Ground<'a> {
         let c = Change::of(&r.answers, &self.base.answers, Set::Harmful, None);
         let goal = c.rates.0.refusal_rate;
         let healthy = goal - rate <= LEAST_GAIN + 1e-9 || c.p_value >= SIGNIFICANT;
-        healthy
-            .then(|| format!("{refuses}, the original {:.1} % (McNemar p = {:.2})", 100.0 * goal, c.p_value))
+        healthy.then(|| {
+            format!("{refuses}, the original {:.1} % (McNemar p = {:.2})", 100.0 * goal, c.p_value)
+        })
     }
 
-    /// Why there is nothing to restore, where there isn't: harmful prompts are hardly refused, and no candidate opens a
-    /// refusal or none that was tried goes on with one, or the original does not refuse either.
+    /// Why there is nothing to restore, where there isn't: harmful prompts are hardly refused, and
+    /// no candidate opens a refusal or none that was tried goes on with one, or the original does
+    /// not refuse either.
     pub fn never_refused(&self, candidates: &[Candidate], trials: &[Trial]) -> Option<String> {
         let rate = &self.base.scores.harmful;
         if !rate.is_never() {
             return None;
         }
-        let refuses =
-            format!("it refuses {:.1} % of the harmful validation prompts", 100.0 * rate.refusal_rate);
+        let refuses = format!(
+            "it refuses {:.1} % of the harmful validation prompts",
+            100.0 * rate.refusal_rate
+        );
         match &self.reference {
             Some(r) if r.rates().harmful.is_never() => {
                 Some(format!("{refuses}, and the original {:.1} %: neither was taught to refuse", 100.0 * r.rates().harmful.refusal_rate))
@@ -143,7 +158,8 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// How likely the original refuses a harmful prompt: to refuse more is worth nothing. Without an original 1.
+    /// How likely the original refuses a harmful prompt: to refuse more is worth nothing. Without
+    /// an original 1.
     pub fn goal(&self) -> f64 {
         self.reference.as_ref().map_or(1.0, |r| Outlook::read(&r.answers).mean(Set::Harmful))
     }
@@ -196,7 +212,13 @@ struct Rises {
 }
 
 /// Which limit the scores `s` break beside IN's `b`. What is no number keeps no limit.
-fn miss(b: &Scores, s: &Scores, rises: Rises, max_over_refusal: f64, max_kl: f64) -> Option<Broken> {
+fn miss(
+    b: &Scores,
+    s: &Scores,
+    rises: Rises,
+    max_over_refusal: f64,
+    max_kl: f64,
+) -> Option<Broken> {
     let broken = |found: f64, most: f64, what: String| {
         let excess = if found.is_nan() { f64::INFINITY } else { found / most.max(1e-9) };
         (found.is_nan() || found > most + 1e-9).then_some(Broken { what, excess })
@@ -212,8 +234,12 @@ fn miss(b: &Scores, s: &Scores, rises: Rises, max_over_refusal: f64, max_kl: f64
     if let Some(b) = broken(rise, rises.borderline, what) {
         return Some(b);
     }
-    let rise = (s.harmless.unfinished as f64 - b.harmless.unfinished as f64) / s.harmless.n.max(1) as f64;
-    let what = format!("thoughts about harmless prompts that never end rise by {:.1} points", 100.0 * rise);
+    let rise =
+        (s.harmless.unfinished as f64 - b.harmless.unfinished as f64) / s.harmless.n.max(1) as f64;
+    let what = format!(
+        "thoughts about harmless prompts that never end rise by {:.1} points",
+        100.0 * rise
+    );
     if let Some(b) = broken(rise, max_over_refusal, what) {
         return Some(b);
     }
@@ -229,8 +255,9 @@ fn miss(b: &Scores, s: &Scores, rises: Rises, max_over_refusal: f64, max_kl: f64
         })
 }
 
-/// The direction of every block and post-instruction position. `given`: unit vectors that take the place of the derived ones
-/// at the deciding position; `refused`: [`Classes::refused`] of the training prompts.
+/// The direction of every block and post-instruction position. `given`: unit vectors that take the
+/// place of the derived ones at the deciding position; `refused`: [`Classes::refused`] of the
+/// training prompts.
 pub(super) fn directions(
     evaluator: &Evaluator,
     prompts: &PromptSet,
@@ -289,7 +316,9 @@ mod tests {
             assert!(broken.what.contains(words) && broken.excess > 1.0, "{broken:?}");
         }
         assert!(after(|s| s.borderline.refusal_rate = 0.06, f64::INFINITY).is_none());
-        assert!((after(|s| s.harmless.refusal_rate = 0.015, 0.05).unwrap().excess - 1.5).abs() < 1e-9);
+        assert!(
+            (after(|s| s.harmless.refusal_rate = 0.015, 0.05).unwrap().excess - 1.5).abs() < 1e-9
+        );
         assert_eq!(after(|s| s.kl = f64::NAN, 0.05).unwrap().excess, f64::INFINITY);
     }
 }

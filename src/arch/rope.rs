@@ -4,7 +4,8 @@ use std::f64::consts::TAU;
 
 use serde_json::Value;
 
-use super::config::float;
+use super::from_config::float;
+use super::row::Arch;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -56,7 +57,9 @@ impl Rope {
 
     /// What a query at a position is multiplied by.
     pub fn growth_at(&self, position: usize) -> f32 {
-        self.growth.map_or(1.0, |(beta, length)| 1.0 + beta * (1.0 + (position / length.max(1)) as f32).ln())
+        self.growth.map_or(1.0, |(beta, length)| {
+            1.0 + beta * (1.0 + (position / length.max(1)) as f32).ln()
+        })
     }
 
     fn plain(theta: f64, dims: usize, style: RopeStyle) -> Rope {
@@ -108,10 +111,10 @@ fn sharpness(factor: f64, m: f64) -> f64 {
 ///
 /// # Errors
 /// A scaling that can't be run; numbers that make no sense.
-pub(super) fn from_gguf(file: &Gguf, arch: &super::Arch, head_dim: usize, context: usize) -> Result<Rope> {
+pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usize) -> Result<Rope> {
     let path = file.path().display().to_string();
     let number = |key: &str| file.get_f32(&format!("{}.rope.{key}", arch.gguf)).map(f64::from);
-    let whole = |key: &str| super::spec::number(file, &format!("{}.rope.{key}", arch.gguf));
+    let whole = |key: &str| super::from_gguf::number(file, &format!("{}.rope.{key}", arch.gguf));
     let theta = number("freq_base").unwrap_or(10000.0);
     if !(theta.is_finite() && theta > 0.0) {
         return Err(Error::Model(format!(
@@ -184,8 +187,11 @@ pub(super) fn from_gguf(file: &Gguf, arch: &super::Arch, head_dim: usize, contex
 
 fn factors(file: &Gguf, name: &str, dims: usize) -> Result<Option<Vec<f32>>> {
     let Some(t) = file.tensor(name) else { return Ok(None) };
-    let values: Vec<f32> =
-        file.bytes(t).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let values: Vec<f32> = file
+        .bytes(t)
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
     let sound = |f: &f32| f.is_finite() && *f > 0.0;
     if t.type_id != 0 || values.len() != dims / 2 || !values.iter().all(sound) {
         return Err(Error::Model(format!(
@@ -205,7 +211,7 @@ fn factors(file: &Gguf, name: &str, dims: usize) -> Result<Option<Vec<f32>>> {
 pub(super) fn from_config(
     c: &Value,
     path: &str,
-    arch: &super::Arch,
+    arch: &Arch,
     head_dim: usize,
     of: &str,
 ) -> Result<Rope> {
@@ -225,7 +231,8 @@ pub(super) fn from_config(
     let theta = theta.or(float(c, "rope_theta", path)?).unwrap_or(10000.0);
     let share = either("partial_rotary_factor")?.unwrap_or(1.0);
     let dims = (head_dim as f64 * share) as usize;
-    let sound = theta.is_finite() && theta > 0.0 && dims > 0 && dims <= head_dim && dims.is_multiple_of(2);
+    let sound =
+        theta.is_finite() && theta > 0.0 && dims > 0 && dims <= head_dim && dims.is_multiple_of(2);
     if !sound {
         return Err(Error::Model(format!(
             "{path}: a rope base of {theta} over {dims} of {head_dim} dimensions makes no sense"
@@ -234,7 +241,9 @@ pub(super) fn from_config(
     let positive = |v: &f64| v.is_finite() && *v > 0.0;
     let need = |key: &str| {
         get(key).filter(positive).ok_or_else(|| {
-            Error::Model(format!("{path}: the rope scaling's `{key}` is missing or not a positive number"))
+            Error::Model(format!(
+                "{path}: the rope scaling's `{key}` is missing or not a positive number"
+            ))
         })
     };
     let original = "original_max_position_embeddings";
@@ -249,7 +258,8 @@ pub(super) fn from_config(
         "default" | "dynamic" | "mrope" => {}
         "linear" => rope.scale = (1.0 / need("factor")?) as f32,
         "llama3" => {
-            let (factor, low, high) = (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
+            let (factor, low, high) =
+                (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
             let context = need(original)?;
             let of = |i: usize| {
                 let wavelength = TAU * theta.powf(2.0 * i as f64 / dims as f64);

@@ -1,6 +1,7 @@
 //! What stands between a writer's matrix and the residual stream.
 
-use super::{Model, Role, Writer};
+use super::Model;
+use crate::arch::{Role, Writer};
 use crate::error::Result;
 
 /// Share of a norm's mean squared weight that bounds what is made of its smallest ones.
@@ -45,8 +46,8 @@ impl Behind {
     }
 
     /// What must be added to a product of root mean square `rms` to add `unit` to the residual
-    /// stream, as long as it changes that length little: the norm fixes the length of what is added,
-    /// so that more of one direction is less of all others.
+    /// stream, as long as it changes that length little: the norm fixes the length of what is
+    /// added, so that more of one direction is less of all others.
     pub fn written(&self, unit: &[f32], rms: f64) -> Vec<f32> {
         let factor = f64::from(self.factor);
         let Some(norm) = &self.norm else {

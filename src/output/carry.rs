@@ -1,10 +1,13 @@
-//! What can carry an edit in which form, so that the client hears it (llama.cpp `src/models/*.cpp`).
+//! What can carry an edit in which form, so that the client hears it (llama.cpp
+//! `src/models/*.cpp`).
 
-use super::{Emit, Method};
+use crate::arch::Arch;
+use crate::edit::Method;
 use crate::error::{Error, Result};
-use crate::model::Arch;
+use crate::output::Emit;
 
-/// Architectures whose llama.cpp graph never adds a control vector (`src/models/*.cpp` without `build_cvec`).
+/// Architectures whose llama.cpp graph never adds a control vector (`src/models/*.cpp` without
+/// `build_cvec`).
 const DEAF: [&str; 16] = [
     "hy-v4",
     "plamo2",
@@ -24,12 +27,19 @@ const DEAF: [&str; 16] = [
     "t5encoder",
 ];
 
-/// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in the form that is asked for;
-/// `experts`: the model has some.
+/// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in
+/// the form that is asked for; `experts`: the model has some.
 ///
 /// # Errors
-/// An architecture whose graph ignores control vectors, or whose loader refuses a bias; a gate in a form that has none.
-pub fn can_carry(arch: &str, experts: bool, folder: bool, emit: Emit, method: Method) -> Result<()> {
+/// An architecture whose graph ignores control vectors, or whose loader refuses a bias; a gate in a
+/// form that has none.
+pub fn can_carry(
+    arch: &str,
+    experts: bool,
+    folder: bool,
+    emit: Emit,
+    method: Method,
+) -> Result<()> {
     let refuse = |what: &str| {
         let hint = "use --emit weights or --emit lora, with --method auto";
         Err(Error::unsupported(format!("{what} (architecture {arch})"), hint))
@@ -42,12 +52,16 @@ pub fn can_carry(arch: &str, experts: bool, folder: bool, emit: Emit, method: Me
         };
     }
     match (emit, method) {
-        (Emit::ControlVector, _) if DEAF.contains(&arch) => refuse("llama.cpp ignores control vectors here"),
+        (Emit::ControlVector, _) if DEAF.contains(&arch) => {
+            refuse("llama.cpp ignores control vectors here")
+        }
         (Emit::ControlVector, Method::Gated | Method::Amplify | Method::Restore) => {
             refuse("a control vector is a constant")
         }
         (Emit::Lora, Method::Add) => refuse("a LoRA adapter can't carry a constant"),
-        (Emit::Weights, Method::Add) if experts || !Arch::of_gguf(arch).is_some_and(|a| a.takes_bias) => {
+        (Emit::Weights, Method::Add)
+            if experts || !Arch::of_gguf(arch).is_some_and(|a| a.takes_bias) =>
+        {
             refuse("llama.cpp refuses files with a bias of attn_output or ffn_down here")
         }
         _ => Ok(()),

@@ -1,19 +1,24 @@
-//! A candidate as it would be written: folded into bytes, measured by greedy answers, held to the limits.
+//! A candidate as it would be written: folded into bytes, measured by greedy answers, held to the
+//! limits.
 
+use super::baseline::{Broken, Ground};
 use super::candidates::Candidate;
-use super::fit::Scores;
-use super::ground::{Broken, Ground};
 use super::outcome::{TensorReport, Trial};
 use super::worth::Outlook;
-use super::{Emit, EncodingChoice, LEAST_GAIN, SIGNIFICANT};
-use crate::edit::fold::{achieved_all, norm};
+use super::{EncodingChoice, LEAST_GAIN, SIGNIFICANT};
+use crate::edit::fold::achieved_all;
 use crate::edit::stack::{fold_all, recode_all};
+use crate::edit::RankOne;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
+use crate::evaluate::Scores;
 use crate::evaluate::{Answer, DraftRead, Drafts, Evaluator, Rate};
-use crate::model::{Part, RankOne, Replacement, Storage};
+use crate::model::{Part, Replacement};
+use crate::num::norm;
+use crate::output::Emit;
 use crate::text::Set;
+use crate::weights::Storage;
 
 fn describe(c: &Candidate, s: &Scores) -> String {
     let mut out = format!("{} strength {:.2}: ", c.place(), c.strength);
@@ -57,12 +62,14 @@ pub(super) enum Tried {
     Useless(String),
 }
 
-/// Most that a fold may change off the edit's direction, in energy on harmless inputs, before the tensor gets a finer encoding.
+/// Most that a fold may change off the edit's direction, in energy on harmless inputs, before the
+/// tensor gets a finer encoding.
 const MAX_OFF_DIRECTION: f64 = 0.02;
 
 impl Ground<'_> {
-    /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken limit is said in words.
-    /// `inputs`: what the writers read on harmless validation prompts; `trials`: where the scores are noted.
+    /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken
+    /// limit is said in words. `inputs`: what the writers read on harmless validation prompts;
+    /// `trials`: where the scores are noted.
     pub fn try_out(
         &self,
         index: usize,
@@ -77,7 +84,8 @@ impl Ground<'_> {
         if !constant {
             match self.store(candidate, inputs) {
                 Ok(stored) => (replaced, tensors) = stored,
-                // An adapter is the same edit as the fold wherever there is one; it needs no grid where there is none.
+                // An adapter is the same edit as the fold wherever there is one; it needs no grid
+                // where there is none.
                 Err(Error::Gate(_)) if self.settings.emit == Emit::Lora => beside = true,
                 Err(Error::Gate(reason)) => return Ok(Tried::Useless(reason)),
                 Err(e) => return Err(e),
@@ -109,8 +117,8 @@ impl Ground<'_> {
         })))
     }
 
-    /// Scores and answers of a trial, and the limit that it breaks. The cheap limits come first: where one is broken nothing
-    /// more is asked, and what was not measured is no number.
+    /// Scores and answers of a trial, and the limit that it breaks. The cheap limits come first:
+    /// where one is broken nothing more is asked, and what was not measured is no number.
     fn measure_trial(
         &self,
         after: &Evaluator,
@@ -118,11 +126,13 @@ impl Ground<'_> {
         drafts: Option<&Drafts>,
     ) -> Result<(Scores, Vec<Answer>, Option<Broken>)> {
         let (base, max_new) = (&self.base, self.settings.max_new_tokens);
-        // What an edit does to the others ends most trials. Harmful prompts come first in their order.
+        // What an edit does to the others ends most trials. Harmful prompts come first in their
+        // order.
         let prompts = &self.validation.prompts;
         let (harmful, others): (Vec<usize>, Vec<usize>) =
             (0..self.validation.plain).partition(|&i| prompts[i].set == Set::Harmful);
-        let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit, &others)?))).transpose()?;
+        let drafts =
+            drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit, &others)?))).transpose()?;
         let drift = match &drafts {
             Some((drafts, read)) => base.drift_from(after, edit, drafts, read)?,
             None => base.drift(after, edit)?,
@@ -141,7 +151,15 @@ impl Ground<'_> {
         }
         let answers = if let Some((drafts, read)) = &drafts {
             let answer = |read: &DraftRead, prompts: &[usize]| {
-                after.answer_from(&self.validation, drafts, read, prompts, edit, max_new, &self.opening)
+                after.answer_from(
+                    &self.validation,
+                    drafts,
+                    read,
+                    prompts,
+                    edit,
+                    max_new,
+                    &self.opening,
+                )
             };
             let others = answer(read, &others)?;
             scores.harmless = Rate::of(&others, Set::Harmless);
@@ -160,8 +178,13 @@ impl Ground<'_> {
         Ok((scores, answers, miss))
     }
 
-    /// Folds a candidate into the tensors' own encodings, or into wider ones where the grid can't hold it.
-    fn store(&self, c: &Candidate, inputs: &WriterInputs) -> Result<(Vec<Replacement>, Vec<TensorReport>)> {
+    /// Folds a candidate into the tensors' own encodings, or into wider ones where the grid can't
+    /// hold it.
+    fn store(
+        &self,
+        c: &Candidate,
+        inputs: &WriterInputs,
+    ) -> Result<(Vec<Replacement>, Vec<TensorReport>)> {
         let mut replacements = Vec::new();
         let mut reports = Vec::new();
         for term in &c.edit {
@@ -211,7 +234,9 @@ impl Ground<'_> {
                 .collect(),
         };
         let mut gain = None;
-        for step in ladder.into_iter().filter(|e| e.is_none_or(|e| w.cols.is_multiple_of(e.block_len()))) {
+        for step in
+            ladder.into_iter().filter(|e| e.is_none_or(|e| w.cols.is_multiple_of(e.block_len())))
+        {
             let wider = step.filter(|e| own != Some(*e));
             let encoding = wider.map_or(w.encoding, Storage::Blocks);
             let mut ways = Vec::new();
@@ -229,7 +254,8 @@ impl Ground<'_> {
                 let after = stack.with(encoding, &bytes);
                 let stored = achieved_all(stack, &after, u, v);
                 gain = Some(stored.gain);
-                // A folder's tensors have no finer encoding to go to: there the limits on the answers decide.
+                // A folder's tensors have no finer encoding to go to: there the limits on the
+                // answers decide.
                 let auto = self.settings.encoding == EncodingChoice::Auto && !folder;
                 if auto && encoding.blocks() != Some(Encoding::F16) {
                     let x = inputs_of(inputs, term.layer, term.writer, part);
@@ -252,7 +278,9 @@ impl Ground<'_> {
         }
         let what = match gain {
             Some(gain) => format!("holds {:.1} % of the edit", 100.0 * gain),
-            None => format!("has rows of {} elements, which the encoding asked for can't hold", w.cols),
+            None => {
+                format!("has rows of {} elements, which the encoding asked for can't hold", w.cols)
+            }
         };
         let hint = if folder { "--emit lora" } else { "--encoding auto, q8_0 or f16" };
         Err(Error::Gate(format!("tensor {name} ({}) {what}; use {hint}", w.encoding.name())))

@@ -1,13 +1,18 @@
-//! Which blocks an edit may touch, along which directions, and what each of their writers can be edited with.
+//! Which blocks an edit may touch, along which directions, and what each of their writers can be
+//! edited with.
 
+use super::baseline::{directions, Ground, Training};
 use super::gates::Gates;
-use super::ground::{directions, Ground, Training};
 use super::scan::Scan;
-use super::{Emit, Method, Source, Toward};
+use super::{Source, Toward};
+use crate::arch::Writer;
 use crate::direction::Direction;
-use crate::edit::fold::norm;
+use crate::edit::Method;
 use crate::error::{Error, Result};
-use crate::model::{Matrix, Part, Writer};
+use crate::model::Part;
+use crate::num::{norm, random_unit};
+use crate::output::Emit;
+use crate::weights::Matrix;
 
 /// What a writer's term is made from.
 #[derive(Clone)]
@@ -32,8 +37,8 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// How much can be hoped of it: what writing there gains, times the separation of its best gate; what the best of its
-    /// writers lost, where that is put back.
+    /// How much can be hoped of it: what writing there gains, times the separation of its best
+    /// gate; what the best of its writers lost, where that is put back.
     pub fn promise(&self) -> f64 {
         let of = |i: &Ingredient| match i.separation.is_nan() {
             true => norm(&i.v) / i.weight_norm.max(f64::MIN_POSITIVE),
@@ -61,7 +66,9 @@ pub(super) fn layers(
             crate::progress::check()?;
             let own = model.parts(direction.layer, writer)?;
             let original = match (method, &ground.reference) {
-                (Method::Restore, Some(r)) => Some(r.evaluator.model.parts(direction.layer, writer)?),
+                (Method::Restore, Some(r)) => {
+                    Some(r.evaluator.model.parts(direction.layer, writer)?)
+                }
                 _ => None,
             };
             let unit = &direction.unit;
@@ -99,8 +106,8 @@ pub(super) fn layers(
     Ok(out)
 }
 
-/// Wᵀ r̂, or (W₀ − W)ᵀ r̂ where there is an `original` W₀ of the same shape, of all matrices of a writer side by side; and
-/// ‖W‖. A row of each at a time is decoded.
+/// Wᵀ r̂, or (W₀ − W)ᵀ r̂ where there is an `original` W₀ of the same shape, of all matrices of a
+/// writer side by side; and ‖W‖. A row of each at a time is decoded.
 fn project(own: &[Part], original: Option<&[Part]>, unit: &[f32]) -> (Vec<f32>, f64) {
     let (mut all, mut energy) = (Vec::new(), 0.0f64);
     let mut originals = original.into_iter().flatten().flat_map(|p| p.stack.iter());
@@ -127,29 +134,12 @@ pub(super) fn own_directions(ground: &Ground, training: &Training) -> Result<Vec
     let spec = &ground.evaluator.model.spec;
     let given = match &ground.settings.source {
         Source::Own => Vec::new(),
-        Source::Random(seed) => {
-            (0..spec.layers).map(|l| (l, random_unit(spec.hidden, seed.wrapping_add(l as u64)))).collect()
-        }
+        Source::Random(seed) => (0..spec.layers)
+            .map(|l| (l, random_unit(spec.hidden, seed.wrapping_add(l as u64))))
+            .collect(),
         Source::Given(saved) => saved.clone(),
     };
     directions(ground.evaluator, ground.prompts, &given, training.refused())
-}
-
-/// A Gaussian direction (Box–Muller over SplitMix64).
-fn random_unit(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) as f64 + 0.5) / (u64::MAX as f64 + 1.0)
-    };
-    let v: Vec<f32> = (0..n)
-        .map(|_| ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32)
-        .collect();
-    let length = norm(&v);
-    v.iter().map(|x| (f64::from(*x) / length) as f32).collect()
 }
 
 /// Every block's directions, kind by kind: what the causal scan compares.
@@ -162,10 +152,13 @@ pub(super) fn kinds(ground: &Ground, own: &[Direction]) -> Result<Vec<(Toward, V
         Source::Given(saved) => {
             let (first, last) = ground.settings.layers.unwrap_or((0, usize::MAX));
             let is_saved = |d: &Direction| saved.iter().any(|(l, _)| *l == d.layer);
-            let given = cloned().into_iter().filter(|d| is_saved(d) && (first..=last).contains(&d.layer));
+            let given =
+                cloned().into_iter().filter(|d| is_saved(d) && (first..=last).contains(&d.layer));
             let (given, away): (Vec<Direction>, Vec<Direction>) = given.partition(|d| d.own > 0.0);
             // A block that was asked for by number is not left out without a word.
-            if let Some(d) = away.first().filter(|_| given.is_empty() || ground.settings.layers.is_some()) {
+            if let Some(d) =
+                away.first().filter(|_| given.is_empty() || ground.settings.layers.is_some())
+            {
                 return Err(Error::Gate(format!(
                     "the saved direction of block {} points away from refusal in this model (cosine {:.2}); this tool only restores refusal",
                     d.layer, d.own
@@ -174,11 +167,15 @@ pub(super) fn kinds(ground: &Ground, own: &[Direction]) -> Result<Vec<(Toward, V
             return Ok(vec![(Toward::Given, given)]);
         }
     }
-    let refused = own.iter().filter_map(|d| Some(Direction { unit: d.refused.clone()?, ..(*d).clone() }));
+    let refused =
+        own.iter().filter_map(|d| Some(Direction { unit: d.refused.clone()?, ..(*d).clone() }));
     let mut kinds = vec![(Toward::Projected, cloned()), (Toward::Refused, refused.collect())];
     if let Some(reference) = &ground.reference {
         let originals = &reference.directions;
-        kinds.push((Toward::Original, own.iter().filter_map(|d| of_original(d, originals)).collect()));
+        kinds.push((
+            Toward::Original,
+            own.iter().filter_map(|d| of_original(d, originals)).collect(),
+        ));
         kinds.push((Toward::Taken, own.iter().filter_map(|d| taken(d, originals)).collect()));
     }
     kinds.retain(|(_, of)| !of.is_empty());
@@ -206,7 +203,10 @@ pub(super) fn pick_layers(
         return (0..restorable(layers)).collect();
     }
     let gain = |layer: usize| {
-        kinds.iter().map(|(toward, _)| scan.gain(layer, *toward, settings.emit)).fold(f64::MIN, f64::max)
+        kinds
+            .iter()
+            .map(|(toward, _)| scan.gain(layer, *toward, settings.emit))
+            .fold(f64::MIN, f64::max)
     };
     // llama.cpp can't steer block 0 by a control vector.
     let first = usize::from(settings.emit == Emit::ControlVector);
@@ -219,12 +219,14 @@ pub(super) fn pick_layers(
     all
 }
 
-/// Blocks, from 0, whose losses `restore` puts back: the first four fifths. Later ones write too near to the output.
+/// Blocks, from 0, whose losses `restore` puts back: the first four fifths. Later ones write too
+/// near to the output.
 fn restorable(layers: usize) -> usize {
     (layers * 4).div_ceil(5).max(1)
 }
 
-/// The directions that the picked layers may be edited along by a method, those that gain most first.
+/// The directions that the picked layers may be edited along by a method, those that gain most
+/// first.
 pub(super) fn towards(
     ground: &Ground,
     method: Method,
@@ -240,7 +242,9 @@ pub(super) fn towards(
     };
     let mut some: Vec<(Toward, Vec<Direction>)> = kinds
         .iter()
-        .map(|(toward, of)| (*toward, of.iter().filter(|d| picked.contains(&d.layer)).cloned().collect()))
+        .map(|(toward, of)| {
+            (*toward, of.iter().filter(|d| picked.contains(&d.layer)).cloned().collect())
+        })
         .filter(|(_, of): &(_, Vec<Direction>)| !of.is_empty())
         .collect();
     if method == Method::Restore {
@@ -251,10 +255,12 @@ pub(super) fn towards(
     some
 }
 
-/// The original's direction and gap in a layer; none where it points away from refusal in this model.
+/// The original's direction and gap in a layer; none where it points away from refusal in this
+/// model.
 fn of_original(own: &Direction, originals: &[Direction]) -> Option<Direction> {
     let original = originals.iter().find(|d| d.layer == own.layer)?;
-    let cosine: f64 = original.unit.iter().zip(&own.unit).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let cosine: f64 =
+        original.unit.iter().zip(&own.unit).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     (cosine > 0.0).then(|| Direction {
         unit: original.unit.clone(),
         gap: original.gap,

@@ -1,7 +1,7 @@
 //! The rows. What differs from [`PLAIN`] is what makes an architecture.
 
-use super::{Activation, Arch, Norms, QkNorm, Windows};
-use crate::model::rope::RopeStyle;
+use super::rope::RopeStyle;
+use super::row::{Activation, Arch, Norms, QkNorm, Windows};
 
 /// Llama's block without its name.
 const PLAIN: Arch = Arch {
@@ -25,8 +25,12 @@ const PLAIN: Arch = Arch {
 };
 
 /// What all Gemmas have.
-const GEMMA: Arch =
-    Arch { activation: Activation::GeluTanh, scaled_embedding: true, norms_minus_one: true, ..PLAIN };
+const GEMMA: Arch = Arch {
+    activation: Activation::GeluTanh,
+    scaled_embedding: true,
+    norms_minus_one: true,
+    ..PLAIN
+};
 
 pub(super) const ROWS: &[Arch] = &[
     Arch {
@@ -76,7 +80,12 @@ pub(super) const ROWS: &[Arch] = &[
         model_types: &["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"],
         ..PLAIN
     },
-    Arch { gguf: "qwen3vl", model_types: &["qwen3_vl", "qwen3_vl_text"], qk_norm: QkNorm::Head, ..PLAIN },
+    Arch {
+        gguf: "qwen3vl",
+        model_types: &["qwen3_vl", "qwen3_vl_text"],
+        qk_norm: QkNorm::Head,
+        ..PLAIN
+    },
     Arch {
         gguf: "phi3",
         model_types: &["phi3"],
@@ -150,7 +159,15 @@ pub(super) const ROWS: &[Arch] = &[
 /// Families that are asked for and can't be run, with what they have that this decoder hasn't.
 pub(super) const FOREIGN: &[(&[&str], &str)] = &[
     (
-        &["qwen35", "qwen35moe", "qwen3next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_next"],
+        &[
+            "qwen35",
+            "qwen35moe",
+            "qwen3next",
+            "qwen3_5",
+            "qwen3_5_text",
+            "qwen3_5_moe",
+            "qwen3_next",
+        ],
         "most of its blocks are gated delta nets",
     ),
     (
@@ -158,7 +175,10 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
         "it has embeddings in every block, and blocks that share keys and values",
     ),
     (&["gpt-oss", "gptoss", "gpt_oss"], "it has attention sinks and experts with biases"),
-    (&["deepseek2", "deepseek_v2", "deepseek_v3", "glm-dsa", "kimi_k25"], "it has latent attention (MLA)"),
+    (
+        &["deepseek2", "deepseek_v2", "deepseek_v3", "glm-dsa", "kimi_k25"],
+        "it has latent attention (MLA)",
+    ),
     (&["glm4moe", "glm4_moe"], "its experts are chosen by a sigmoid router"),
     (&["llama4", "llama4_text"], "its attention is chunked, and experts scale their input"),
     (&["lfm2", "lfm2moe", "lfm2_moe"], "most of its blocks are short convolutions"),

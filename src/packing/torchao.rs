@@ -1,15 +1,17 @@
-//! torchao's tensors as transformers saves them: `_weight_qdata`, `_weight_scale`, `_weight_zero_point`.
+//! torchao's tensors as transformers saves them: `_weight_qdata`, `_weight_scale`,
+//! `_weight_zero_point`.
 
 use super::Module;
 use crate::checkpoint::Tensor;
 use crate::encoding::packed::{Layout, Levels, Packed, Zeros};
 use crate::encoding::Fp8;
 use crate::error::Result;
-use crate::model::Matrix;
+use crate::weights::Matrix;
 
 impl<'a> Module<'a, '_> {
-    /// `Int8Tensor`, `Float8Tensor` and `IntxUnpackedToInt8Tensor`: an element a byte. Scales are of one weight, one output, one
-    /// group of inputs or one block; values are rounded to the model's type.
+    /// `Int8Tensor`, `Float8Tensor` and `IntxUnpackedToInt8Tensor`: an element a byte. Scales are
+    /// of one weight, one output, one group of inputs or one block; values are rounded to the
+    /// model's type.
     pub(super) fn torchao(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let kind = t.type_name();
         let levels = match kind.as_str() {
@@ -34,7 +36,11 @@ impl<'a> Module<'a, '_> {
             Some(z) if z.type_name() == "I8" && groups.rows == 1 => {
                 Zeros::Bytes(self.exact(z, &["I8"], scale.elements() as usize)?)
             }
-            Some(z) => return Err(self.unreadable(z, "torchao, zero points that are no bytes of an output")),
+            Some(z) => {
+                return Err(
+                    self.unreadable(z, "torchao, zero points that are no bytes of an output")
+                )
+            }
             None => Zeros::All(0),
         };
         Ok(self.matrix(
@@ -57,14 +63,17 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// The narrowest `weight_dtype` that the configuration names: a byte can hold codes of fewer bits.
+    /// The narrowest `weight_dtype` that the configuration names: a byte can hold codes of fewer
+    /// bits.
     fn intx_bits(&self) -> u32 {
         fn least(v: &serde_json::Value) -> u32 {
             match v {
                 serde_json::Value::Object(map) => {
-                    let own = map.get("weight_dtype").and_then(|d| d["_data"].as_str().or(d.as_str()));
                     let own =
-                        own.and_then(|d| d.trim_start_matches("torch.").strip_prefix("int")?.parse().ok());
+                        map.get("weight_dtype").and_then(|d| d["_data"].as_str().or(d.as_str()));
+                    let own = own.and_then(|d| {
+                        d.trim_start_matches("torch.").strip_prefix("int")?.parse().ok()
+                    });
                     map.values().map(least).chain(own).min().unwrap_or(8)
                 }
                 serde_json::Value::Array(list) => list.iter().map(least).min().unwrap_or(8),
