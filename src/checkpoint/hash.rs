@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{Checkpoint, Tensors};
-use crate::progress::{check, Progress};
+use crate::progress::Progress;
 use crate::{Error, Result};
 
 /// How much is hashed between two looks at whether the user wants to stop: some milliseconds'
@@ -23,7 +23,7 @@ pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK];
     loop {
-        check()?;
+        progress.check()?;
         let n = file.read(&mut buffer).map_err(Error::io(path))?;
         if n == 0 {
             break;
@@ -60,7 +60,7 @@ pub fn sha256_tensors(file: &impl Tensors, progress: &dyn Progress) -> Result<Ve
     let hash = |t: &super::Tensor| {
         let mut hasher = Sha256::new();
         for chunk in file.bytes(t).chunks(CHUNK) {
-            check()?;
+            progress.check()?;
             hasher.update(chunk);
             progress.advance(chunk.len() as u64);
         }

@@ -96,6 +96,9 @@ pub struct PatchArgs {
 /// Options of every command that runs a model.
 #[derive(Args, Clone)]
 pub struct RunArgs {
+    /// Ends what runs.
+    #[arg(skip)]
+    pub cancel: refusal_patch::progress::Cancel,
     /// Harmful prompts instead of the built-in ones: by the file's ending .txt (one a line), .json,
     /// .jsonl, .ndjson, .csv or .tsv
     #[arg(long, value_name = "F")]

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::args::{CompareArgs, RunArgs};
 use super::measure::{still_thinking, NO_LOG_ODDS};
-use super::session::{prompts, Session};
+use super::session::{open, prompts};
 use super::table::{cells, changes, percent, table};
 
 pub fn run(args: CompareArgs) -> Result<u8> {
@@ -49,7 +49,7 @@ pub fn run(args: CompareArgs) -> Result<u8> {
 
 /// Runs one model, and closes it again.
 fn profile(path: &Path, run: &RunArgs, prompts: &PromptSet) -> Result<Profile> {
-    let session = Session::open(path, run)?;
+    let session = open(path, run)?;
     Profile::take(&session.evaluator(), prompts, run.max_new_tokens.into())
 }
 
@@ -69,10 +69,10 @@ fn text(c: &Comparison) -> String {
         points(c.max_drop),
         whole.map_or(1.0, |w| w.p_value)
     );
-    if let Some(w) = whole.filter(|w| w.rates.0.refusal_rate < 0.5) {
+    if let Some(w) = whole.filter(|w| w.rates.before.refusal_rate < 0.5) {
         out += &format!(
             "note: the original itself refuses only {} of the harmful prompts\n",
-            percent(w.rates.0.refusal_rate)
+            percent(w.rates.before.refusal_rate)
         );
     }
     let of = |wanted: fn(&&Change) -> bool| c.refusal.iter().filter(wanted);

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use super::args::DiffArgs;
 use super::progress::Bars;
-use super::session::{prompts, Session};
+use super::session::{open, prompts};
 use super::table::{cells, percent, table};
 
 /// A tensor that differs.
@@ -49,7 +49,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let provenance = Provenance::of(&after)?;
     let edits = provenance.as_ref().map_or(&[][..], |p| &p.edits);
     let prompts = prompts(&args.run)?;
-    let session = Session::open(&args.before, &args.run);
+    let session = open(&args.before, &args.run);
     let models = [&args.before, &args.after].map(|p| Model::open(p));
     let site = |name: &str| {
         let model = &session.as_ref().ok()?.model;

@@ -12,8 +12,9 @@ use refusal_patch::Result;
 use serde_json::{json, Value};
 
 use super::args::InspectArgs;
-use super::session::{chat, own_prompts, template};
+use super::session::{options, own_prompts};
 use super::table::{bytes, cells, table};
+use refusal_patch::session::{chat, template, tokenizer};
 
 /// The tensors of a writer.
 fn could_touch(file: &Checkpoint, names: &Names, layer: usize, writer: Writer) -> Vec<Value> {
@@ -191,9 +192,9 @@ fn show_prompts(args: &InspectArgs, file: &Checkpoint) -> Result<u8> {
         (None, None) => Vec::new(),
     };
     let (tokenizer, chat) = if args.raw {
-        (Some(super::session::tokenizer(file, &args.run)?), None)
+        (Some(tokenizer(file, &options(&args.run))?), None)
     } else {
-        (None, Some(chat(file, &args.run)?))
+        (None, Some(chat(file, &options(&args.run))?))
     };
     let mut shown = Vec::new();
     for text in &texts {

@@ -1,18 +1,16 @@
 //! `derive` and `eval`.
 
-use refusal_patch::edit::Edit;
 use refusal_patch::evaluate::judge::Verdict;
-use refusal_patch::evaluate::{categories, Evaluator, Rate};
-use refusal_patch::forward::Sequence;
+use refusal_patch::evaluate::{categories, AnswerOptions, Evaluator, Rate};
 use refusal_patch::output::Emit;
 use refusal_patch::output::{preflight, write_direction, Sidecar};
 use refusal_patch::search::{self, Derived, LayerScore, Settings, Toward};
 use refusal_patch::text::{PromptRecord, Set, Split};
-use refusal_patch::Result;
+use refusal_patch::{Error, Result};
 use serde_json::json;
 
 use super::args::{DeriveArgs, EvalArgs};
-use super::session::{own_prompts, prompts, Session};
+use super::session::{open, own_prompts, prompts};
 use super::table::{cells, percent, table};
 
 /// Why there are no log-odds, in JSON.
@@ -20,7 +18,7 @@ pub const NO_LOG_ODDS: &str =
     "the first token of an answer that begins with a thinking block says nothing about refusal";
 
 pub fn derive(args: DeriveArgs) -> Result<u8> {
-    let session = Session::open(&args.model, &args.run)?;
+    let session = open(&args.model, &args.run)?;
     preflight(session.model.file.path(), &args.output, 1 << 20, args.force)?;
     let prompts = prompts(&args.run)?;
     let settings =
@@ -34,7 +32,7 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
         super::json(&scores)?,
         &prompts.sha256(),
         args.force,
-        &session.bars,
+        session.progress(),
     )?;
     if args.run.json {
         super::print_json(
@@ -74,12 +72,12 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
 }
 
 pub fn eval(args: EvalArgs) -> Result<u8> {
-    let session = Session::open(&args.model, &args.run)?;
-    let edits: Vec<Edit> = match &args.sidecar {
-        Some(path) => vec![Sidecar::read(path, &session.model, &session.bars)?.edit],
-        None => Vec::new(),
-    };
-    let evaluator = Evaluator { edits: &edits, ..session.evaluator() };
+    let session = open(&args.model, &args.run)?;
+    let sidecar = args.sidecar.as_ref();
+    let edit = sidecar
+        .map(|path| Ok::<_, Error>(Sidecar::read(path, &session.model, session.progress())?.edit))
+        .transpose()?;
+    let evaluator = Evaluator { edit: edit.as_ref(), ..session.evaluator() };
     let max_new = usize::from(args.run.max_new_tokens);
     let (owned, of) = match &args.prompts {
         Some(path) => (own_prompts(path)?, path.display().to_string()),
@@ -92,19 +90,16 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
         }
     };
     let list: Vec<&PromptRecord> = owned.iter().collect();
-    let tokens: Vec<Vec<u32>> = if args.raw {
+    let sequences: Vec<Vec<u32>> = if args.raw {
         let encode = |p: &&PromptRecord| session.chat.tokenizer.encode(&p.prompt, true);
         list.iter().map(|p| evaluator.with_bos(&encode(p))).collect()
     } else {
         evaluator.samples(&list)?.into_iter().map(|s| s.tokens).collect()
     };
-    let edit = edits.len();
-    let sequences: Vec<Sequence> =
-        tokens.into_iter().map(|tokens| Sequence { tokens, edit }).collect();
-    let mut answers = evaluator.answers_to(&list, &sequences, max_new, &[])?;
+    let mut answers = evaluator.answers_to(&list, &sequences, AnswerOptions::new(max_new))?;
     evaluator.read_refusals(&mut answers)?;
     // Whoever asks for own prompts wants these answers.
-    let perplexity = args.prompts.is_none().then(|| evaluator.perplexity(edit)).transpose()?;
+    let perplexity = args.prompts.is_none().then(|| evaluator.perplexity()).transpose()?;
     let sets: Vec<(Set, Rate)> = [Set::Harmful, Set::Harmless, Set::Borderline]
         .into_iter()
         .map(|s| (s, Rate::of(&answers, s)))
@@ -131,7 +126,7 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
         let mut rows = Vec::new();
         for (a, s) in answers.iter().zip(&sequences) {
             let mut row = super::json(a)?;
-            row["tokens"] = json!(s.tokens);
+            row["tokens"] = json!(s);
             rows.push(row);
         }
         let mut value = json!({
@@ -150,7 +145,7 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
             name,
             r.n,
             percent(r.refusal_rate),
-            format!("{} to {}", percent(r.interval.0), percent(r.interval.1)),
+            format!("{} to {}", percent(r.interval.low), percent(r.interval.high)),
             r.evasive,
             r.incoherent
         ];

@@ -19,23 +19,9 @@ use refusal_patch::{Error, Result};
 
 use args::{Cli, Command, ThinkingArg};
 
-/// The layout of `--json` output.
-const SCHEMA: u32 = 1;
-
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     refusal_patch::checkpoint::name_files_cut_short();
-    // The first Ctrl-C lets the run clean up behind itself, the second one ends it at once.
-    let mut asked = false;
-    let handler = move || {
-        if std::mem::replace(&mut asked, true) {
-            std::process::exit(130);
-        }
-        refusal_patch::progress::interrupt();
-    };
-    if let Err(e) = ctrlc::set_handler(handler) {
-        eprintln!("warning: Ctrl-C can't be caught: {e}");
-    }
     let run = match &cli.command {
         None => &cli.patch.run,
         Some(Command::Derive(a)) => &a.run,
@@ -44,6 +30,17 @@ pub fn main() -> ExitCode {
         Some(Command::Diff(a)) => &a.run,
         Some(Command::Inspect(a)) => &a.run,
     };
+    // The first Ctrl-C lets the run clean up behind itself, the second one ends it at once.
+    let (cancel, mut asked) = (run.cancel.clone(), false);
+    let handler = move || {
+        if std::mem::replace(&mut asked, true) {
+            std::process::exit(130);
+        }
+        cancel.cancel();
+    };
+    if let Err(e) = ctrlc::set_handler(handler) {
+        eprintln!("warning: Ctrl-C can't be caught: {e}");
+    }
     if run.thinking == ThinkingArg::On && matches!(&cli.command, None | Some(Command::Derive(_))) {
         let what = "--thinking on is for measuring: the direction and the choice of an edit rest on the first token of an answer, \
                     and in front of a thinking block there is none. Patch with thinking off, then measure: eval --thinking on";
@@ -87,7 +84,7 @@ fn print(text: &str) {
 /// Prints a JSON object with the schema number in front.
 fn print_json(value: serde_json::Value) {
     let mut object = serde_json::Map::new();
-    object.insert("schema".into(), SCHEMA.into());
+    object.insert("schema".into(), refusal_patch::report::SCHEMA.into());
     if let serde_json::Value::Object(fields) = value {
         object.extend(fields);
     }

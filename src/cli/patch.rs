@@ -6,23 +6,22 @@ use std::time::Instant;
 use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::edit::Method;
 use refusal_patch::encoding::Encoding;
-use refusal_patch::evaluate::Scores;
-use refusal_patch::evaluate::{Rate, THOUGHT};
+use refusal_patch::evaluate::{Scores, THOUGHT};
 use refusal_patch::output::Emit;
 use refusal_patch::output::{
     check_copy, clear_leftovers, preflight, preflight_checkpoint, read_direction, write_whole,
     Provenance,
 };
-use refusal_patch::report;
+use refusal_patch::pair::Pair;
+use refusal_patch::report::{self, ReportPaths, RunFacts, RunReport};
 use refusal_patch::search::{
-    self, Candidate, EncodingChoice, Original, Outcome, Patched, Rates, Settings, Source, Trial,
+    Candidate, EncodingChoice, Original, Outcome, Patched, Settings, Source, Trial,
 };
 use refusal_patch::text::Set;
-use refusal_patch::{Error, Result};
-use serde_json::json;
+use refusal_patch::{Error, Result, Session};
 
 use super::args::{EmitArg, EncodingArg, MethodArg, PatchArgs};
-use super::session::{peak_memory, prompts, say, Session};
+use super::session::{open, peak_memory, prompts, say};
 use super::table::{bytes, cells, changes, p_value, percent, rate, table};
 
 pub fn run(args: PatchArgs) -> Result<u8> {
@@ -32,13 +31,12 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     };
     // Without the slash that a folder's name may end in: the report's name is made from it.
     let output: &PathBuf = &output.components().collect();
-    let session = Session::open(input, &args.run)?;
+    let session = open(input, &args.run)?;
     if Provenance::of(&session.model.file)?.is_some() {
         eprintln!("note: {} was patched before; the new edit comes on top of it", input.display());
     }
     let settings = settings(&args, &session)?;
     let prompts = prompts(&args.run)?;
-    let evaluator = session.evaluator();
     let out = (!args.dry_run).then_some(output.as_path());
     let (html, json_path) = report_paths(output, args.report.as_deref());
     if out.is_some() {
@@ -66,49 +64,35 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             preflight(session.model.file.path(), path, 1 << 20, args.force)?;
         }
     }
-    let original =
-        args.reference.as_ref().map(|path| Session::open(path, &args.run)).transpose()?;
-    let reference = original.as_ref().map(Session::evaluator);
-    let outcome =
-        search::patch(&evaluator, reference.as_ref(), &prompts, &settings, out, args.force)?;
+    let original = args.reference.as_ref().map(|path| open(path, &args.run)).transpose()?;
+    let outcome = session.patch(output, original.as_ref(), &prompts, &settings)?;
     let seconds = started.elapsed().as_secs_f64();
-    let mut value = super::json(&outcome)?;
-    value["model"] = json!(input.display().to_string());
-    value["prompts"] = json!({ "sha256": prompts.sha256(), "sources": prompts.sources });
-    value["seconds"] = json!(seconds);
-    value["peak_memory"] = json!(peak_memory());
-    value["device"] = json!(evaluator.compute.describe());
-    let run = report::Run {
-        model: &input.display().to_string(),
-        settings: &settings,
-        sources: &prompts.sources,
-        prompts_sha256: prompts.sha256(),
-        device: evaluator.compute.describe().to_string(),
+    let facts = RunFacts {
+        model: input.display().to_string(),
+        device: session.evaluator().compute.describe().to_string(),
         seconds,
-        memory: peak_memory(),
+        peak_memory: peak_memory(),
     };
-    if let Outcome::Patched(p) = &outcome {
-        value["limits"] =
-            json!({ "max_kl": settings.max_kl, "max_over_refusal": settings.max_over_refusal });
-        value["method"] = json!(p.chosen.method);
-        value["examples"] = super::json(&report::examples(p))?;
-        value["model_card"] = json!(report::model_card(p, &run));
-    }
-    if let (Outcome::Patched(p), true) = (&outcome, out.is_some()) {
-        let text = serde_json::to_string_pretty(&value).map_err(|e| Error::Model(e.to_string()))?;
+    let mut report = RunReport::new(outcome, &prompts, &settings, facts);
+    if let (Outcome::Patched(p), true) = (&report.outcome, out.is_some()) {
+        let text =
+            serde_json::to_string_pretty(&report).map_err(|e| Error::Model(e.to_string()))?;
         write_whole(&json_path, (text + "\n").as_bytes(), args.force)?;
-        write_whole(&html, report::html(p, &run).as_bytes(), args.force)?;
-        value["report"] = json!([html.display().to_string(), json_path.display().to_string()]);
+        write_whole(&html, report::html(p, &report).as_bytes(), args.force)?;
+        report.report = Some(ReportPaths {
+            html: html.display().to_string(),
+            json: json_path.display().to_string(),
+        });
     }
     if args.run.json {
-        super::print_json(value);
+        super::print_json(super::json(&report)?);
     }
     let say = |text: &str| {
         if !args.run.json {
             super::print(text);
         }
     };
-    let code = match &outcome {
+    let code = match &report.outcome {
         Outcome::Patched(p) => {
             if let Some(warning) = &p.warning {
                 eprintln!("warning: {warning}");
@@ -165,7 +149,7 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
     let source = match &args.direction {
         None => Source::Own,
         Some(path) => {
-            let (saved, warning) = read_direction(path, &session.model, &session.bars)?;
+            let (saved, warning) = read_direction(path, &session.model, session.progress())?;
             if let Some(w) = warning {
                 eprintln!("warning: {w}");
             }
@@ -198,6 +182,8 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
         max_new_tokens: args.run.max_new_tokens.into(),
         source,
         routed: false,
+        dry_run: args.dry_run,
+        force: args.force,
     })
 }
 
@@ -214,56 +200,39 @@ fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
 }
 
 fn before(s: &Scores, original: Option<&Original>) -> String {
-    let of =
-        |set: fn(&Rates) -> &Rate| original.map_or(String::new(), |o| rate(set(&o.validation)));
-    table(&[
-        cells!["validation prompts", "IN", original.map_or("", |_| "original")],
-        cells!["refusal, harmful", rate(&s.harmful), of(|r| &r.harmful)],
-        cells!["refusal, harmless", rate(&s.harmless), of(|r| &r.harmless)],
-        cells!["refusal, borderline", rate(&s.borderline), of(|r| &r.borderline)],
-    ])
+    let mut rows = vec![cells!["validation prompts", "IN", original.map_or("", |_| "original")]];
+    for (set, r) in s.refusal.iter() {
+        let goal = original.map_or(String::new(), |o| rate(o.validation.get(set)));
+        rows.push(cells![format!("refusal, {}", set.name()), rate(r), goal]);
+    }
+    table(&rows)
 }
 
 fn summary(p: &Patched, seconds: f64) -> String {
-    let (split, (a, b)) = match &p.test {
-        Some(t) => ("test prompts", t),
-        None => ("validation prompts (dry run)", &p.validation),
+    let (split, Pair { before: a, after: b }) = p.measured();
+    let split = match split {
+        "test" => "test prompts",
+        _ => "validation prompts (dry run)",
     };
-    // Paired, where both answered the test prompts.
-    let chance = |set: Set| {
+    let mut rows = vec![cells![
+        split,
+        "before",
+        "after",
+        if p.changes.is_empty() { "" } else { "McNemar p" },
+        if p.reference.is_some() { "original" } else { "" }
+    ]];
+    for (set, r) in a.refusal.iter() {
+        // Paired, where both answered the test prompts.
         let whole = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
-        whole.map_or(String::new(), |c| p_value(c.p_value))
-    };
-    let original = |set: fn(&Rates) -> &Rate| p.original().map_or(String::new(), |o| rate(set(o)));
-    let mut out = table(&[
-        cells![
-            split,
-            "before",
-            "after",
-            if p.changes.is_empty() { "" } else { "McNemar p" },
-            if p.reference.is_some() { "original" } else { "" }
-        ],
-        cells![
-            "refusal, harmful",
-            rate(&a.harmful),
-            rate(&b.harmful),
-            chance(Set::Harmful),
-            original(|r| &r.harmful)
-        ],
-        cells![
-            "refusal, harmless",
-            rate(&a.harmless),
-            rate(&b.harmless),
-            chance(Set::Harmless),
-            original(|r| &r.harmless)
-        ],
-        cells![
-            "refusal, borderline",
-            rate(&a.borderline),
-            rate(&b.borderline),
-            chance(Set::Borderline),
-            original(|r| &r.borderline)
-        ],
+        rows.push(cells![
+            format!("refusal, {}", set.name()),
+            rate(r),
+            rate(b.refusal.get(set)),
+            whole.map_or(String::new(), |c| p_value(c.p_value)),
+            p.original().map_or(String::new(), |o| rate(o.get(set)))
+        ]);
+    }
+    rows.extend([
         cells!["KL on harmless answers", "", format!("{:.4}", b.kl)],
         cells![
             "perplexity, own answers",
@@ -273,16 +242,15 @@ fn summary(p: &Patched, seconds: f64) -> String {
         cells!["perplexity, text", format!("{:.2}", a.perplexity), format!("{:.2}", b.perplexity)],
         cells!["harmless answers unchanged", "", percent(b.same_answers)],
     ]);
-    if let Some((a, b)) = &p.thinking {
-        out += &format!(
-            "\n{}",
-            table(&[
-                cells![format!("with thinking, cut after {THOUGHT} tokens"), "before", "after"],
-                cells!["refusal, harmful", rate(&a.harmful), rate(&b.harmful)],
-                cells!["refusal, harmless", rate(&a.harmless), rate(&b.harmless)],
-                cells!["refusal, borderline", rate(&a.borderline), rate(&b.borderline)],
-            ])
-        );
+    let mut out = table(&rows);
+    if let Some(thinking) = &p.thinking {
+        let name = format!("with thinking, cut after {THOUGHT} tokens");
+        let mut rows = vec![cells![name, "before", "after"]];
+        for (set, r) in thinking.before.iter() {
+            let name = format!("refusal, {}", set.name());
+            rows.push(cells![name, rate(r), rate(thinking.after.get(set))]);
+        }
+        out += &format!("\n{}", table(&rows));
     }
     let categories = p.changes.iter().filter(|c| c.set == Set::Harmful && !c.category.is_empty());
     let categories = changes("harmful, by category", ("before", "after"), categories);
@@ -308,10 +276,10 @@ fn summary(p: &Patched, seconds: f64) -> String {
     let mut rows =
         vec![cells!["tensor", "encoding", "edit stored", "codes moved", "bytes changed"]];
     for t in &p.tensors {
-        let encoding = if t.encoding.0 == t.encoding.1 {
-            t.encoding.0.to_string()
+        let encoding = if t.encoding.before == t.encoding.after {
+            t.encoding.before.to_string()
         } else {
-            format!("{} -> {}", t.encoding.0, t.encoding.1)
+            format!("{} -> {}", t.encoding.before, t.encoding.after)
         };
         let moved = t.achieved.codes_moved as f64 / t.achieved.elements.max(1) as f64;
         rows.push(cells![
@@ -328,12 +296,15 @@ fn summary(p: &Patched, seconds: f64) -> String {
         out += &table(&rows);
         out += &format!(
             "\nsize {} -> {}, {seconds:.0} s{memory}\n",
-            bytes(p.bytes.0),
-            bytes(p.bytes.1)
+            bytes(p.bytes.before),
+            bytes(p.bytes.after)
         );
     } else {
-        out +=
-            &format!("{} beside {}, {seconds:.0} s{memory}\n", bytes(p.bytes.1), bytes(p.bytes.0));
+        out += &format!(
+            "{} beside {}, {seconds:.0} s{memory}\n",
+            bytes(p.bytes.after),
+            bytes(p.bytes.before)
+        );
     }
     out
 }
@@ -352,11 +323,11 @@ fn front_table(front: &[Trial]) -> String {
         cells![
             format!("{}, {}", t.method.name(), t.place),
             format!("{:.2}", t.strength),
-            percent(t.harmful),
-            percent(t.harmless),
-            percent(t.borderline),
+            percent(t.refused.harmful),
+            percent(t.refused.harmless),
+            percent(t.refused.borderline),
             format!("{:.4}", t.kl),
-            t.miss.as_deref().unwrap_or("none")
+            t.broken.map_or("none".to_string(), |b| b.to_string())
         ]
     }));
     table(&rows)
@@ -369,9 +340,9 @@ fn candidate_table(candidates: &[Candidate]) -> String {
             c.place(),
             format!("{:.2}", c.strength),
             percent(c.size),
-            percent(c.harmful),
-            percent(c.harmless),
-            percent(c.borderline)
+            percent(c.refused.harmful),
+            percent(c.refused.harmless),
+            percent(c.refused.borderline)
         ]
     }));
     table(&rows)

@@ -49,8 +49,8 @@ pub fn rate(r: &Rate) -> String {
         percent(r.refusal_rate),
         r.refused,
         r.n,
-        100.0 * r.interval.0,
-        100.0 * r.interval.1
+        100.0 * r.interval.low,
+        100.0 * r.interval.high
     )
 }
 
@@ -64,8 +64,8 @@ pub fn changes<'a>(
     for c in changes {
         rows.push(cells![
             if c.category.is_empty() { c.set.name() } else { &c.category },
-            rate(&c.rates.0),
-            rate(&c.rates.1),
+            rate(&c.rates.before),
+            rate(&c.rates.after),
             c.gained,
             c.lost,
             p_value(c.p_value)

@@ -1,11 +1,11 @@
 //! What is kept of one model for a comparison: its directions, how well they tell the prompts
 //! apart, and its answers.
 
-use crate::direction::{separation, Sample};
+use crate::direction::separation;
 use crate::error::{Error, Result};
-use crate::evaluate::{Answer, Evaluator};
-use crate::forward::{Row, Sequence, Tap};
-use crate::text::{PromptSet, Set, Split, Thinking};
+use crate::evaluate::{Answer, AnswerOptions, Evaluator};
+use crate::forward::{Row, Tap};
+use crate::text::{Prompt, PromptSet, Set, Split, Thinking};
 
 /// Groups of training prompts of a class, of which halves are made: with eight there are 35 ways to
 /// halve them.
@@ -57,7 +57,7 @@ impl Profile {
     pub fn take(evaluator: &Evaluator, prompts: &PromptSet, max_new: usize) -> Result<Profile> {
         let spec = &evaluator.model.spec;
         let (layers, hidden) = (spec.layers, spec.hidden);
-        let samples = |split| -> Result<Vec<(usize, Sample)>> {
+        let samples = |split| -> Result<Vec<(usize, Prompt)>> {
             let mut all = Vec::new();
             for (class, set) in [Set::Harmful, Set::Harmless].into_iter().enumerate() {
                 let some = evaluator.samples(&prompts.of(set, split))?;
@@ -77,8 +77,8 @@ impl Profile {
         let of = |class| train.iter().filter(|(c, _)| *c == class).count();
         let groups = GROUPS.min(of(0)).min(of(1));
 
-        let sequences = |list: &[(usize, Sample)]| -> Vec<Sequence> {
-            list.iter().map(|(_, s)| s.tokens.clone().into()).collect()
+        let sequences = |list: &[(usize, Prompt)]| -> Vec<Vec<u32>> {
+            list.iter().map(|(_, s)| s.tokens.clone()).collect()
         };
         let mut sums = Sums {
             samples: &train,
@@ -125,9 +125,10 @@ impl Profile {
             (place.auc, place.fisher) = separation(a, b);
         }
 
-        let mut answers = evaluator.answers(&prompts.split(Split::Test), 0, max_new, &[])?;
+        let mut answers =
+            evaluator.answers(&prompts.split(Split::Test), AnswerOptions::new(max_new))?;
         evaluator.read_refusals(&mut answers)?;
-        let perplexity = evaluator.perplexity(0)?;
+        let perplexity = evaluator.perplexity()?;
         let thinking = evaluator.chat.template.thinking;
         Ok(Profile {
             layers,
@@ -189,7 +190,7 @@ fn direction(harmful: &[f64], harmless: &[f64]) -> (Vec<f64>, Vec<f64>) {
 
 /// Sums of training states.
 struct Sums<'a> {
-    samples: &'a [(usize, Sample)],
+    samples: &'a [(usize, Prompt)],
     positions: usize,
     groups: usize,
     hidden: usize,
@@ -201,7 +202,7 @@ struct Sums<'a> {
 
 /// The class of a row's prompt, and its position counted back from the deciding one, where that is
 /// one of interest.
-fn place(samples: &[(usize, Sample)], row: &Row, positions: usize) -> Option<(usize, usize)> {
+fn place(samples: &[(usize, Prompt)], row: &Row, positions: usize) -> Option<(usize, usize)> {
     let (class, sample) = &samples[row.seq];
     let k = (sample.post_instruction.end - 1).checked_sub(row.pos)?;
     (k < positions).then_some((*class, k))
@@ -225,7 +226,7 @@ impl Tap for Sums<'_> {
 
 /// Projections of validation states on the directions.
 struct Projections<'a> {
-    samples: &'a [(usize, Sample)],
+    samples: &'a [(usize, Prompt)],
     positions: usize,
     places: &'a [Place],
     /// Harmful and harmless prompts, for each place.

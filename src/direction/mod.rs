@@ -1,20 +1,10 @@
 //! Activations → difference of means → scored candidates (Arditi et al. 2024, §2.3; the scores are
 //! listed in docs/METHOD.md).
 
-use std::ops::Range;
-
 use crate::error::{Error, Result};
-use crate::forward::{Row, Runner, Sequence, Tap};
+use crate::forward::{Row, Runner, Tap};
 use crate::num::{cosine, norm};
-
-/// A tokenized prompt with the positions that the template adds after the instruction.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// Post-instruction positions; the last one decides.
-    pub post_instruction: Range<usize>,
-}
+use crate::text::Prompt;
 
 /// The refusal direction of one layer at one post-instruction position.
 #[derive(Clone, Debug)]
@@ -48,11 +38,11 @@ pub struct Direction {
 /// prompts the scores.
 pub struct Classes {
     /// Harmful prompts.
-    pub harmful: Vec<Sample>,
+    pub harmful: Vec<Prompt>,
     /// Harmless prompts.
-    pub harmless: Vec<Sample>,
+    pub harmless: Vec<Prompt>,
     /// Borderline prompts. Only [`Direction::refused`] reads them.
-    pub borderline: Vec<Sample>,
+    pub borderline: Vec<Prompt>,
     /// Whether the model refuses each of the harmful, the harmless and the borderline prompts, in
     /// that order. Empty: not known.
     pub refused: Vec<bool>,
@@ -101,7 +91,7 @@ pub fn derive(
     let borderline = train.borderline.iter().enumerate();
     let of = |(i, sample)| Seen { class: BORDERLINE, sample, refused: train.is_refused(plain + i) };
     samples.extend(borderline.map(of).filter(|s| s.refused.is_some()));
-    let sequences: Vec<Sequence> = samples.iter().map(|s| s.sample.tokens.clone().into()).collect();
+    let sequences: Vec<Vec<u32>> = samples.iter().map(|s| s.sample.tokens.clone()).collect();
     let mut tap = Means {
         samples: &samples,
         positions,
@@ -141,7 +131,7 @@ const SHRINK: f64 = 8.0;
 struct Seen<'a> {
     /// 0 and 1: train harmful and harmless; 2 and 3: validation; [`BORDERLINE`].
     class: usize,
-    sample: &'a Sample,
+    sample: &'a Prompt,
     refused: Option<bool>,
 }
 

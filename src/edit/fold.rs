@@ -15,7 +15,6 @@ use rayon::prelude::*;
 use crate::encoding::{Encoding, Params};
 use crate::error::{Error, Result};
 use crate::num::norm;
-use crate::progress;
 use crate::weights::pruned;
 use crate::weights::{Matrix, Stack, Storage};
 
@@ -89,7 +88,6 @@ fn fold_into(w: &Matrix, u: &[f32], v: &[f32], pruned: bool) -> Result<Vec<u8>> 
     let panels: Vec<Range<usize>> =
         (0..w.cols).step_by(PANEL).map(|c| c..(c + PANEL).min(w.cols)).collect();
     for group in panels.chunks(rayon::current_num_threads()) {
-        progress::check()?;
         let done: Vec<Vec<i32>> =
             group.par_iter().map(|cols| fold_panel(w, cols.clone(), &edit)).collect();
         // One after the other: columns can share words.

@@ -5,7 +5,6 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::progress;
 
 /// Rows that share a weight: the zeros come in groups, each with its own mean, so that many
 /// unimportant tokens do not drown the few deciding ones.
@@ -109,7 +108,6 @@ pub fn fit(train: &[Group], width: usize, parts: usize) -> Result<Option<Fits>> 
         .map_err(|e| Error::Limit(format!("the gate can't be fitted: {e}")))?;
     let mut gates = Vec::new();
     for lambda in LAMBDAS {
-        progress::check()?;
         let mut a = gram.clone();
         for i in 0..size {
             a[i * size + i] += lambda;

@@ -2,11 +2,10 @@
 //! think, and behind a thought.
 
 use super::judge::Verdict;
-use super::{Answer, Evaluator};
-use crate::direction::Sample;
+use super::{Answer, AnswerOptions, Evaluator};
 use crate::error::Result;
-use crate::forward::{Generated, Sequence};
-use crate::text::{thinking, PromptRecord, Thinking};
+use crate::forward::Generated;
+use crate::text::{thinking, Prompt, PromptRecord, Thinking};
 
 /// Tokens of a thought: a longer one is cut off there and closed.
 pub const THOUGHT: usize = 32;
@@ -16,7 +15,7 @@ pub struct Asked<'p> {
     /// The prompts; those that are asked again behind a thought come last.
     pub prompts: Vec<&'p PromptRecord>,
     /// The rendered prompts, and the thoughts where there are any.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<Prompt>,
     /// How many are asked without a thought.
     pub plain: usize,
     /// The thoughts of the others; `None` where the model answered at once.
@@ -34,9 +33,9 @@ pub struct Thought {
 }
 
 impl Asked<'_> {
-    /// As sequences that run under an edit (0: none).
-    pub fn sequences(&self, edit: usize) -> Vec<Sequence> {
-        self.samples.iter().map(|s| Sequence { tokens: s.tokens.clone(), edit }).collect()
+    /// The tokens that are read.
+    pub fn sequences(&self) -> Vec<Vec<u32>> {
+        self.samples.iter().map(|s| s.tokens.clone()).collect()
     }
 
     /// Whether any are asked behind a thought.
@@ -81,7 +80,7 @@ impl Evaluator<'_> {
         let renders =
             || again.iter().all(|p| self.chat.prompt_with(&p.prompt, Thinking::On).is_ok());
         if template.can_think && template.thinking == Thinking::Off && renders() {
-            let (samples, thoughts) = self.think(again, 0)?;
+            let (samples, thoughts) = self.think(again)?;
             if 2 * thoughts.iter().flatten().count() > again.len() {
                 asked.prompts.extend(again);
                 asked.samples.extend(samples);
@@ -91,35 +90,23 @@ impl Evaluator<'_> {
         Ok(asked)
     }
 
-    /// The same prompts with what this model thinks under `edit`.
-    pub fn ask_again<'p>(&self, asked: &Asked<'p>, edit: usize) -> Result<Asked<'p>> {
-        let (behind, thoughts) = self.think(&asked.prompts[asked.plain..], edit)?;
+    /// The same prompts with what this model thinks.
+    pub fn ask_again<'p>(&self, asked: &Asked<'p>) -> Result<Asked<'p>> {
+        let (behind, thoughts) = self.think(&asked.prompts[asked.plain..])?;
         let samples = [&asked.samples[..asked.plain], &behind].concat();
         Ok(Asked { prompts: asked.prompts.clone(), samples, plain: asked.plain, thoughts })
     }
 
-    /// Prompts behind what this model thinks of them under `edit`.
-    pub fn ask_behind_thoughts<'p>(
-        &self,
-        prompts: &[&'p PromptRecord],
-        edit: usize,
-    ) -> Result<Asked<'p>> {
-        let (samples, thoughts) = self.think(prompts, edit)?;
+    /// Prompts after what this model thinks of them.
+    pub fn ask_behind_thoughts<'p>(&self, prompts: &[&'p PromptRecord]) -> Result<Asked<'p>> {
+        let (samples, thoughts) = self.think(prompts)?;
         Ok(Asked { prompts: prompts.to_vec(), samples, plain: 0, thoughts })
     }
 
-    /// Answers what was asked, under `edit`, in at most `max_new` tokens. Where the turn ended in a
-    /// thought no answer came, however it would have begun behind the tag. `opening`: the refusal
-    /// tokens of the log-odds.
-    pub fn answer(
-        &self,
-        asked: &Asked,
-        edit: usize,
-        max_new: usize,
-        opening: &[u32],
-    ) -> Result<Vec<Answer>> {
-        let mut answers =
-            self.answers_to(&asked.prompts, &asked.sequences(edit), max_new, opening)?;
+    /// Answers what was asked. Where the turn ended in a thought no answer came, however it would
+    /// have begun after the closing tag.
+    pub fn answer(&self, asked: &Asked, options: AnswerOptions) -> Result<Vec<Answer>> {
+        let mut answers = self.answers_to(&asked.prompts, &asked.sequences(), options)?;
         for (i, answer) in answers.iter_mut().enumerate() {
             if asked.thought(i).is_some_and(|t| t.ended) {
                 (answer.verdict, answer.refused) = (Verdict::Unfinished, false);
@@ -132,20 +119,15 @@ impl Evaluator<'_> {
     /// Prompts rendered with thinking on and the model's own thought behind each, closed: what is
     /// generated next is the answer. The template's tokens are the sample's post-instruction
     /// positions; the thought follows them.
-    fn think(
-        &self,
-        prompts: &[&PromptRecord],
-        edit: usize,
-    ) -> Result<(Vec<Sample>, Vec<Option<Thought>>)> {
+    fn think(&self, prompts: &[&PromptRecord]) -> Result<(Vec<Prompt>, Vec<Option<Thought>>)> {
         if prompts.is_empty() {
             return Ok(Default::default());
         }
-        let mut samples: Vec<Sample> = Vec::new();
+        let mut samples: Vec<Prompt> = Vec::new();
         for p in prompts {
-            samples.push(self.chat.prompt_with(&p.prompt, Thinking::On)?.into());
+            samples.push(self.chat.prompt_with(&p.prompt, Thinking::On)?);
         }
-        let sequences: Vec<Sequence> =
-            samples.iter().map(|s| Sequence { tokens: s.tokens.clone(), edit }).collect();
+        let sequences: Vec<Vec<u32>> = samples.iter().map(|s| s.tokens.clone()).collect();
         let generated = self.generate(&sequences, THOUGHT.min(self.room(&sequences)))?;
         let thoughts =
             samples.iter_mut().zip(&generated).map(|(s, g)| self.close(&mut s.tokens, g)).collect();

@@ -2,10 +2,10 @@
 //! read in one pass from the edit's first block on, and written only from where they part. The
 //! result is what greedy generation gives.
 
-use super::{Answer, Asked, Evaluator, KL_POSITIONS};
+use super::{Answer, AnswerOptions, Asked, Evaluator, KL_POSITIONS};
 use crate::error::Result;
-use crate::forward::{Begun, Generated, Sequence};
-use crate::text::Set;
+use crate::forward::{Begun, Generated};
+use crate::text::{Prompt, Set};
 
 /// A model's own answers, run up to the block where edits begin.
 pub struct Drafts {
@@ -38,9 +38,7 @@ impl Drafts {
         layer: usize,
     ) -> Result<Drafts> {
         let samples = &asked.samples[..asked.plain];
-        let whole = |(s, a): (&crate::direction::Sample, &&[u32])| -> Sequence {
-            [s.tokens.as_slice(), a].concat().into()
-        };
+        let whole = |(s, a): (&Prompt, &&[u32])| [s.tokens.as_slice(), a].concat();
         let mut sequences = [Vec::new(), Vec::new()];
         let mut places = Vec::new();
         for ((prompt, sample), answer) in asked.prompts.iter().zip(samples).zip(answers) {
@@ -65,9 +63,9 @@ impl Drafts {
         self.begun[0].layer()
     }
 
-    /// Reads the drafts of some prompts under `edit` of `evaluator`: cheap where all are harmful,
-    /// or none.
-    pub fn read(&self, evaluator: &Evaluator, edit: usize, prompts: &[usize]) -> Result<Read> {
+    /// Reads the drafts of some prompts under the evaluator's edit: cheap where all are harmful, or
+    /// none.
+    pub fn read(&self, evaluator: &Evaluator, prompts: &[usize]) -> Result<Read> {
         let mut read = Read { states: Vec::new(), first: vec![0; self.answers.len()] };
         let d = evaluator.model.spec.hidden;
         for (part, begun) in self.begun.iter().enumerate() {
@@ -79,7 +77,7 @@ impl Drafts {
                     .extend((0..=self.answers[i].len()).map(|k| (self.places[i].1, begin + k - 1)));
             }
             if !wanted.is_empty() {
-                read.states.extend(evaluator.runner().resume(begun, edit, &wanted)?);
+                read.states.extend(evaluator.runner().resume(begun, &wanted)?);
             }
         }
         Ok(read)
@@ -103,7 +101,6 @@ impl Drafts {
         asked: &Asked,
         read: &Read,
         prompts: &[usize],
-        edit: usize,
         max_new: usize,
     ) -> Result<Vec<Generated>> {
         let (d, tokenizer) = (evaluator.model.spec.hidden, &evaluator.chat.tokenizer);
@@ -115,7 +112,7 @@ impl Drafts {
         let mut says = says.iter().map(|r| r.top.first().map_or(0, |t| t.0));
         let mut out = Vec::new();
         // What has to be written: the prompt's place in `out`, with its beginning.
-        let (mut open, mut begun): (Vec<usize>, Vec<Sequence>) = (Vec::new(), Vec::new());
+        let (mut open, mut begun): (Vec<usize>, Vec<Vec<u32>>) = (Vec::new(), Vec::new());
         for &i in prompts {
             let draft = &self.answers[i];
             let said: Vec<u32> = says.by_ref().take(draft.len() + 1).collect();
@@ -132,8 +129,7 @@ impl Drafts {
                     answer.tokens.push(said[same]);
                     if same + 1 < max_new {
                         open.push(out.len());
-                        let tokens = [asked.samples[i].tokens.as_slice(), &answer.tokens].concat();
-                        begun.push(Sequence { tokens, edit });
+                        begun.push([asked.samples[i].tokens.as_slice(), &answer.tokens].concat());
                     }
                 }
             }
@@ -153,21 +149,17 @@ impl Drafts {
 
 impl Evaluator<'_> {
     /// As [`Evaluator::answer`], of some of the prompts, from drafts.
-    #[allow(clippy::too_many_arguments)]
     pub fn answer_from(
         &self,
         asked: &Asked,
         drafts: &Drafts,
         read: &Read,
         prompts: &[usize],
-        edit: usize,
-        max_new: usize,
-        opening: &[u32],
+        options: AnswerOptions,
     ) -> Result<Vec<Answer>> {
-        let generated = drafts.generate(self, asked, read, prompts, edit, max_new)?;
+        let generated = drafts.generate(self, asked, read, prompts, options.max_new)?;
         let records: Vec<_> = prompts.iter().map(|&i| asked.prompts[i]).collect();
-        let tokens =
-            prompts.iter().map(|&i| Sequence { tokens: asked.samples[i].tokens.clone(), edit });
-        self.judged(&records, &tokens.collect::<Vec<_>>(), generated, opening)
+        let tokens = prompts.iter().map(|&i| asked.samples[i].tokens.clone());
+        self.judged(&records, &tokens.collect::<Vec<_>>(), generated, options.opening)
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Evaluator;
 use crate::arch::Writer;
 use crate::error::Result;
-use crate::forward::{Compute, Row, Sequence, Site, Tap};
+use crate::forward::{Compute, Row, Site, Tap};
 use crate::model::Part;
 use crate::num::norm;
 use crate::text::PromptRecord;
@@ -57,8 +57,8 @@ pub fn writer_inputs(
         }
     }
     let samples = evaluator.samples(&prompts[..prompts.len().min(PROMPTS)])?;
-    let sequences: Vec<Sequence> = samples.into_iter().map(|s| s.tokens.into()).collect();
-    let rows: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let sequences: Vec<Vec<u32>> = samples.into_iter().map(|s| s.tokens).collect();
+    let rows: usize = sequences.iter().map(|s| s.len()).sum();
     let mut tap = Collect { writers, step: rows.div_ceil(ROWS).max(1), x: WriterInputs::new() };
     evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
     Ok(tap.x)

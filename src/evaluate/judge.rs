@@ -17,7 +17,7 @@
 //! everywhere is [`refuses`]; the other classes say what became of the prompts that weren't
 //! refused.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::words::{words, Grammar};
 use crate::text::thinking;
@@ -55,7 +55,7 @@ pub const OPENINGS: [&str; 24] = [
 ];
 
 /// What an answer does with its request.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Says that it will not.

@@ -11,18 +11,17 @@ mod words;
 
 pub use asked::{Asked, Thought, THOUGHT};
 pub use drafts::{Drafts, Read as DraftRead};
-pub use rates::{categories, Change, Rate, NEVER};
-pub use scores::{baseline, Baseline, Drift, Scores};
+pub use rates::{categories, Change, Interval, Rate, NEVER};
+pub use scores::{Drift, Scores, Unedited};
 
 use serde::Serialize;
 
-use crate::direction::Sample;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
-use crate::forward::{Compute, Generated, Head, Readout, Runner, Sequence};
+use crate::forward::{Compute, Generated, Head, Readout, Runner};
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::text::{thinking, Chat, PromptRecord, Set, Thinking};
+use crate::text::{thinking, Chat, Prompt, PromptRecord, Set, Thinking};
 
 /// New tokens per answer, greedy.
 pub const MAX_NEW_TOKENS: usize = 32;
@@ -45,12 +44,28 @@ pub struct Evaluator<'a> {
     pub chat: &'a Chat,
     /// Where products run.
     pub compute: &'a Compute,
-    /// Edits that sequences may name.
-    pub edits: &'a [Edit],
+    /// The edit that it runs under, on every token.
+    pub edit: Option<&'a Edit>,
     /// Bytes for activations.
     pub memory: usize,
     /// Told about progress.
     pub progress: &'a dyn Progress,
+}
+
+/// How prompts are answered.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerOptions<'o> {
+    /// Most new tokens.
+    pub max_new: usize,
+    /// The refusal tokens of the log-odds.
+    pub opening: &'o [u32],
+}
+
+impl AnswerOptions<'_> {
+    /// Without log-odds, for which [`Evaluator::read_refusals`] is asked later.
+    pub fn new(max_new: usize) -> AnswerOptions<'static> {
+        AnswerOptions { max_new, opening: &[] }
+    }
 }
 
 /// One prompt's outcome.
@@ -66,7 +81,7 @@ pub struct Answer {
     pub prompt: String,
     /// What the model read.
     #[serde(skip)]
-    pub read: Sequence,
+    pub read: Vec<u32>,
     /// ln(p / (1 − p)), p the mass of the tokens that open a refusal at the first answer position;
     /// no number (`null` in JSON) where the model thinks first.
     pub refusal_log_odds: f64,
@@ -103,7 +118,15 @@ pub struct TopToken {
 impl<'a> Evaluator<'a> {
     /// A forward pass over this evaluator's model.
     pub fn runner(&self) -> Runner<'a> {
-        Runner::new(self.model, self.compute, self.edits, self.memory, self.progress)
+        Runner::new(self.model, self.compute, self.edit, self.memory, self.progress)
+    }
+
+    /// The same model under an edit.
+    pub fn under<'b>(&self, edit: &'b Edit) -> Evaluator<'b>
+    where
+        'a: 'b,
+    {
+        Evaluator { edit: Some(edit), ..*self }
     }
 
     /// What the output matrix makes of final hidden states: as [`Head::read`].
@@ -124,14 +147,13 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Renders and tokenizes prompts.
-    pub fn samples(&self, prompts: &[&PromptRecord]) -> Result<Vec<Sample>> {
+    pub fn samples(&self, prompts: &[&PromptRecord]) -> Result<Vec<Prompt>> {
         prompts.iter().map(|p| self.sample(&p.prompt)).collect()
     }
 
     /// Renders and tokenizes one request.
-    pub fn sample(&self, request: &str) -> Result<Sample> {
-        let p = self.chat.prompt(request)?;
-        Ok(Sample { tokens: p.tokens, post_instruction: p.post_instruction })
+    pub fn sample(&self, request: &str) -> Result<Prompt> {
+        self.chat.prompt(request)
     }
 
     /// That the first tokens of answers which were asked for without a thought are answers.
@@ -212,47 +234,41 @@ impl<'a> Evaluator<'a> {
     /// Reads the first answer position of each sequence.
     pub fn first_tokens(
         &self,
-        sequences: &[Sequence],
+        sequences: &[Vec<u32>],
         top: usize,
         asked: &[u32],
     ) -> Result<Vec<Readout>> {
-        let wanted: Vec<(usize, usize)> = sequences
-            .iter()
-            .enumerate()
-            .map(|(i, s)| (i, s.tokens.len().saturating_sub(1)))
-            .collect();
+        let wanted: Vec<(usize, usize)> =
+            sequences.iter().enumerate().map(|(i, s)| (i, s.len().saturating_sub(1))).collect();
         let hidden = self.runner().run(sequences, &[], &wanted, &mut ())?;
         self.read_head(&hidden, top, |_| asked)
     }
 
     /// Greedy continuations of sequences.
-    pub fn generate(&self, sequences: &[Sequence], max_new: usize) -> Result<Vec<Generated>> {
+    pub fn generate(&self, sequences: &[Vec<u32>], max_new: usize) -> Result<Vec<Generated>> {
         let tokenizer = &self.chat.tokenizer;
         self.runner().generate(sequences, max_new, &|t| tokenizer.is_end(t))
     }
 
-    /// Answers every prompt under `edit` (0: the model as it is) in at most `max_new` tokens; with
-    /// thinking on, also in no more than the model's context has room for. `opening`: the refusal
-    /// tokens of the log-odds.
+    /// Answers every prompt; with thinking on in no more tokens than the model's context has room
+    /// for.
     pub fn answers(
         &self,
         prompts: &[&PromptRecord],
-        edit: usize,
-        max_new: usize,
-        opening: &[u32],
+        options: AnswerOptions,
     ) -> Result<Vec<Answer>> {
-        self.answer(&self.ask(prompts)?, edit, max_new, opening)
+        self.answer(&self.ask(prompts)?, options)
     }
 
-    /// As [`Evaluator::answers`], for sequences that are rendered already.
+    /// As [`Evaluator::answers`], for prompts that are rendered already.
     pub fn answers_to(
         &self,
         prompts: &[&PromptRecord],
-        sequences: &[Sequence],
-        max_new: usize,
-        opening: &[u32],
+        sequences: &[Vec<u32>],
+        options: AnswerOptions,
     ) -> Result<Vec<Answer>> {
         let think = self.chat.template.thinking == Thinking::On;
+        let AnswerOptions { max_new, opening } = options;
         let max_new = if think { max_new.min(self.room(sequences)) } else { max_new };
         let generated = self.generate(sequences, max_new)?;
         self.judged(prompts, sequences, generated, opening)
@@ -262,7 +278,7 @@ impl<'a> Evaluator<'a> {
     pub fn judged(
         &self,
         prompts: &[&PromptRecord],
-        sequences: &[Sequence],
+        sequences: &[Vec<u32>],
         generated: Vec<Generated>,
         opening: &[u32],
     ) -> Result<Vec<Answer>> {
@@ -276,7 +292,7 @@ impl<'a> Evaluator<'a> {
             .zip(reads.iter().zip(generated))
             .map(|((p, s), (read, g))| {
                 let continuation = self.shown(&g.tokens);
-                let opened = self.left_open(&s.tokens);
+                let opened = self.left_open(s);
                 let verdict = judge::judge(&format!("{opened}{continuation}"));
                 let thinks = think || !opened.is_empty() || thinking::begins(&continuation);
                 Answer {
@@ -307,8 +323,8 @@ impl<'a> Evaluator<'a> {
     }
 
     /// New tokens that the model's context has room for behind the longest of these, at least one.
-    fn room(&self, sequences: &[Sequence]) -> usize {
-        let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+    fn room(&self, sequences: &[Vec<u32>]) -> usize {
+        let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
         match self.model.spec.context {
             0 => usize::MAX,
             n => n.saturating_sub(longest).max(1),
@@ -338,15 +354,9 @@ impl<'a> Evaluator<'a> {
 
     /// Final hidden states over the model's own answers: the positions that predict them, at most
     /// [`KL_POSITIONS`] each. `forced`: (prompt tokens, answer tokens).
-    pub fn answer_states(
-        &self,
-        forced: &[(Vec<u32>, Vec<u32>)],
-        edit: usize,
-    ) -> Result<(Vec<f32>, Vec<u32>)> {
-        let sequences: Vec<Sequence> = forced
-            .iter()
-            .map(|(p, a)| Sequence { tokens: [p.as_slice(), a].concat(), edit })
-            .collect();
+    pub fn answer_states(&self, forced: &[(Vec<u32>, Vec<u32>)]) -> Result<(Vec<f32>, Vec<u32>)> {
+        let sequences: Vec<Vec<u32>> =
+            forced.iter().map(|(p, a)| [p.as_slice(), a].concat()).collect();
         let mut wanted = Vec::new();
         let mut next = Vec::new();
         for (i, (p, a)) in forced.iter().enumerate() {
@@ -367,19 +377,16 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Perplexity of the built-in text, in windows of 256 tokens, without a template.
-    pub fn perplexity(&self, edit: usize) -> Result<f64> {
+    pub fn perplexity(&self) -> Result<f64> {
         let tokens = self.chat.tokenizer.encode(PERPLEXITY_TEXT, false);
-        let sequences: Vec<Sequence> = tokens
-            .chunks(WINDOW)
-            .filter(|w| w.len() > 1)
-            .map(|w| Sequence { tokens: self.with_bos(w), edit })
-            .collect();
+        let sequences: Vec<Vec<u32>> =
+            tokens.chunks(WINDOW).filter(|w| w.len() > 1).map(|w| self.with_bos(w)).collect();
         let mut wanted = Vec::new();
         let mut next = Vec::new();
         for (i, s) in sequences.iter().enumerate() {
-            for p in 1..s.tokens.len() {
+            for p in 1..s.len() {
                 wanted.push((i, p - 1));
-                next.push(s.tokens[p]);
+                next.push(s[p]);
             }
         }
         let states = self.runner().run(&sequences, &[], &wanted, &mut ())?;

@@ -1,26 +1,26 @@
 //! What is measured of a model before and after: rates, divergence, perplexity.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Answer, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
+use super::{Answer, AnswerOptions, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
 use crate::error::Result;
 use crate::forward::Head;
-use crate::text::Set;
+use crate::text::{BySet, Set};
 
 /// A model's scores on one split.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Scores {
-    /// Refusal of harmful prompts.
-    pub harmful: Rate,
-    /// Over-refusal of harmless prompts.
-    pub harmless: Rate,
-    /// Over-refusal of borderline prompts.
-    pub borderline: Rate,
+    /// Refusal of harmful prompts, over-refusal of the others.
+    #[serde(flatten)]
+    pub refusal: BySet<Rate>,
     /// Mean KL(IN ‖ this) over IN's own answers to harmless prompts, nats.
+    #[serde(with = "crate::num::nan")]
     pub kl: f64,
     /// Perplexity of IN's own answers to harmless prompts.
+    #[serde(with = "crate::num::nan")]
     pub answer_perplexity: f64,
     /// Perplexity of the built-in text.
+    #[serde(with = "crate::num::nan")]
     pub perplexity: f64,
     /// Share of harmless prompts that are answered token for token as IN answers them.
     pub same_answers: f64,
@@ -37,8 +37,8 @@ pub struct Drift {
     pub perplexity: f64,
 }
 
-/// IN's answers and states, which candidates are compared with.
-pub struct Baseline {
+/// IN's own answers and states on a split's prompts, which edits are measured against.
+pub struct Unedited {
     /// IN's answers on the split, prompts in order.
     pub answers: Vec<Answer>,
     /// (prompt tokens, answer tokens) of harmless prompts.
@@ -50,31 +50,29 @@ pub struct Baseline {
     pub scores: Scores,
 }
 
-/// Measures IN, of whose answers to a split's prompts the refusals are counted already.
-pub fn baseline(evaluator: &Evaluator, answers: Vec<Answer>) -> Result<Baseline> {
-    let mut forced = Vec::new();
-    for a in answers.iter().filter(|a| is_forced(a)) {
-        forced.push((a.read.tokens.clone(), a.answer.clone()));
-    }
-    let (states, next) = evaluator.answer_states(&forced, 0)?;
-    let scores = Scores {
-        harmful: Rate::of(&answers, Set::Harmful),
-        harmless: Rate::of(&answers, Set::Harmless),
-        borderline: Rate::of(&answers, Set::Borderline),
-        kl: 0.0,
-        answer_perplexity: evaluator.perplexity_of(&states, &next)?,
-        perplexity: evaluator.perplexity(0)?,
-        same_answers: 1.0,
-    };
-    Ok(Baseline { answers, forced, states, next, scores })
-}
-
 /// Whether an answer is one that the divergence is measured on.
 fn is_forced(a: &Answer) -> bool {
     a.set == Set::Harmless && !a.answer.is_empty()
 }
 
-impl Baseline {
+impl Unedited {
+    /// Measures IN, of whose answers to a split's prompts the refusals are counted already.
+    pub fn take(evaluator: &Evaluator, answers: Vec<Answer>) -> Result<Unedited> {
+        let mut forced = Vec::new();
+        for a in answers.iter().filter(|a| is_forced(a)) {
+            forced.push((a.read.clone(), a.answer.clone()));
+        }
+        let (states, next) = evaluator.answer_states(&forced)?;
+        let scores = Scores {
+            refusal: BySet::over(&answers),
+            kl: 0.0,
+            answer_perplexity: evaluator.perplexity_of(&states, &next)?,
+            perplexity: evaluator.perplexity()?,
+            same_answers: 1.0,
+        };
+        Ok(Unedited { answers, forced, states, next, scores })
+    }
+
     /// IN's answers as drafts of an edited model's; `layer`: the first block that an edit touches.
     /// `None`: prompts are asked behind thoughts, which differ under every edit, or their states
     /// would take more than a quarter of the memory.
@@ -97,30 +95,24 @@ impl Baseline {
 
     /// Measures another model, or an edit of this one, on IN's words. The output matrix must be the
     /// same.
-    pub fn drift(&self, evaluator: &Evaluator, edit: usize) -> Result<Drift> {
-        self.drift_of(evaluator, edit, &evaluator.answer_states(&self.forced, edit)?.0)
+    pub fn drift(&self, evaluator: &Evaluator) -> Result<Drift> {
+        self.drift_of(evaluator, &evaluator.answer_states(&self.forced)?.0)
     }
 
     /// The same from the states of IN's answers that [`Drafts::read`] gave.
-    pub fn drift_from(
-        &self,
-        evaluator: &Evaluator,
-        edit: usize,
-        drafts: &Drafts,
-        read: &Read,
-    ) -> Result<Drift> {
+    pub fn drift_from(&self, evaluator: &Evaluator, drafts: &Drafts, read: &Read) -> Result<Drift> {
         let harmless: Vec<usize> =
             (0..self.answers.len()).filter(|&i| is_forced(&self.answers[i])).collect();
         let states = drafts.answer_states(read, &harmless, evaluator.model.spec.hidden);
-        self.drift_of(evaluator, edit, &states)
+        self.drift_of(evaluator, &states)
     }
 
-    fn drift_of(&self, evaluator: &Evaluator, edit: usize, states: &[f32]) -> Result<Drift> {
+    fn drift_of(&self, evaluator: &Evaluator, states: &[f32]) -> Result<Drift> {
         let kl = Head::new(evaluator.model, evaluator.compute)?.kl(&self.states, states)?;
         Ok(Drift {
             kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
             answer_perplexity: evaluator.perplexity_of(states, &self.next)?,
-            perplexity: evaluator.perplexity(edit)?,
+            perplexity: evaluator.perplexity()?,
         })
     }
 
@@ -135,9 +127,7 @@ impl Baseline {
             .map(|(a, b)| a.answer == b.answer)
             .collect();
         Scores {
-            harmful: Rate::of(answers, Set::Harmful),
-            harmless: Rate::of(answers, Set::Harmless),
-            borderline: Rate::of(answers, Set::Borderline),
+            refusal: BySet::over(answers),
             kl: drift.kl,
             answer_perplexity: drift.answer_perplexity,
             perplexity: drift.perplexity,
@@ -153,21 +143,18 @@ impl Baseline {
         evaluator: &Evaluator,
         asked: &Asked,
         drafts: Option<&Drafts>,
-        edit: usize,
-        max_new: usize,
-        opening: &[u32],
+        options: AnswerOptions,
     ) -> Result<(Scores, Vec<Answer>)> {
         if let Some(drafts) = drafts {
             let all: Vec<usize> = (0..asked.plain).collect();
-            let read = drafts.read(evaluator, edit, &all)?;
-            let drift = self.drift_from(evaluator, edit, drafts, &read)?;
-            let answers =
-                evaluator.answer_from(asked, drafts, &read, &all, edit, max_new, opening)?;
+            let read = drafts.read(evaluator, &all)?;
+            let drift = self.drift_from(evaluator, drafts, &read)?;
+            let answers = evaluator.answer_from(asked, drafts, &read, &all, options)?;
             return Ok((self.scores(drift, &answers), answers));
         }
-        let asked = evaluator.ask_again(asked, edit)?;
-        let answers = evaluator.answer(&asked, edit, max_new, opening)?;
-        Ok((self.scores(self.drift(evaluator, edit)?, &answers), answers))
+        let asked = evaluator.ask_again(asked)?;
+        let answers = evaluator.answer(&asked, options)?;
+        Ok((self.scores(self.drift(evaluator)?, &answers), answers))
     }
 
     /// How many harmful prompts are refused now and were not before, and the other way round.

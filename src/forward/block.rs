@@ -206,7 +206,7 @@ impl Runner<'_> {
         out: &mut [f32],
         wanted: fn(bool) -> bool,
     ) {
-        let Some(edit) = row.edit.checked_sub(1).map(|e| &self.edits[e]) else { return };
+        let Some(edit) = row.edit else { return };
         let here = edit.iter().filter(|t| t.layer == site.layer && t.writer == site.writer);
         for term in here.filter(|t| wanted(!t.v.is_empty())) {
             let gate = match term.v.get(site.expert * x.len()..) {

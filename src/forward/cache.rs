@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::attention::Kv;
-use super::runner::{Row, Sequence};
+use super::runner::Row;
+use crate::edit::Edit;
 use crate::model::Model;
 
 /// Consecutive ranges of sequences whose sizes add up to at most `limit` (a longer one runs alone).
@@ -24,15 +25,11 @@ pub(super) fn batches(n: usize, size: impl Fn(usize) -> usize, limit: usize) -> 
     out
 }
 
-/// How many tokens all sequences begin with alike, the last token of none among them; 0 where they
-/// run under several edits.
-pub(super) fn common_prefix(sequences: &[Sequence]) -> usize {
+/// How many tokens all sequences begin with alike, the last token of none among them.
+pub(super) fn common_prefix(sequences: &[Vec<u32>]) -> usize {
     let Some((first, others)) = sequences.split_first() else { return 0 };
-    let alike = |s: &Sequence| match s.edit == first.edit {
-        true => s.tokens.iter().zip(&first.tokens).take_while(|(a, b)| a == b).count(),
-        false => 0,
-    };
-    let shortest = sequences.iter().map(|s| s.tokens.len()).min().unwrap_or(0);
+    let alike = |s: &Vec<u32>| s.iter().zip(first).take_while(|(a, b)| a == b).count();
+    let shortest = sequences.iter().map(Vec::len).min().unwrap_or(0);
     others.iter().map(alike).min().unwrap_or(0).min(shortest.saturating_sub(1))
 }
 
@@ -49,7 +46,7 @@ pub(super) struct Cache {
 impl Cache {
     pub fn new(
         model: &Model,
-        sequences: &[Sequence],
+        sequences: &[Vec<u32>],
         batch: &Range<usize>,
         more: usize,
         every_layer: bool,
@@ -60,25 +57,24 @@ impl Cache {
         let mut base = HashMap::new();
         for s in batch.clone() {
             base.insert(s, at);
-            at += sequences[s].tokens.len() + more;
+            at += sequences[s].len() + more;
         }
         let layers = if every_layer { model.spec.layers } else { 1 };
         let kv = || Kv { k: vec![0.0; at * width], v: vec![0.0; at * width] };
         Cache { layers: (0..layers).map(|_| kv()).collect(), base, width, alike }
     }
 
-    /// The rows of a batch's prompts: what they begin with alike only once.
-    pub fn rows(&self, sequences: &[Sequence], batch: &Range<usize>) -> Vec<Row> {
+    /// The rows of a batch's prompts, under `edit`: what they begin with alike only once.
+    pub fn rows<'e>(
+        &self,
+        sequences: &[Vec<u32>],
+        batch: &Range<usize>,
+        edit: Option<&'e Edit>,
+    ) -> Vec<Row<'e>> {
         let of = |seq: usize| {
             let begin = if seq == batch.start { 0 } else { self.alike };
-            let (edit, base) = (sequences[seq].edit, self.base[&seq]);
-            (begin..sequences[seq].tokens.len()).map(move |pos| Row {
-                seq,
-                pos,
-                fork: None,
-                edit,
-                base,
-            })
+            let base = self.base[&seq];
+            (begin..sequences[seq].len()).map(move |pos| Row { seq, pos, fork: None, edit, base })
         };
         batch.clone().flat_map(of).collect()
     }

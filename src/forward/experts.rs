@@ -7,7 +7,6 @@ use super::runner::{Row, Runner, Site, Tap};
 use crate::arch::{Experts, Role, Writer};
 use crate::error::Result;
 use crate::num::dot;
-use crate::progress;
 
 impl Runner<'_> {
     /// Adds a block's shared and routed experts to the residual stream. `normed` and `hidden`:
@@ -36,7 +35,7 @@ impl Runner<'_> {
         }
         // An expert at a time: its rows are gathered, its tiles decoded, the result is scattered.
         for (expert, chosen) in routes.iter().enumerate().filter(|(_, chosen)| !chosen.is_empty()) {
-            progress::check()?;
+            self.compute.check()?;
             let n = chosen.len();
             let input: Vec<f32> = chosen
                 .iter()

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::product::product;
 use crate::error::{Error, Result};
-use crate::progress;
+use crate::progress::Cancel;
 use crate::weights::Matrix;
 
 /// Elements of a decoded tile: 16 MiB of f32.
@@ -19,6 +19,7 @@ const ROWS: usize = 1024;
 #[derive(Clone)]
 pub struct Compute {
     device: Device,
+    cancel: Cancel,
 }
 
 impl Compute {
@@ -52,12 +53,25 @@ impl Compute {
                 ))
             }
         };
-        Ok(Compute { device })
+        Ok(Compute { device, cancel: Cancel::default() })
     }
 
     /// The CPU.
     pub fn cpu() -> Compute {
-        Compute { device: Device::Cpu }
+        Compute { device: Device::Cpu, cancel: Cancel::default() }
+    }
+
+    /// The same device, for a run that `cancel` ends.
+    pub fn with_cancel(self, cancel: Cancel) -> Compute {
+        Compute { cancel, ..self }
+    }
+
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// `Interrupted`, where the run was cancelled.
+    pub fn check(&self) -> Result<()> {
+        self.cancel.check()
     }
 
     /// The device in words, for the report.
@@ -76,7 +90,7 @@ impl Compute {
     pub fn matmul(&self, x: &[f32], n: usize, w: &Matrix) -> Result<Vec<f32>> {
         let mut y = vec![0.0f32; n * w.rows];
         if self.device.is_cpu() {
-            product(x, n, w, 0..w.rows, &mut y)?;
+            product(x, n, w, 0..w.rows, &mut y, &self.cancel)?;
             return Ok(y);
         }
         self.tiles(x, n, w, |rows, tile| {
@@ -110,7 +124,7 @@ impl Compute {
             for start in (0..w.rows).step_by(step) {
                 let rows = start..(start + step).min(w.rows);
                 let tile = &mut tile[..n * rows.len()];
-                product(x, n, w, rows.clone(), tile)?;
+                product(x, n, w, rows.clone(), tile, &self.cancel)?;
                 f(rows, tile)?;
             }
             return Ok(());
@@ -121,7 +135,7 @@ impl Compute {
         let step = (TILE / w.cols.max(n)).clamp(16, w.rows.max(16));
         let mut start = 0;
         while start < w.rows {
-            progress::check()?;
+            self.cancel.check()?;
             let rows = start..(start + step).min(w.rows);
             let mut weights = vec![0.0f32; rows.len() * w.cols];
             weights

@@ -12,4 +12,4 @@ mod runner;
 
 pub use head::{Head, Readout};
 pub use matmul::Compute;
-pub use runner::{Begun, Fork, Generated, Row, Runner, Sequence, Site, Tap};
+pub use runner::{Begun, Fork, Generated, Row, Runner, Site, Tap};

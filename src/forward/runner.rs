@@ -12,46 +12,31 @@ use crate::arch::{Role, Turn, Writer};
 use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::progress::{self, Progress};
-
-/// A token sequence, run under one of the runner's edits.
-#[derive(Clone, Debug)]
-pub struct Sequence {
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// 0: the model as it is; k: the runner's edit k - 1, on every token.
-    pub edit: usize,
-}
-
-impl From<Vec<u32>> for Sequence {
-    fn from(tokens: Vec<u32>) -> Sequence {
-        Sequence { tokens, edit: 0 }
-    }
-}
+use crate::progress::{Progress, Silent};
 
 /// One more row at `pos` of a sequence, run under an edit from the edit's first layer on. It shares
 /// the keys and values of the earlier tokens, which an edit that fires only at `pos` leaves as they
 /// are: a candidate for the price of a row.
 #[derive(Clone, Copy, Debug)]
-pub struct Fork {
+pub struct Fork<'e> {
     /// Index of the sequence.
     pub seq: usize,
     /// Position in it.
     pub pos: usize,
-    /// The runner's edit `edit - 1`.
-    pub edit: usize,
+    /// The edit.
+    pub edit: &'e Edit,
 }
 
 /// A row of the packed activations.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct Row<'e> {
     /// Index of the sequence in the caller's list.
     pub seq: usize,
     /// Position in it.
     pub pos: usize,
     /// The fork's index in the caller's list, where the row is one.
     pub fork: Option<usize>,
-    pub(super) edit: usize,
+    pub(super) edit: Option<&'e Edit>,
     /// First row of the sequence's keys and values.
     pub(super) base: usize,
 }
@@ -102,7 +87,7 @@ pub struct Generated {
 
 /// Sequences that ran up to some block.
 pub struct Begun {
-    sequences: Vec<Sequence>,
+    sequences: Vec<Vec<u32>>,
     layer: usize,
     /// By batch: its sequences, how many tokens they begin with alike, and the states of its rows.
     parts: Vec<(std::ops::Range<usize>, usize, Vec<f32>)>,
@@ -119,23 +104,23 @@ impl Begun {
 pub struct Runner<'m> {
     pub(super) model: &'m Model,
     pub(super) compute: &'m Compute,
-    pub(super) edits: &'m [Edit],
+    pub(super) edit: Option<&'m Edit>,
     progress: &'m dyn Progress,
     /// Bytes that activations and caches may take.
     memory: usize,
 }
 
 impl<'m> Runner<'m> {
-    /// A runner over `model`, with `edits` for sequences and forks to name, that keeps its
-    /// activations and caches within `memory` bytes.
+    /// A runner over `model`, under `edit` on every token, that keeps its activations and caches
+    /// within `memory` bytes.
     pub fn new(
         model: &'m Model,
         compute: &'m Compute,
-        edits: &'m [Edit],
+        edit: Option<&'m Edit>,
         memory: usize,
         progress: &'m dyn Progress,
     ) -> Runner<'m> {
-        Runner { model, compute, edits, progress, memory }
+        Runner { model, compute, edit, progress, memory }
     }
 
     /// Runs all sequences and returns the final normed hidden states of the `wanted` (sequence,
@@ -145,8 +130,8 @@ impl<'m> Runner<'m> {
     /// A token outside the vocabulary; what the device says; `Interrupted`.
     pub fn run(
         &self,
-        sequences: &[Sequence],
-        forks: &[Fork],
+        sequences: &[Vec<u32>],
+        forks: &[Fork<'_>],
         wanted: &[(usize, usize)],
         tap: &mut dyn Tap,
     ) -> Result<Vec<f32>> {
@@ -156,7 +141,7 @@ impl<'m> Runner<'m> {
         let mut extra = vec![0usize; sequences.len()];
         forks.iter().for_each(|f| extra[f.seq] += 1);
         let limit = (self.memory / self.bytes_per_row()).max(1);
-        for batch in batches(sequences.len(), |s| sequences[s].tokens.len() + extra[s], limit) {
+        for batch in batches(sequences.len(), |s| sequences[s].len() + extra[s], limit) {
             let inside: Vec<(usize, &Fork)> =
                 forks.iter().enumerate().filter(|(_, f)| batch.contains(&f.seq)).collect();
             // What is read must be computed.
@@ -167,8 +152,8 @@ impl<'m> Runner<'m> {
             let alike =
                 if shared == 0 { 0 } else { common_prefix(&sequences[batch.clone()]).min(shared) };
             let mut cache = Cache::new(self.model, sequences, &batch, 0, false, alike);
-            let rows = cache.rows(sequences, &batch);
-            let hidden = self.embed(&rows, |r| sequences[r.seq].tokens[r.pos])?;
+            let rows = cache.rows(sequences, &batch, self.edit);
+            let hidden = self.embed(&rows, |r| sequences[r.seq][r.pos])?;
             let (rows, hidden) =
                 self.pass(rows, hidden, 0..self.model.spec.layers, &inside, &mut cache, tap)?;
             let hidden = self.normed(&hidden)?;
@@ -198,38 +183,32 @@ impl<'m> Runner<'m> {
     ///
     /// # Errors
     /// As [`Runner::run`].
-    pub fn begin(&self, sequences: Vec<Sequence>, layer: usize) -> Result<Begun> {
+    pub fn begin(&self, sequences: Vec<Vec<u32>>, layer: usize) -> Result<Begun> {
         self.check(&sequences, 0)?;
         let limit = (self.memory / self.bytes_per_row()).max(1);
         let mut parts = Vec::new();
-        for batch in batches(sequences.len(), |s| sequences[s].tokens.len(), limit) {
+        for batch in batches(sequences.len(), |s| sequences[s].len(), limit) {
             let alike = common_prefix(&sequences[batch.clone()]);
             let mut cache = Cache::new(self.model, &sequences, &batch, 0, false, alike);
-            let rows = cache.rows(&sequences, &batch);
-            let hidden = self.embed(&rows, |r| sequences[r.seq].tokens[r.pos])?;
+            let rows = cache.rows(&sequences, &batch, self.edit);
+            let hidden = self.embed(&rows, |r| sequences[r.seq][r.pos])?;
             let (_, hidden) = self.pass(rows, hidden, 0..layer, &[], &mut cache, &mut ())?;
             parts.push((batch, alike, hidden));
         }
         Ok(Begun { sequences, layer, parts })
     }
 
-    /// Runs the rest of the blocks under `edit`, as [`Runner::run`] would have from the start. A
-    /// wanted position that all sequences share is that of the first one.
+    /// Runs the rest of the blocks, as [`Runner::run`] would have from the start. A wanted position
+    /// that all sequences share is that of the first one.
     ///
     /// # Errors
     /// As [`Runner::run`].
-    pub fn resume(
-        &self,
-        begun: &Begun,
-        edit: usize,
-        wanted: &[(usize, usize)],
-    ) -> Result<Vec<f32>> {
+    pub fn resume(&self, begun: &Begun, wanted: &[(usize, usize)]) -> Result<Vec<f32>> {
         let (d, blocks) = (self.model.spec.hidden, begun.layer..self.model.spec.layers);
         let mut out = vec![0.0f32; wanted.len() * d];
         for (batch, alike, hidden) in &begun.parts {
             let mut cache = Cache::new(self.model, &begun.sequences, batch, 0, false, *alike);
-            let mut rows = cache.rows(&begun.sequences, batch);
-            rows.iter_mut().for_each(|r| r.edit = edit);
+            let rows = cache.rows(&begun.sequences, batch, self.edit);
             let (rows, hidden) =
                 self.pass(rows, hidden.clone(), blocks.clone(), &[], &mut cache, &mut ())?;
             let places: HashMap<(usize, usize), usize> =
@@ -249,7 +228,7 @@ impl<'m> Runner<'m> {
     /// As [`Runner::run`].
     pub fn generate(
         &self,
-        sequences: &[Sequence],
+        sequences: &[Vec<u32>],
         max_new: usize,
         is_end: &dyn Fn(u32) -> bool,
     ) -> Result<Vec<Generated>> {
@@ -260,15 +239,15 @@ impl<'m> Runner<'m> {
         // A row of a generating sequence keeps its keys and values in every layer.
         let cached = spec.kv_heads * spec.head_dim * 2 * 4 * spec.layers;
         let limit = (self.memory / (self.bytes_per_row() + cached)).max(1);
-        let silent = Runner { progress: &progress::Silent, ..*self };
-        for batch in batches(sequences.len(), |s| sequences[s].tokens.len() + max_new, limit) {
+        let silent = Runner { progress: &Silent, ..*self };
+        for batch in batches(sequences.len(), |s| sequences[s].len() + max_new, limit) {
             let alike = common_prefix(&sequences[batch.clone()]);
             let mut cache = Cache::new(self.model, sequences, &batch, max_new, true, alike);
-            let mut rows = cache.rows(sequences, &batch);
+            let mut rows = cache.rows(sequences, &batch, self.edit);
             self.progress.start("generate", max_new as u64, "tokens");
             for step in 0..max_new {
                 let token = |r: &Row| {
-                    let prompt = &sequences[r.seq].tokens;
+                    let prompt = &sequences[r.seq];
                     prompt
                         .get(r.pos)
                         .copied()
@@ -311,21 +290,21 @@ impl<'m> Runner<'m> {
     }
 
     /// No text may be empty, or longer with its answer than what the model was trained for.
-    fn check(&self, sequences: &[Sequence], more: usize) -> Result<()> {
+    fn check(&self, sequences: &[Vec<u32>], more: usize) -> Result<()> {
         let context = match self.model.spec.context {
             0 => usize::MAX,
             n => n,
         };
         for s in sequences {
-            if s.tokens.is_empty() {
+            if s.is_empty() {
                 return Err(Error::Model(
                     "a prompt has no tokens; check it with inspect --prompts".into(),
                 ));
             }
-            if s.tokens.len() + more > context {
+            if s.len() + more > context {
                 return Err(Error::Limit(format!(
                     "a prompt of {} tokens with {more} to answer does not fit into the model's context of {context}; shorten it",
-                    s.tokens.len()
+                    s.len()
                 )));
             }
         }
@@ -353,15 +332,15 @@ impl<'m> Runner<'m> {
 
     /// Runs `rows` with their states, `[rows, hidden]`, through some blocks. Forks join as rows at
     /// the first layer of their edit. Returns all rows and their states.
-    fn pass(
+    fn pass<'e>(
         &self,
-        mut rows: Vec<Row>,
+        mut rows: Vec<Row<'e>>,
         mut hidden: Vec<f32>,
         blocks: std::ops::Range<usize>,
-        forks: &[(usize, &Fork)],
+        forks: &[(usize, &Fork<'e>)],
         cache: &mut Cache,
         tap: &mut dyn Tap,
-    ) -> Result<(Vec<Row>, Vec<f32>)> {
+    ) -> Result<(Vec<Row<'e>>, Vec<f32>)> {
         let spec = &self.model.spec;
         let d = spec.hidden;
         let plain = rows.len();
@@ -375,12 +354,11 @@ impl<'m> Runner<'m> {
         };
         self.progress.start("forward pass", blocks.len() as u64, "layers");
         for layer in blocks {
-            progress::check()?;
+            self.compute.check()?;
             for &(at, f) in forks {
-                let edit = &self.edits[f.edit - 1];
-                if edit.iter().map(|t| t.layer).min() == Some(layer) {
+                if f.edit.iter().map(|t| t.layer).min() == Some(layer) {
                     let parent = index[&(f.seq, f.pos)];
-                    rows.push(Row { fork: Some(at), edit: f.edit, ..rows[parent] });
+                    rows.push(Row { fork: Some(at), edit: Some(f.edit), ..rows[parent] });
                     hidden.extend_from_within(parent * d..(parent + 1) * d);
                 }
             }

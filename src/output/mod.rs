@@ -19,11 +19,11 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::checkpoint::{sha256_file, Checkpoint, Gguf, Value};
-use crate::progress::{check, Progress};
+use crate::progress::Progress;
 use crate::{Error, Result};
 use layout::{Layout, Piece};
 
@@ -37,7 +37,7 @@ pub use sidecar::{Kind, Sidecar};
 pub use transformers::load_command;
 
 /// What OUT is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Emit {
     /// IN with the edit folded in.
@@ -241,7 +241,7 @@ fn copy_piece(
     match piece {
         Piece::Bytes(bytes) => {
             for chunk in bytes.chunks(CHUNK as usize) {
-                check().map_err(|_| Copy::Interrupted)?;
+                progress.check().map_err(|_| Copy::Interrupted)?;
                 target.write_all(chunk).map_err(Copy::Write)?;
                 advance(chunk.len() as u64);
             }
@@ -254,7 +254,7 @@ fn copy_piece(
             source.seek(SeekFrom::Start(range.start)).map_err(Copy::Read)?;
             let mut at = range.start;
             while at < range.end {
-                check().map_err(|_| Copy::Interrupted)?;
+                progress.check().map_err(|_| Copy::Interrupted)?;
                 // First up to a block's edge, then whole blocks: the system can share those between
                 // the files.
                 let step = if at % BLOCK == 0 { CHUNK } else { BLOCK - at % BLOCK };

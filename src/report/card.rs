@@ -1,14 +1,15 @@
 //! A section for a model card, in Markdown.
 
-use super::{file_name, p_value, percent, Run};
+use super::{file_name, p_value, percent, RunReport};
 use crate::evaluate::Rate;
 use crate::output::Emit;
+use crate::pair::Pair;
 use crate::search::Patched;
 use crate::text::Set;
 
 /// The section, ready to paste.
-pub fn model_card(p: &Patched, run: &Run) -> String {
-    let (split, (a, b)) = p.test.as_ref().map_or(("validation", &p.validation), |t| ("test", t));
+pub fn model_card(p: &Patched, run: &RunReport) -> String {
+    let (split, Pair { before: a, after: b }) = p.measured();
     let how = match p.emit {
         Emit::Weights => "folded into its weights",
         Emit::Lora => "as a LoRA adapter beside it",
@@ -19,34 +20,26 @@ pub fn model_card(p: &Patched, run: &Run) -> String {
          Compression can weaken a model's refusal of harmful requests. `{}` was edited by refusal-patch {} to strengthen it: along\n\
          the refusal direction, {how}.\n\n\
          | {split} prompts | before | after | p |\n|---|---|---|---|\n",
-        cell(file_name(run.model)),
+        cell(file_name(&run.model)),
         env!("CARGO_PKG_VERSION")
     );
-    for (set, x, y) in [
-        (Set::Harmful, &a.harmful, &b.harmful),
-        (Set::Harmless, &a.harmless, &b.harmless),
-        (Set::Borderline, &a.borderline, &b.borderline),
-    ] {
+    for set in Set::ALL {
         let change = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
         out += &format!(
             "| {} requests refused | {} | {} | {} |\n",
             set.name(),
-            rate(x),
-            rate(y),
+            rate(a.refusal.get(set)),
+            rate(b.refusal.get(set)),
             change.map_or(String::new(), |c| p_value(c.p_value))
         );
     }
-    if let Some((a, b)) = &p.thinking {
-        for (set, x, y) in [
-            (Set::Harmful, &a.harmful, &b.harmful),
-            (Set::Harmless, &a.harmless, &b.harmless),
-            (Set::Borderline, &a.borderline, &b.borderline),
-        ] {
+    if let Some(thinking) = &p.thinking {
+        for set in Set::ALL {
             out += &format!(
                 "| {} requests refused, with thinking | {} | {} | |\n",
                 set.name(),
-                rate(x),
-                rate(y)
+                rate(thinking.before.get(set)),
+                rate(thinking.after.get(set))
             );
         }
     }
@@ -71,11 +64,11 @@ pub fn model_card(p: &Patched, run: &Run) -> String {
         p.chosen.strength,
         p.chosen.method.name()
     );
-    out += &format!("- base sha256: `{}`\n", p.sha256.0);
+    out += &format!("- base sha256: `{}`\n", p.sha256.before);
     if p.out.is_some() {
-        out += &format!("- this file's sha256: `{}`\n", p.sha256.1);
+        out += &format!("- this file's sha256: `{}`\n", p.sha256.after);
     }
-    out += &format!("- prompts sha256: `{}`\n", run.prompts_sha256);
+    out += &format!("- prompts sha256: `{}`\n", run.prompts.sha256);
     out
 }
 
@@ -83,8 +76,8 @@ fn rate(r: &Rate) -> String {
     format!(
         "{} ({:.0}–{:.0} %)",
         percent(r.refusal_rate),
-        100.0 * r.interval.0,
-        100.0 * r.interval.1
+        100.0 * r.interval.low,
+        100.0 * r.interval.high
     )
 }
 

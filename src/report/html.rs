@@ -2,26 +2,27 @@
 
 use std::fmt::Write;
 
-use super::{card, escape, examples, file_name, p_value, percent, plots, Run};
+use super::{card, escape, examples, file_name, p_value, percent, plots, Opening, RunReport};
 use crate::evaluate::Scores;
 use crate::evaluate::{judge::Verdict, Rate, THOUGHT};
 use crate::output::Emit;
+use crate::pair::Pair;
 use crate::search::{Patched, LEAST_GAIN, SIGNIFICANT};
 use crate::text::Set;
 
 const STYLE: &str = include_str!("style.css");
 
 /// Renders the report of a patch.
-pub fn html(p: &Patched, run: &Run) -> String {
+pub fn html(p: &Patched, run: &RunReport) -> String {
     let mut out = String::new();
     // Writing to a string can't fail.
     let _ = render(&mut out, p, run);
     out
 }
 
-fn render(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
-    let (split, (a, b)) = p.test.as_ref().map_or(("validation", &p.validation), |t| ("test", t));
-    let name = escape(file_name(run.model));
+fn render(out: &mut String, p: &Patched, run: &RunReport) -> std::fmt::Result {
+    let (split, Pair { before: a, after: b }) = p.measured();
+    let name = escape(file_name(&run.model));
     write!(
         out,
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>refusal-patch: {name}</title><style>{STYLE}</style></head><body>"
@@ -66,7 +67,7 @@ fn render(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
 }
 
 fn verdict(out: &mut String, p: &Patched, a: &Scores, b: &Scores) -> std::fmt::Result {
-    let (before, after) = (a.harmful.refusal_rate, b.harmful.refusal_rate);
+    let (before, after) = (a.refusal.harmful.refusal_rate, b.refusal.harmful.refusal_rate);
     let whole = p.changes.iter().find(|c| c.set == Set::Harmful && c.category.is_empty());
     let sure = whole.is_none_or(|c| c.p_value < SIGNIFICANT);
     let head = match after - before {
@@ -87,7 +88,7 @@ fn verdict(out: &mut String, p: &Patched, a: &Scores, b: &Scores) -> std::fmt::R
         }
         Some(c) => format!("That may be chance (paired McNemar p = {}).", p_value(c.p_value)),
     };
-    let harm = |s: &Scores| s.harmless.refusal_rate;
+    let harm = |s: &Scores| s.refusal.harmless.refusal_rate;
     let rise = 100.0 * (harm(b) - harm(a));
     write!(
         out,
@@ -108,16 +109,14 @@ fn what(emit: Emit) -> &'static str {
 
 fn cards(out: &mut String, a: &Scores, b: &Scores) -> std::fmt::Result {
     write!(out, "<div class=cards>")?;
-    for (class, name, x, y) in [
-        ("main", "harmful refused", &a.harmful, &b.harmful),
-        ("", "harmless refused", &a.harmless, &b.harmless),
-        ("", "borderline refused", &a.borderline, &b.borderline),
-    ] {
+    for (set, x) in a.refusal.iter() {
+        let class = if set == Set::Harmful { "main" } else { "" };
         write!(
             out,
-            "<div class='{class}'><b>{:.1} → {:.1} %</b><span>{name}</span></div>",
+            "<div class='{class}'><b>{:.1} → {:.1} %</b><span>{} refused</span></div>",
             100.0 * x.refusal_rate,
-            100.0 * y.refusal_rate
+            100.0 * b.refusal.get(set).refusal_rate,
+            set.name()
         )?;
     }
     write!(out, "<div><b>{:.4}</b><span>KL on harmless answers, nats</span></div></div>", b.kl)
@@ -135,34 +134,27 @@ fn before_after(
         "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} prompts<th>before<th>after<th>p{}",
         if p.reference.is_some() { "<th>the original" } else { "" }
     )?;
-    let original = p.original().map(|o| [&o.harmful, &o.harmless, &o.borderline]);
-    for (i, (set, name, x, y)) in [
-        (Set::Harmful, "harmful refused", &a.harmful, &b.harmful),
-        (Set::Harmless, "harmless refused", &a.harmless, &b.harmless),
-        (Set::Borderline, "borderline refused", &a.borderline, &b.borderline),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    let original = p.original();
+    for set in Set::ALL {
+        let (name, x, y) = (set.name(), a.refusal.get(set), b.refusal.get(set));
         let change = p.changes.iter().find(|c| c.set == set && c.category.is_empty());
         let chance = change.map_or(String::new(), |c| p_value(c.p_value));
-        let goal = original.map_or(String::new(), |o| format!("<td>{}", rate(o[i])));
-        write!(out, "<tr><td>{name}<td>{}<td>{}<td>{chance}{goal}", rate(x), rate(y))?;
+        let goal = original.map_or(String::new(), |o| format!("<td>{}", rate(o.get(set))));
+        write!(out, "<tr><td>{name} refused<td>{}<td>{}<td>{chance}{goal}", rate(x), rate(y))?;
     }
     let blank = if original.is_some() { "<td>" } else { "" };
-    if let Some((a, b)) = &p.thinking {
-        for (name, x, y) in [
-            ("harmful refused, with thinking", &a.harmful, &b.harmful),
-            ("harmless refused, with thinking", &a.harmless, &b.harmless),
-            ("borderline refused, with thinking", &a.borderline, &b.borderline),
-        ] {
-            write!(out, "<tr><td>{name}<td>{}<td>{}<td>{blank}", rate(x), rate(y))?;
-        }
+    for set in Set::ALL.into_iter().filter(|_| p.thinking.is_some()) {
+        let Some(cells) = p.thinking.as_ref().map(|t| t.map(|r| rate(r.get(set)))) else {
+            continue;
+        };
+        let Pair { before, after } = cells;
+        let name = set.name();
+        write!(out, "<tr><td>{name} refused, with thinking<td>{before}<td>{after}<td>{blank}")?;
     }
     let odds = |r: &Rate| format!("{:+.1}", r.mean_log_odds);
     for (name, x, y) in [
-        ("log-odds, harmful", odds(&a.harmful), odds(&b.harmful)),
-        ("log-odds, harmless", odds(&a.harmless), odds(&b.harmless)),
+        ("log-odds, harmful", odds(&a.refusal.harmful), odds(&b.refusal.harmful)),
+        ("log-odds, harmless", odds(&a.refusal.harmless), odds(&b.refusal.harmless)),
         ("incoherent answers", incoherent(a), incoherent(b)),
         ("KL on harmless answers, nats", "0".into(), format!("{:.4}", b.kl)),
         (
@@ -180,15 +172,14 @@ fn before_after(
         write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>{blank}")?;
     }
     write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")?;
-    match p.thinking {
+    match &p.thinking {
         Some(_) => write!(out, "<p class=dim>With thinking: behind thoughts of the model's own, cut off after {THOUGHT} tokens; all else is with thinking off.</p>"),
         None => Ok(()),
     }
 }
 
 fn incoherent(s: &Scores) -> String {
-    let sets = [&s.harmful, &s.harmless, &s.borderline];
-    let (k, n) = sets.iter().fold((0, 0), |(k, n), r| (k + r.incoherent, n + r.n));
+    let (k, n) = s.refusal.iter().fold((0, 0), |(k, n), (_, r)| (k + r.incoherent, n + r.n));
     format!("{k} of {n}")
 }
 
@@ -198,8 +189,8 @@ fn rate(r: &Rate) -> String {
         percent(r.refusal_rate),
         r.refused,
         r.n,
-        100.0 * r.interval.0,
-        100.0 * r.interval.1
+        100.0 * r.interval.low,
+        100.0 * r.interval.high
     )
 }
 
@@ -209,10 +200,10 @@ fn tensors(out: &mut String, p: &Patched) -> std::fmt::Result {
     }
     write!(out, "<h2>What was changed</h2><p class=dim>All other tensors are byte for byte the same; metadata says what was done.</p><div class=scroll><table><tr><th>tensor<th>strength asked<th>stored<th>encoding<th>edit / weights<th>codes moved<th>bytes changed")?;
     for t in &p.tensors {
-        let encoding = if t.encoding.0 == t.encoding.1 {
-            t.encoding.0.to_string()
+        let encoding = if t.encoding.before == t.encoding.after {
+            t.encoding.before.to_string()
         } else {
-            format!("{} → {}", t.encoding.0, t.encoding.1)
+            format!("{} → {}", t.encoding.before, t.encoding.after)
         };
         write!(
             out,
@@ -240,7 +231,7 @@ fn answers(out: &mut String, p: &Patched) -> std::fmt::Result {
     for e in &examples {
         let set = if e.set == Set::Harmful { "" } else { e.set.name() };
         write!(out, "<div class=pair><b>{}</b> <small>{set}</small>", escape(&e.prompt))?;
-        for (when, (text, verdict)) in [("before", &e.before), ("after", &e.after)] {
+        for (when, Opening { text, verdict }) in [("before", &e.before), ("after", &e.after)] {
             write!(
                 out,
                 "<p><span class=tag>{when}</span><span>{} <small>{}</small></span></p>",
@@ -263,18 +254,21 @@ fn class(v: Verdict) -> &'static str {
     }
 }
 
-fn provenance(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
+fn provenance(out: &mut String, p: &Patched, run: &RunReport) -> std::fmt::Result {
     write!(out, "<h2>Provenance</h2><dl>")?;
     let mut item = |name: &str, value: String| write!(out, "<dt>{name}<dd>{}", escape(&value));
     item("program", format!("refusal-patch {}", env!("CARGO_PKG_VERSION")))?;
-    item("IN", format!("{}, {} bytes, sha256 {}", run.model, p.bytes.0, p.sha256.0))?;
+    item("IN", format!("{}, {} bytes, sha256 {}", run.model, p.bytes.before, p.sha256.before))?;
     if let Some(o) = &p.reference {
         item("original", o.model.clone())?;
     }
     if let Some(path) = &p.out {
-        item("OUT", format!("{}, {} bytes, sha256 {}", path.display(), p.bytes.1, p.sha256.1))?;
+        item(
+            "OUT",
+            format!("{}, {} bytes, sha256 {}", path.display(), p.bytes.after, p.sha256.after),
+        )?;
     }
-    let s = run.settings;
+    let s = run.limits;
     item(
         "limits",
         format!(
@@ -285,15 +279,16 @@ fn provenance(out: &mut String, p: &Patched, run: &Run) -> std::fmt::Result {
         ),
     )?;
     let sources: Vec<String> =
-        run.sources.iter().map(|(set, from)| format!("{} {from}", set.name())).collect();
-    item("prompts", format!("{}; sha256 {}", sources.join(", "), run.prompts_sha256))?;
-    let memory =
-        run.memory.map_or(String::new(), |m| format!(", at most {} MB of memory", m / 1_000_000));
+        run.prompts.sources.iter().map(|(set, from)| format!("{} {from}", set.name())).collect();
+    item("prompts", format!("{}; sha256 {}", sources.join(", "), run.prompts.sha256))?;
+    let memory = run
+        .peak_memory
+        .map_or(String::new(), |m| format!(", at most {} MB of memory", m / 1_000_000));
     item(
         "run",
         format!(
             "{:.0} s on {}{memory}, {} new tokens an answer",
-            run.seconds, run.device, s.max_new_tokens
+            run.seconds, run.device, run.max_new_tokens
         ),
     )?;
     write!(out, "</dl>")

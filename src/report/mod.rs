@@ -4,33 +4,17 @@
 mod card;
 mod html;
 mod plots;
+mod run;
 
 pub use card::model_card;
 pub use html::html;
+pub use run::{LimitsUsed, PromptsUsed, ReportPaths, RunFacts, RunReport, SCHEMA};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{judge::Verdict, Answer};
-use crate::search::{Patched, Settings};
+use crate::search::Patched;
 use crate::text::Set;
-
-/// What the report says about the run itself.
-pub struct Run<'a> {
-    /// IN, as the user named it.
-    pub model: &'a str,
-    /// What was asked for.
-    pub settings: &'a Settings,
-    /// Where each class of prompts came from.
-    pub sources: &'a [(Set, String)],
-    /// The hash of all prompts.
-    pub prompts_sha256: String,
-    /// What the products ran on.
-    pub device: String,
-    /// Seconds that it took.
-    pub seconds: f64,
-    /// Most memory that it had, in bytes, where that is known.
-    pub memory: Option<u64>,
-}
 
 /// Most characters of an answer to a harmful prompt that any report shows: its opening says whether
 /// it refuses.
@@ -39,22 +23,31 @@ pub const HARMFUL_SHOWN: usize = 40;
 const SHOWN: usize = 160;
 
 /// A prompt with the openings of its answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Example {
     /// Its set.
     pub set: Set,
     /// The request.
     pub prompt: String,
-    /// The opening before, and its class.
-    pub before: (String, Verdict),
-    /// The opening after, and its class.
-    pub after: (String, Verdict),
+    /// The answer before the edit.
+    pub before: Opening,
+    /// The answer after it.
+    pub after: Opening,
+}
+
+/// How an answer begins.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Opening {
+    /// Its first characters.
+    pub text: String,
+    /// The class of the whole answer.
+    pub verdict: Verdict,
 }
 
 /// A few test prompts: harmful ones that are refused now, those that are still answered, and
 /// harmless ones with the answers that changed first.
 pub fn examples(p: &Patched) -> Vec<Example> {
-    let pairs = || p.answers.0.iter().zip(&p.answers.1);
+    let pairs = || p.answers.before.iter().zip(&p.answers.after);
     let harmful = |wanted: fn(bool, bool) -> bool| {
         pairs().filter(move |(x, y)| x.set == Set::Harmful && wanted(x.refused, y.refused))
     };
@@ -64,8 +57,8 @@ pub fn examples(p: &Patched) -> Vec<Example> {
     let example = |(x, y): (&Answer, &Answer)| Example {
         set: x.set,
         prompt: x.prompt.clone(),
-        before: (opening(x), x.verdict),
-        after: (opening(y), y.verdict),
+        before: opening(x),
+        after: opening(y),
     };
     harmful(|before, after| !before && after)
         .take(4)
@@ -77,14 +70,11 @@ pub fn examples(p: &Patched) -> Vec<Example> {
         .collect()
 }
 
-fn opening(a: &Answer) -> String {
+fn opening(a: &Answer) -> Opening {
     let most = if a.set == Set::Harmful { HARMFUL_SHOWN } else { SHOWN };
     let cut: String = a.continuation.chars().take(most).collect();
-    if cut.len() < a.continuation.len() {
-        cut + "…"
-    } else {
-        cut
-    }
+    let text = if cut.len() < a.continuation.len() { cut + "…" } else { cut };
+    Opening { text, verdict: a.verdict }
 }
 
 /// A share in per cent, as short as it is true.
@@ -122,9 +112,13 @@ mod tests {
     use crate::edit::Method;
     use crate::edit::RankOne;
     use crate::evaluate::Scores;
-    use crate::evaluate::{judge::judge, Change, Rate};
+    use crate::evaluate::{judge::judge, Change};
     use crate::output::Emit;
-    use crate::search::{Candidate, Effect, LayerScore, Rates, Scan, Stored, TensorReport, Toward};
+    use crate::pair::Pair;
+    use crate::search::{
+        Candidate, Effect, LayerScore, Outcome, Scan, Settings, Stored, TensorReport, Toward,
+    };
+    use crate::text::{BySet, PromptSet};
 
     const HOSTILE: &str = "<script>alert('x')</script> & \"more\"";
     const SECRET: &str =
@@ -137,7 +131,7 @@ mod tests {
             set,
             category: format!("{HOSTILE} {}", prompt.len() % 3),
             prompt: prompt.into(),
-            read: Vec::new().into(),
+            read: Vec::new(),
             refusal_log_odds: 0.0,
             thinks: false,
             top: Vec::new(),
@@ -154,14 +148,16 @@ mod tests {
             method: Method::Gated,
             toward: Toward::Projected,
             layers: vec![1],
-            writers: vec!["ffn_down"],
+            writers: vec!["ffn_down".into()],
             strength,
             size: 0.1 * strength,
-            harmful: 0.5 + 0.1 * strength,
-            harmless: 0.01 * strength,
-            borderline: 0.0,
+            refused: BySet {
+                harmful: 0.5 + 0.1 * strength,
+                harmless: 0.01 * strength,
+                borderline: 0.0,
+            },
             log_odds: 0.0,
-            risk: (0.01, 0.02),
+            risk: BySet { harmful: 0.5, harmless: 0.01, borderline: 0.02 },
             outlook: Default::default(),
             separation: 3.0,
             edit: vec![RankOne { layer: 1, writer: Writer::Ffn, u: vec![1.0], v: vec![1.0] }],
@@ -180,9 +176,7 @@ mod tests {
         let mut after = before.clone();
         after[0] = answer(Set::Harmful, HOSTILE, no);
         let scores = |answers: &[Answer]| Scores {
-            harmful: Rate::of(answers, Set::Harmful),
-            harmless: Rate::of(answers, Set::Harmless),
-            borderline: Rate::of(answers, Set::Borderline),
+            refusal: BySet::over(answers),
             kl: 0.0123,
             answer_perplexity: 1.0,
             perplexity: 20.0,
@@ -192,9 +186,7 @@ mod tests {
             layer,
             toward: Toward::Projected,
             strength,
-            harmful,
-            harmless: 0.0,
-            borderline: 0.1,
+            refusal: BySet { harmful, harmless: 0.0, borderline: 0.1 },
         };
         let layer = |layer, position| LayerScore {
             layer,
@@ -209,14 +201,14 @@ mod tests {
             load: None,
             warning: None,
             out: Some("out.gguf".into()),
-            sha256: ("aa".into(), "bb".into()),
-            bytes: (10, 20),
+            sha256: Pair::new("aa".into(), "bb".into()),
+            bytes: Pair::new(10, 20),
             chosen: candidate(2.0),
             candidates: vec![candidate(1.0), candidate(2.0), candidate(3.0)],
             trials: Vec::new(),
             tensors: vec![TensorReport {
                 tensor: HOSTILE.into(),
-                encoding: ("Q4_K", "Q8_0"),
+                encoding: Pair::new("Q4_K".into(), "Q8_0".into()),
                 asked: 1.0,
                 achieved: Stored {
                     achieved: 0.999,
@@ -225,12 +217,12 @@ mod tests {
                     codes_moved: 5,
                     elements: 50,
                     bytes_changed: 7,
-                    sparsity: (0.0, 0.0),
+                    sparsity: Pair::new(0.0, 0.0),
                 },
             }],
             thinking: None,
-            validation: (scores(&before), scores(&after)),
-            test: Some((scores(&before), scores(&after))),
+            validation: Pair::new(scores(&before), scores(&after)),
+            test: Some(Pair::new(scores(&before), scores(&after))),
             reference: None,
             changes: Change::all(&before, &after),
             gain: 0.25,
@@ -240,21 +232,33 @@ mod tests {
                 base: Some(effect(0, 0.0, 0.2)),
                 effects: vec![effect(0, 1.0, 0.2), effect(1, 1.0, 0.6)],
             },
-            answers: (before, after),
+            answers: Pair::new(before, after),
         }
     }
 
-    fn with_run<T>(f: impl FnOnce(&Run) -> T) -> T {
-        let settings = Settings::default();
-        f(&Run {
-            model: &format!("folder/{HOSTILE}|.gguf"),
-            settings: &settings,
-            sources: &[(Set::Harmful, HOSTILE.to_string())],
-            prompts_sha256: "cc".into(),
+    fn with_run<T>(f: impl FnOnce(&RunReport) -> T) -> T {
+        let mut prompts = PromptSet::built_in();
+        prompts.sources.harmful = HOSTILE.to_string();
+        let facts = RunFacts {
+            model: format!("folder/{HOSTILE}|.gguf"),
             device: "cpu".into(),
             seconds: 12.0,
-            memory: Some(5_000_000),
-        })
+            peak_memory: Some(5_000_000),
+        };
+        let outcome = Outcome::Patched(Box::new(patched()));
+        let mut run = RunReport::new(outcome, &prompts, &Settings::default(), facts);
+        run.prompts.sha256 = "cc".into();
+        f(&run)
+    }
+
+    #[test]
+    fn the_record_is_read_back_as_it_was_written() {
+        with_run(|run| {
+            let text = serde_json::to_string(run).unwrap();
+            let read: RunReport = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), text);
+            assert_eq!(read.schema, SCHEMA);
+        });
     }
 
     #[test]
@@ -314,13 +318,11 @@ mod tests {
         let mut p = patched();
         let without = with_run(|run| [html(&p, run), model_card(&p, run)]);
         assert!(without.iter().all(|text| !text.contains("with thinking")));
-        let rates = |s: &Scores| Rates {
-            harmful: s.harmful.clone(),
-            harmless: s.harmless.clone(),
-            borderline: s.borderline.clone(),
-        };
         // The other way round, so that these rows are not those.
-        p.thinking = Some((rates(&p.validation.1), rates(&p.validation.0)));
+        p.thinking = Some(Pair::new(
+            p.validation.after.refusal.clone(),
+            p.validation.before.refusal.clone(),
+        ));
         let [html, card] = with_run(|run| [html(&p, run), model_card(&p, run)]);
         assert!(card.contains(
             "| harmful requests refused, with thinking | 66.7 % (21–94 %) | 33.3 % (6–79 %) | |"

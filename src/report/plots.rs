@@ -30,13 +30,13 @@ pub fn categories(out: &mut String, changes: &[Change]) -> std::fmt::Result {
                 y + 12,
                 escape(&c.category),
                 y + 12,
-                100.0 * c.rates.0.refusal_rate,
-                100.0 * c.rates.1.refusal_rate,
-                c.rates.0.n,
+                100.0 * c.rates.before.refusal_rate,
+                100.0 * c.rates.after.refusal_rate,
+                c.rates.before.n,
                 p_value(c.p_value)
             )?;
-            bar(out, "old", y + 17, &c.rates.0)?;
-            bar(out, "new", y + 27, &c.rates.1)?;
+            bar(out, "old", y + 17, &c.rates.before)?;
+            bar(out, "new", y + 27, &c.rates.after)?;
         }
         write!(out, "</svg></figure>")?;
     }
@@ -50,8 +50,8 @@ fn bar(out: &mut String, class: &str, y: usize, r: &Rate) -> std::fmt::Result {
     write!(
         out,
         "<line class=whisker x1={:.1} x2={:.1} y1={} y2={} />",
-        x(r.interval.0),
-        x(r.interval.1),
+        x(r.interval.low),
+        x(r.interval.high),
         y + 4,
         y + 4
     )
@@ -60,8 +60,8 @@ fn bar(out: &mut String, class: &str, y: usize, r: &Rate) -> std::fmt::Result {
 /// What harmful prompts gained against what others paid, candidate by candidate.
 pub fn candidates(out: &mut String, p: &Patched) -> std::fmt::Result {
     write!(out, "<h2>The candidates</h2><p class=dim>Every edit that was scored: refusal of harmful validation prompts against over-refusal, by the likeliest first token. Dashed: the front that no other edit beats; ringed: the edit that was chosen. Up and to the left is better.</p><div class=plots>")?;
-    scatter(out, p, "harmless prompts refused", |c| c.harmless)?;
-    scatter(out, p, "borderline prompts refused", |c| c.borderline)?;
+    scatter(out, p, "harmless prompts refused", |c| c.refused.harmless)?;
+    scatter(out, p, "borderline prompts refused", |c| c.refused.borderline)?;
     trials(out, p)?;
     write!(out, "</div>")
 }
@@ -69,12 +69,12 @@ pub fn candidates(out: &mut String, p: &Patched) -> std::fmt::Result {
 /// The edits that were tried as they would be written: refusal against KL.
 fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
     let of: Vec<_> =
-        p.trials.iter().filter(|t| t.kl.is_finite() && t.harmful.is_finite()).collect();
+        p.trials.iter().filter(|t| t.kl.is_finite() && t.refused.harmful.is_finite()).collect();
     if of.is_empty() {
         return Ok(());
     }
     let most = of.iter().map(|t| t.kl).fold(0.001, f64::max);
-    let least = of.iter().map(|t| t.harmful).fold(0.75, f64::min);
+    let least = of.iter().map(|t| t.refused.harmful).fold(0.75, f64::min);
     let least = (4.0 * least).floor() / 4.0;
     // The last number under the axis must fit into the picture.
     let x = |kl: f64| 40.0 + 295.0 * (kl.max(0.0) / most).sqrt();
@@ -99,11 +99,11 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
         let chosen = (t.method, t.toward, t.strength)
             == (p.chosen.method, p.chosen.toward, p.chosen.strength)
             && t.place == p.chosen.place();
-        let at = format!("cx={:.1} cy={:.1}", x(t.kl), y(t.harmful));
+        let at = format!("cx={:.1} cy={:.1}", x(t.kl), y(t.refused.harmful));
         write!(
             out,
             "<circle class={} {at} r=5><title>{}, {}, strength {:.2}: harmful {}, harmless {}, borderline {}, KL {:.4}{}</title></circle>",
-            match (chosen, &t.miss) {
+            match (chosen, &t.broken) {
                 (true, _) => "new",
                 (_, None) => "other",
                 (_, Some(_)) => "old",
@@ -111,11 +111,11 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
             t.method.name(),
             escape(&t.place),
             t.strength,
-            percent(t.harmful),
-            percent(t.harmless),
-            percent(t.borderline),
+            percent(t.refused.harmful),
+            percent(t.refused.harmless),
+            percent(t.refused.borderline),
             t.kl,
-            t.miss.as_ref().map_or(String::new(), |m| format!("; {}", escape(m)))
+            t.broken.as_ref().map_or(String::new(), |b| format!("; {b}"))
         )?;
         if chosen {
             write!(out, "<circle class=ring {at} r=8 />")?;
@@ -147,7 +147,7 @@ fn scatter(
 ) -> std::fmt::Result {
     let most = p.candidates.iter().map(cost).fold(0.05, f64::max);
     // Quarters, from the one below the least: most edits refuse most.
-    let least = p.candidates.iter().map(|c| c.harmful).fold(0.75, f64::min);
+    let least = p.candidates.iter().map(|c| c.refused.harmful).fold(0.75, f64::min);
     let least = (4.0 * least).floor() / 4.0;
     // A root scale: the limits are a few per cent, the failures are everything.
     let x = |share: f64| 40.0 + 310.0 * (share / most).sqrt();
@@ -168,12 +168,12 @@ fn scatter(
     write!(out, "<text class=dim x=192 y=234 text-anchor=middle>{name}</text>")?;
     let points: Vec<String> = front(&p.candidates, cost)
         .iter()
-        .map(|c| format!("{:.1},{:.1}", x(cost(c)), y(c.harmful)))
+        .map(|c| format!("{:.1},{:.1}", x(cost(c)), y(c.refused.harmful)))
         .collect();
     write!(out, "<polyline class=front points='{}'/>", points.join(" "))?;
     for c in &p.candidates {
         let chosen = (c.family, c.strength) == (p.chosen.family, p.chosen.strength);
-        let at = format!("cx={:.1} cy={:.1}", x(cost(c)), y(c.harmful));
+        let at = format!("cx={:.1} cy={:.1}", x(cost(c)), y(c.refused.harmful));
         write!(
             out,
             "<circle class={} {at} r={}><title>{}, {}, strength {:.2}: harmful {}, harmless {}, borderline {}, {} of the weights' norm</title></circle>",
@@ -182,9 +182,9 @@ fn scatter(
             c.kind(),
             escape(&c.place()),
             c.strength,
-            percent(c.harmful),
-            percent(c.harmless),
-            percent(c.borderline),
+            percent(c.refused.harmful),
+            percent(c.refused.harmless),
+            percent(c.refused.borderline),
             percent(c.size)
         )?;
         if chosen {
@@ -197,11 +197,13 @@ fn scatter(
 /// The candidates that no other one beats in both, by cost.
 fn front(candidates: &[Candidate], cost: fn(&Candidate) -> f64) -> Vec<&Candidate> {
     let mut sorted: Vec<&Candidate> = candidates.iter().collect();
-    sorted.sort_by(|a, b| cost(a).total_cmp(&cost(b)).then(b.harmful.total_cmp(&a.harmful)));
+    sorted.sort_by(|a, b| {
+        cost(a).total_cmp(&cost(b)).then(b.refused.harmful.total_cmp(&a.refused.harmful))
+    });
     let mut best = f64::NEG_INFINITY;
     sorted.retain(|c| {
-        let better = c.harmful > best;
-        best = best.max(c.harmful);
+        let better = c.refused.harmful > best;
+        best = best.max(c.refused.harmful);
         better
     });
     sorted

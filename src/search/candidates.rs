@@ -1,6 +1,6 @@
 //! Candidates: method × direction × layer × writer set × strength.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::Writer;
 use crate::edit::{Edit, RankOne};
@@ -10,6 +10,7 @@ use super::worth::Outlook;
 use super::writers::{Ingredient, Layer};
 use super::{Settings, Toward};
 use crate::edit::Method;
+use crate::text::BySet;
 
 /// Strengths that are tried, in units of the gap; about a factor √2 apart.
 const STRENGTHS: [f64; 9] = [0.18, 0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83];
@@ -27,7 +28,7 @@ pub(super) const LAYERS: usize = 4;
 const BULK: f64 = 0.1;
 
 /// An edit with what its first-token score says.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Candidate {
     /// How its gate is made.
     pub method: Method,
@@ -36,27 +37,26 @@ pub struct Candidate {
     /// The blocks that are edited.
     pub layers: Vec<usize>,
     /// Their writers that are edited.
-    pub writers: Vec<&'static str>,
+    pub writers: Vec<String>,
     /// Strength: α in units of the gap (`gated`, `add`), or the factor (`amplify`, `restore`).
     pub strength: f64,
     /// √Σ ‖u vᵀ‖² / √Σ ‖W‖² over the edited tensors (of a constant: √Σ ‖u‖² / √Σ ‖W‖²).
     pub size: f64,
     /// Validation prompts of each class whose likeliest first token opens a refusal, as shares.
-    pub harmful: f64,
-    /// The same for harmless prompts.
-    pub harmless: f64,
-    /// The same for borderline prompts.
-    pub borderline: f64,
+    #[serde(flatten)]
+    pub refused: BySet<f64>,
     /// Mean log-odds of refusal on harmful prompts.
     pub log_odds: f64,
-    /// Mean probability of a first token that opens a refusal, on harmless and on borderline
-    /// prompts: what over-refusal is to be expected on prompts like these, known more finely than
-    /// by counting.
-    pub risk: (f64, f64),
+    /// Mean probability of a first token that opens a refusal. On harmless and borderline prompts:
+    /// what over-refusal is to be expected on prompts like these, known more finely than by
+    /// counting.
+    pub risk: BySet<f64>,
     /// How likely each validation prompt is refused under it.
     #[serde(skip)]
     pub outlook: Outlook,
-    /// Held-out separation of the gate: 1 / root mean square on harmless prompts.
+    /// Held-out separation of the gate: 1 / root mean square on harmless prompts; `null` in JSON
+    /// where no gate was fitted.
+    #[serde(with = "crate::num::nan")]
     pub separation: f64,
     /// The terms.
     #[serde(skip)]
@@ -210,7 +210,8 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
     let weights: f64 = parts.iter().map(|p| p.ingredient.weight_norm.powi(2)).sum();
     let mut layers: Vec<usize> = parts.iter().map(|p| p.layer.direction.layer).collect();
     layers.dedup();
-    let mut writers: Vec<&str> = parts.iter().map(|p| p.ingredient.writer.name()).collect();
+    let mut writers: Vec<String> =
+        parts.iter().map(|p| p.ingredient.writer.name().to_string()).collect();
     writers.sort_unstable();
     writers.dedup();
     Candidate {
@@ -220,11 +221,9 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
         writers,
         strength: t,
         size: (change / weights.max(f64::MIN_POSITIVE)).sqrt(),
-        harmful: f64::NAN,
-        harmless: f64::NAN,
-        borderline: f64::NAN,
+        refused: BySet::of(|_| f64::NAN),
         log_odds: f64::NAN,
-        risk: (f64::NAN, f64::NAN),
+        risk: BySet::of(|_| f64::NAN),
         outlook: Outlook::default(),
         separation: parts.iter().map(|p| p.ingredient.separation).fold(f64::INFINITY, f64::min),
         edit,

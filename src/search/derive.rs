@@ -1,8 +1,9 @@
 //! The directions of a model with what writing along them does, and no edit: the main job's first
 //! half.
 
-use super::baseline::{Ground, Training};
+use super::baseline::Baseline;
 use super::scan::Scan;
+use super::training::Training;
 use super::writers::{kinds, own_directions};
 use super::Settings;
 use crate::direction::Direction;
@@ -24,10 +25,10 @@ pub struct Derived {
 /// Prompts are missing; what the device says; `Interrupted`.
 pub fn derive(evaluator: &Evaluator, prompts: &PromptSet, settings: &Settings) -> Result<Derived> {
     prompts.enough()?;
-    let ground = Ground::take(evaluator, None, prompts, settings)?;
-    let training = Training::take(&ground)?;
-    let directions = own_directions(&ground, &training)?;
-    let kinds = kinds(&ground, &directions)?;
-    let scan = Scan::take(&ground, &kinds)?;
+    let baseline = Baseline::take(evaluator, None, prompts, settings)?;
+    let training = Training::take(&baseline)?;
+    let directions = own_directions(&baseline, &training)?;
+    let kinds = kinds(&baseline, &directions)?;
+    let scan = Scan::take(&baseline, &kinds)?;
     Ok(Derived { directions, scan })
 }

@@ -4,12 +4,11 @@
 use std::collections::HashMap;
 
 use crate::arch::Writer;
-use crate::direction::Sample;
 use crate::edit::gate::Group;
 use crate::error::Result;
 use crate::evaluate::{Answer, Asked, Evaluator, Thought};
-use crate::forward::{Row, Sequence, Site, Tap};
-use crate::text::{Message, Set};
+use crate::forward::{Row, Site, Tap};
+use crate::text::{Message, Prompt, Set};
 
 /// Plain text, code, letters and lists on which the gate must stay silent: a paragraph a line.
 const GENERAL: &str = include_str!("general.txt");
@@ -54,7 +53,7 @@ const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
 /// Token sequences whose marked rows are wanted, by group.
 #[derive(Default)]
 pub struct Material {
-    sequences: Vec<Sequence>,
+    sequences: Vec<Vec<u32>>,
     /// (sequence, position) → group
     marks: HashMap<(usize, usize), usize>,
     /// What chats begin with alike: their template's head, and its system prompt. These tokens run
@@ -118,7 +117,7 @@ impl Material {
                     .chat
                     .conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
                 {
-                    m.chat(&p.into(), None, &[], decides, 4, 0..0);
+                    m.chat(&p, None, &[], decides, 4, 0..0);
                 }
             }
             if i % TURNS == 3 && !harmless.is_empty() && !harmful.is_empty() {
@@ -145,7 +144,7 @@ impl Material {
                     // Where the refused turn was decided the gate fires, as it must.
                     let same = two.tokens.starts_with(&one.tokens);
                     let free = if after_refusal && same { one.post_instruction } else { 0..0 };
-                    m.chat(&two.into(), None, &[], decides, 4, free);
+                    m.chat(&two, None, &[], decides, 4, free);
                 }
             }
         }
@@ -160,8 +159,8 @@ impl Material {
     }
 
     /// Whether a sequence begins as the chats do.
-    fn is_chat(&self, s: &Sequence) -> bool {
-        !self.prefix.is_empty() && s.tokens.starts_with(&self.prefix)
+    fn is_chat(&self, s: &[u32]) -> bool {
+        !self.prefix.is_empty() && s.starts_with(&self.prefix)
     }
 
     fn mark_prefix_once(&mut self) {
@@ -178,7 +177,7 @@ impl Material {
     /// `earlier` are in none.
     fn chat(
         &mut self,
-        sample: &Sample,
+        sample: &Prompt,
         thought: Option<(&Thought, usize)>,
         answer: &[u32],
         decides: usize,
@@ -205,7 +204,7 @@ impl Material {
 
     fn add(&mut self, tokens: Vec<u32>, marks: impl Iterator<Item = (usize, usize)>) {
         let seq = self.sequences.len();
-        self.sequences.push(tokens.into());
+        self.sequences.push(tokens);
         self.marks.extend(marks.map(|(p, g)| ((seq, p), g)));
     }
 
@@ -294,7 +293,7 @@ impl Material {
         let (chats, others): (Vec<usize>, Vec<usize>) =
             all.partition(|&i| self.is_chat(&self.sequences[i]));
         for (running, shared) in [(chats, self.prefix.len()), (others, 0)] {
-            let sequences: Vec<Sequence> =
+            let sequences: Vec<Vec<u32>> =
                 running.iter().map(|&i| self.sequences[i].clone()).collect();
             (tap.running, tap.shared) = (running, shared);
             evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
@@ -313,9 +312,9 @@ fn decides(set: Set) -> usize {
 }
 
 /// The tokens that all samples begin with, less than the shortest of them.
-fn prefix(samples: &[Sample]) -> Vec<u32> {
+fn prefix(samples: &[Prompt]) -> Vec<u32> {
     let Some((first, others)) = samples.split_first() else { return Vec::new() };
-    let alike = |s: &Sample| s.tokens.iter().zip(&first.tokens).take_while(|(a, b)| a == b).count();
+    let alike = |s: &Prompt| s.tokens.iter().zip(&first.tokens).take_while(|(a, b)| a == b).count();
     let most = samples.iter().map(|s| s.tokens.len()).min().unwrap_or(0).saturating_sub(1);
     first.tokens[..others.iter().map(alike).min().unwrap_or(most).min(most)].to_vec()
 }
@@ -326,7 +325,8 @@ mod tests {
 
     #[test]
     fn what_chats_begin_with_alike_is_marked_once() {
-        let sample = |words: &[u32]| Sample {
+        let sample = |words: &[u32]| Prompt {
+            text: String::new(),
             tokens: [&[7, 8], words, &[9]].concat(),
             post_instruction: words.len() + 2..words.len() + 3,
         };
@@ -347,7 +347,8 @@ mod tests {
     #[test]
     fn the_gate_fires_in_a_thought_and_where_the_answer_begins_and_is_silent_where_the_thought_ends(
     ) {
-        let sample = Sample { tokens: (0..10).collect(), post_instruction: 2..4 };
+        let sample =
+            Prompt { text: String::new(), tokens: (0..10).collect(), post_instruction: 2..4 };
         let thought = Thought { closes: 7, ended: false };
         let marks = |group, decides, others| {
             let mut m = Material::default();

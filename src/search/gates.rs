@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::baseline::{Ground, Training};
+use super::baseline::Baseline;
 use super::gate_rows::{Inputs, Material};
 use super::lengths::{lengths, Lengths};
+use super::training::Training;
 use crate::arch::Writer;
 use crate::edit::gate::{fit, Gate};
 use crate::error::Result;
@@ -28,26 +29,26 @@ impl Gates {
     /// the memory, each group at the price of another pass over the weights.
     pub fn fit(
         &mut self,
-        ground: &Ground,
+        baseline: &Baseline,
         training: &Training,
         layers: &[usize],
         routed: bool,
     ) -> Result<()> {
         let (train, held_out) = match self.material.take() {
             Some(m) => m,
-            None => material(ground, training)?,
+            None => material(baseline, training)?,
         };
-        let spec = &ground.evaluator.model.spec;
+        let spec = &baseline.evaluator.model.spec;
         let width = match (&spec.experts, routed) {
             (Some(e), true) => e.used * e.ffn,
             _ => spec.widest_ffn() + spec.heads * spec.head_dim,
         };
         let bytes = train.rows().max(held_out.rows()) * width * 4;
-        let at_once = (ground.evaluator.memory / 2 / bytes.max(1)).max(1);
+        let at_once = (baseline.evaluator.memory / 2 / bytes.max(1)).max(1);
         for group in layers.chunks(at_once) {
             let mut fits = HashMap::new();
-            for (key, of) in self.read(ground.evaluator, &train, group, routed)? {
-                crate::progress::check()?;
+            for (key, of) in self.read(baseline.evaluator, &train, group, routed)? {
+                baseline.evaluator.progress.check()?;
                 let parts = match (key.1, &spec.experts) {
                     (Writer::Experts, Some(e)) => e.count,
                     _ => 1,
@@ -56,14 +57,14 @@ impl Gates {
                     fits.insert(key, all);
                 }
             }
-            for (key, of) in self.read(ground.evaluator, &held_out, group, routed)? {
+            for (key, of) in self.read(baseline.evaluator, &held_out, group, routed)? {
                 if let Some(gate) = fits.get(&key).and_then(|all| all.choose(&of)) {
                     self.fitted.insert(key, gate);
                 }
             }
         }
         self.material = Some((train, held_out));
-        self.lengths.extend(lengths(ground, layers)?);
+        self.lengths.extend(lengths(baseline, layers)?);
         Ok(())
     }
 
@@ -100,11 +101,11 @@ impl Gates {
 }
 
 /// Rows of the training prompts, and of the validation prompts.
-fn material(ground: &Ground, training: &Training) -> Result<(Material, Material)> {
-    let evaluator = ground.evaluator;
+fn material(baseline: &Baseline, training: &Training) -> Result<(Material, Material)> {
+    let evaluator = baseline.evaluator;
     let Training { asked, answers } = training;
     let refusals = answers[..asked.plain].iter().filter(|a| a.refused && a.set == Set::Harmful);
     let forced: Vec<&[u32]> = refusals.take(64).map(|a| &a.answer[..]).collect();
     let fit = Material::build(evaluator, asked, answers, &forced)?;
-    Ok((fit, Material::build(evaluator, &ground.validation, &ground.base.answers, &forced)?))
+    Ok((fit, Material::build(evaluator, &baseline.validation, &baseline.own.answers, &forced)?))
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::baseline::Ground;
+use super::baseline::Baseline;
 use crate::arch::Writer;
 use crate::error::Result;
-use crate::forward::{Row, Sequence, Site, Tap};
+use crate::forward::{Row, Site, Tap};
 use crate::text::{PromptRecord, Set, Split};
 
 /// Training prompts that are looked at.
@@ -16,7 +16,7 @@ const PROMPTS: usize = 48;
 pub(super) type Lengths = HashMap<(usize, Writer), f64>;
 
 /// Measures some blocks in one pass; empty where no norm stands behind the writers.
-pub(super) fn lengths(ground: &Ground, layers: &[usize]) -> Result<Lengths> {
+pub(super) fn lengths(baseline: &Baseline, layers: &[usize]) -> Result<Lengths> {
     /// Keeps what the writers of `layers` read at the last token of each sequence.
     struct Collect<'a> {
         layers: &'a [usize],
@@ -33,15 +33,15 @@ pub(super) fn lengths(ground: &Ground, layers: &[usize]) -> Result<Lengths> {
             }
         }
     }
-    let evaluator = ground.evaluator;
+    let evaluator = baseline.evaluator;
     let model = evaluator.model;
     if !model.spec.norms.after() {
         return Ok(Lengths::new());
     }
-    let harmful: Vec<&PromptRecord> = ground.prompts.of(Set::Harmful, Split::Train);
+    let harmful: Vec<&PromptRecord> = baseline.prompts.of(Set::Harmful, Split::Train);
     let samples = evaluator.samples(&harmful[..harmful.len().min(PROMPTS)])?;
-    let sequences: Vec<Sequence> = samples.into_iter().map(|s| s.tokens.into()).collect();
-    let last = sequences.iter().map(|s| s.tokens.len() - 1).collect();
+    let sequences: Vec<Vec<u32>> = samples.into_iter().map(|s| s.tokens).collect();
+    let last = sequences.iter().map(|s| s.len() - 1).collect();
     let mut tap = Collect { layers, last, x: HashMap::new() };
     evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
     let mut out = Lengths::new();

@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Original, Rates, Scan, Toward};
+use super::{Broken, Candidate, Original, Scan, Toward};
 use crate::direction::Direction;
 use crate::edit::fold::Achieved;
 use crate::edit::Method;
-use crate::evaluate::Scores;
-use crate::evaluate::{Answer, Change};
+use crate::evaluate::{Answer, Change, Rate, Scores};
+use crate::output::Emit;
+use crate::pair::Pair;
+use crate::text::BySet;
 
 /// What came of a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
     /// OUT is written.
@@ -60,10 +62,10 @@ pub enum Outcome {
 }
 
 /// A written patch and what was measured of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Patched {
     /// What OUT is.
-    pub emit: super::Emit,
+    pub emit: Emit,
     /// What a user types to load a sidecar.
     pub load: Option<String>,
     /// What OUT does not reach, in words.
@@ -71,9 +73,9 @@ pub struct Patched {
     /// OUT, when it was written (not in a dry run).
     pub out: Option<PathBuf>,
     /// sha256 of IN and of OUT.
-    pub sha256: (String, String),
+    pub sha256: Pair<String>,
     /// Bytes of IN and of OUT.
-    pub bytes: (u64, u64),
+    pub bytes: Pair<u64>,
     /// The chosen edit.
     pub chosen: Candidate,
     /// All scored candidates.
@@ -83,14 +85,14 @@ pub struct Patched {
     /// Touched tensors.
     pub tensors: Vec<TensorReport>,
     /// Validation prompts: IN and OUT. The choice was made on these.
-    pub validation: (Scores, Scores),
+    pub validation: Pair<Scores>,
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
-    pub test: Option<(Scores, Scores)>,
+    pub test: Option<Pair<Scores>>,
     /// Test prompts with thinking on, of a model that can: IN and OUT, each behind its own
     /// thoughts, which are cut off and closed after [`crate::evaluate::THOUGHT`] tokens. `test` is
     /// with thinking off.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub thinking: Option<(Rates, Rates)>,
+    pub thinking: Option<Pair<BySet<Rate>>>,
     /// The original, where one was given: its refusal is the goal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<Original>,
@@ -106,19 +108,24 @@ pub struct Patched {
     pub scan: Scan,
     /// Test answers before and after.
     #[serde(skip)]
-    pub answers: (Vec<Answer>, Vec<Answer>),
+    pub answers: Pair<Vec<Answer>>,
 }
 
 impl Patched {
+    /// What the report is about: test prompts with their scores, in a dry run validation prompts.
+    pub fn measured(&self) -> (&'static str, &Pair<Scores>) {
+        self.test.as_ref().map_or(("validation", &self.validation), |t| ("test", t))
+    }
+
     /// The original's refusal on the prompts that the report is about: test prompts, in a dry run
     /// validation prompts.
-    pub fn original(&self) -> Option<&Rates> {
+    pub fn original(&self) -> Option<&BySet<Rate>> {
         self.reference.as_ref().map(|o| o.test.as_ref().unwrap_or(&o.validation))
     }
 }
 
 /// An edit as it would be written, by greedy answers to the validation prompts.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trial {
     /// How its gate is made.
     pub method: Method,
@@ -128,37 +135,33 @@ pub struct Trial {
     pub place: String,
     /// Its strength.
     pub strength: f64,
-    /// Harmful prompts refused, as a share; no number (`null` in JSON) where another limit was
-    /// broken before they were asked.
-    pub harmful: f64,
-    /// Harmless prompts refused; the same.
-    pub harmless: f64,
-    /// Borderline prompts refused.
-    pub borderline: f64,
+    /// Prompts refused, as shares; no number (`null` in JSON) where a limit was broken before they
+    /// were asked.
+    #[serde(flatten)]
+    pub refused: BySet<f64>,
     /// KL(IN ‖ OUT) on harmless answers, nats.
     pub kl: f64,
     /// The limit that it breaks.
-    pub miss: Option<String>,
+    pub broken: Option<Broken>,
 }
 
 impl Trial {
-    pub(super) fn new(c: &Candidate, s: &Scores, miss: Option<String>) -> Trial {
+    pub(super) fn new(c: &Candidate, s: &Scores, broken: Option<Broken>) -> Trial {
         Trial {
             method: c.method,
             toward: c.toward,
             place: c.place(),
             strength: c.strength,
-            harmful: s.harmful.refusal_rate,
-            harmless: s.harmless.refusal_rate,
-            borderline: s.borderline.refusal_rate,
+            refused: s.refusal.map(|r| r.refusal_rate),
             kl: s.kl,
-            miss,
+            broken,
         }
     }
 
     /// At least as good in refusal, over-refusal and KL, and better in one.
     fn beats(&self, other: &Trial) -> bool {
-        let costs = |t: &Trial| [-t.harmful, t.harmless, t.borderline, t.kl];
+        let costs =
+            |t: &Trial| [-t.refused.harmful, t.refused.harmless, t.refused.borderline, t.kl];
         let (a, b) = (costs(self), costs(other));
         a.iter().zip(&b).all(|(x, y)| x <= y) && a != b
     }
@@ -166,18 +169,20 @@ impl Trial {
     /// Those that no other one beats, most refusal first. Where each broke a limit before harmful
     /// prompts were asked: all, the smallest KL first.
     pub(super) fn front(trials: &[Trial]) -> Vec<Trial> {
-        let best = |t: &&Trial| !t.harmful.is_nan() && !trials.iter().any(|o| o.beats(t));
+        let best = |t: &&Trial| !t.refused.harmful.is_nan() && !trials.iter().any(|o| o.beats(t));
         let mut front: Vec<Trial> = trials.iter().filter(best).cloned().collect();
         if front.is_empty() {
             front = trials.to_vec();
         }
-        front.sort_by(|a, b| b.harmful.total_cmp(&a.harmful).then(a.kl.total_cmp(&b.kl)));
+        front.sort_by(|a, b| {
+            b.refused.harmful.total_cmp(&a.refused.harmful).then(a.kl.total_cmp(&b.kl))
+        });
         front
     }
 }
 
 /// The direction's scores at one layer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerScore {
     /// The block.
     pub layer: usize,
@@ -207,12 +212,12 @@ impl From<&Direction> for LayerScore {
 }
 
 /// A touched tensor.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TensorReport {
     /// Its name.
     pub tensor: String,
     /// Encoding before and after.
-    pub encoding: (&'static str, &'static str),
+    pub encoding: Pair<String>,
     /// Strength of the edit, ‖u‖.
     pub asked: f64,
     /// The share of it that the stored weights carry, and what it took.
@@ -221,7 +226,7 @@ pub struct TensorReport {
 }
 
 /// [`Achieved`] for reports.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stored {
     /// Share of the edit that is stored: 1 = all.
     pub achieved: f64,
@@ -236,7 +241,7 @@ pub struct Stored {
     /// Bytes that changed.
     pub bytes_changed: u64,
     /// Share of elements that are zero, before and after.
-    pub sparsity: (f64, f64),
+    pub sparsity: Pair<f64>,
 }
 
 impl From<Achieved> for Stored {
@@ -248,7 +253,7 @@ impl From<Achieved> for Stored {
             codes_moved: a.codes_moved,
             elements: a.elements,
             bytes_changed: a.bytes_changed,
-            sparsity: a.sparsity(),
+            sparsity: Pair::new(a.sparsity().0, a.sparsity().1),
         }
     }
 }

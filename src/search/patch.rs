@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::baseline::{Ground, Training};
+use super::baseline::Baseline;
 use super::candidates::{candidates, Candidate};
 use super::gates::Gates;
 use super::outcome::{Outcome, Trial};
@@ -10,10 +10,12 @@ use super::rank::{rank, refine, FirstTokenLimits};
 use super::reference::Reference;
 use super::scan::Scan;
 use super::score::score;
+use super::settings::{EncodingChoice, Settings, FINALISTS, SOUND, TRIES};
+use super::training::Training;
 use super::trial::{Finalist, Tried};
 use super::writers::{kinds, layers, own_directions, pick_layers, towards};
-use super::{EncodingChoice, Settings, Toward, FINALISTS, SOUND, TRIES};
-use crate::direction::{Direction, Sample};
+use super::Toward;
+use crate::direction::Direction;
 use crate::edit::Method;
 use crate::error::{Error, Result};
 use crate::evaluate::{energy::writer_inputs, Evaluator};
@@ -23,7 +25,7 @@ use crate::output::Emit;
 use crate::text::{PromptSet, Set, Split};
 
 /// Runs the main job. `reference`: the original before compression, whose refusal is the goal.
-/// `out`: where to write, `None` for a dry run.
+/// `out`: where to write.
 ///
 /// # Errors
 /// What any step says. Nothing is left at `out` then.
@@ -32,9 +34,9 @@ pub fn patch(
     reference: Option<&Evaluator>,
     prompts: &PromptSet,
     settings: &Settings,
-    out: Option<&Path>,
-    force: bool,
+    out: &Path,
 ) -> Result<Outcome> {
+    let out = (!settings.dry_run).then_some(out);
     prompts.enough()?;
     if settings.method == Some(Method::Restore) && reference.is_none() {
         return Err(Error::Model(
@@ -54,42 +56,42 @@ pub fn patch(
     }
     if let Some(out) = out {
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
-        preflight_checkpoint(file, out, bytes, force)?;
+        preflight_checkpoint(file, out, bytes, settings.force)?;
     }
     let reference =
         reference.map(|r| Reference::take(r, evaluator, prompts, settings)).transpose()?;
-    let ground = Ground::take(evaluator, reference, prompts, settings)?;
-    let original = || ground.reference.as_ref().map(|r| Box::new(r.original()));
-    let validation = Box::new(ground.base.scores.clone());
+    let baseline = Baseline::take(evaluator, reference, prompts, settings)?;
+    let original = || baseline.reference.as_ref().map(|r| Box::new(r.original()));
+    let validation = Box::new(baseline.own.scores.clone());
     // Where the original did not refuse either no search is needed to say so.
-    if let (Some(why), true) = (ground.never_refused(&[], &[]), ground.reference.is_some()) {
+    if let (Some(why), true) = (baseline.never_refused(&[], &[]), baseline.reference.is_some()) {
         return Ok(Outcome::NeverRefused { why, validation, reference: original() });
     }
-    if let (Some(why), None) = (ground.healthy(), settings.strength) {
+    if let (Some(why), None) = (baseline.healthy(), settings.strength) {
         let candidates = Vec::new();
         return Ok(Outcome::NotNeeded { why, validation, reference: original(), candidates });
     }
 
-    let training = Training::take(&ground)?;
-    let directions = own_directions(&ground, &training)?;
-    let kinds = kinds(&ground, &directions)?;
-    let scan = Scan::take(&ground, &kinds)?;
+    let training = Training::take(&baseline)?;
+    let directions = own_directions(&baseline, &training)?;
+    let kinds = kinds(&baseline, &directions)?;
+    let scan = Scan::take(&baseline, &kinds)?;
     let sources = Sources { training, kinds, scan };
     let mut gates = Gates::default();
     let mut search = Search::default();
     if !settings.routed {
-        search.attempt(&ground, &sources, &mut gates, false)?;
+        search.attempt(&baseline, &sources, &mut gates, false)?;
     }
     // Routed experts see few of the prompts each: only where the rest of the model falls short.
     let constant = settings.methods(false) == [Method::Add];
-    if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&ground) {
+    if evaluator.model.spec.experts.is_some() && !constant && search.falls_short(&baseline) {
         evaluator
             .progress
             .note("trying routed experts, as the rest of the model falls short of the goal");
-        search.attempt(&ground, &sources, &mut gates, true)?;
+        search.attempt(&baseline, &sources, &mut gates, true)?;
     }
     let Search { candidates, order, trials, mut finalists, mut why } = search;
-    while let Some(f) = take_best(&mut finalists, &candidates, &ground) {
+    while let Some(f) = take_best(&mut finalists, &candidates, &baseline) {
         // A control vector is asked for by those who have nothing else: the strongest inside the
         // limits, with a warning.
         if f.is_weak() && settings.strength.is_none() && settings.emit != Emit::ControlVector {
@@ -100,7 +102,7 @@ pub fn patch(
             );
             break;
         }
-        match ground.finish(f, &candidates, &trials, (&directions, &sources.scan), out, force)? {
+        match baseline.finish(f, &candidates, &trials, (&directions, &sources.scan), out)? {
             Ok(patched) => return Ok(Outcome::Patched(Box::new(patched))),
             Err(miss) => why = miss,
         }
@@ -109,8 +111,8 @@ pub fn patch(
     // and who names an original says what health is.
     let free = settings.strength.is_none()
         && settings.encoding == EncodingChoice::Auto
-        && ground.reference.is_none();
-    let rate = validation.harmful.refusal_rate;
+        && baseline.reference.is_none();
+    let rate = validation.refusal.harmful.refusal_rate;
     let reference = original();
     if rate >= SOUND && free {
         let why = format!(
@@ -119,7 +121,7 @@ pub fn patch(
         );
         return Ok(Outcome::NotNeeded { why, validation, reference, candidates });
     }
-    if let Some(why) = ground.never_refused(&candidates, &trials) {
+    if let Some(why) = baseline.never_refused(&candidates, &trials) {
         return Ok(Outcome::NeverRefused { why, validation, reference });
     }
     // Where none is inside the limits all are worth a look.
@@ -159,26 +161,26 @@ impl Search {
     /// Scores candidates, and tries the best; `routed`: those with routed experts.
     fn attempt(
         &mut self,
-        ground: &Ground,
+        baseline: &Baseline,
         sources: &Sources,
         gates: &mut Gates,
         routed: bool,
     ) -> Result<()> {
         let before = self.candidates.len();
         let family = self.candidates.iter().map(|c| c.family + 1).max().unwrap_or(0);
-        let mut candidates = build(ground, sources, gates, routed, family)?;
-        score(ground, &mut candidates)?;
-        let limits = FirstTokenLimits::new(ground);
-        if ground.settings.strength.is_none() {
+        let mut candidates = build(baseline, sources, gates, routed, family)?;
+        score(baseline, &mut candidates)?;
+        let limits = FirstTokenLimits::new(baseline);
+        if baseline.settings.strength.is_none() {
             // Between the strongest that fits and the cliff behind it.
             let mut finer = refine(&candidates, &limits);
-            score(ground, &mut finer)?;
+            score(baseline, &mut finer)?;
             candidates.extend(finer);
         }
         let order: Vec<usize> =
             rank(&candidates, &limits).into_iter().map(|i| before + i).collect();
         self.candidates.extend(candidates);
-        let (finalists, why) = try_out(ground, &self.candidates, &order, &mut self.trials)?;
+        let (finalists, why) = try_out(baseline, &self.candidates, &order, &mut self.trials)?;
         self.order.extend(order);
         self.finalists.extend(finalists);
         self.why = why;
@@ -186,10 +188,10 @@ impl Search {
     }
 
     /// Whether no finalist refuses as the original does; without one, as a sound model.
-    fn falls_short(&self, ground: &Ground) -> bool {
-        let reaches = |f: &Finalist| match ground.reference {
+    fn falls_short(&self, baseline: &Baseline) -> bool {
+        let reaches = |f: &Finalist| match baseline.reference {
             Some(_) => f.reached,
-            None => !f.is_weak() && f.scores.harmful.refusal_rate >= SOUND,
+            None => !f.is_weak() && f.scores.refusal.harmful.refusal_rate >= SOUND,
         };
         !self.finalists.iter().any(reaches)
     }
@@ -197,24 +199,26 @@ impl Search {
 
 /// The candidates of every method along every direction. `family`: the number of the first family.
 fn build(
-    ground: &Ground,
+    baseline: &Baseline,
     Sources { training, kinds, scan }: &Sources,
     gates: &mut Gates,
     routed: bool,
     family: usize,
 ) -> Result<Vec<Candidate>> {
-    let settings = ground.settings;
-    let comparable = ground.reference.as_ref().is_some_and(|r| r.same_writers(ground.evaluator));
+    let settings = baseline.settings;
+    let comparable =
+        baseline.reference.as_ref().is_some_and(|r| r.same_writers(baseline.evaluator));
     let mut out: Vec<Candidate> = Vec::new();
     for method in settings.methods(comparable) {
-        let picked = pick_layers(ground, kinds, scan, method);
+        let picked = pick_layers(baseline, kinds, scan, method);
         if method == Method::Gated {
-            gates.fit(ground, training, &picked, routed)?;
+            gates.fit(baseline, training, &picked, routed)?;
         }
-        for (i, (toward, along)) in towards(ground, method, kinds, scan, &picked).iter().enumerate()
+        for (i, (toward, along)) in
+            towards(baseline, method, kinds, scan, &picked).iter().enumerate()
         {
             let first = out.last().map_or(family, |c| c.family + 1);
-            let layers = layers(ground, method, (*toward, along), scan, gates, routed)?;
+            let layers = layers(baseline, method, (*toward, along), scan, gates, routed)?;
             let beside = i > 0 && method != Method::Restore;
             out.extend(candidates(method, *toward, layers, settings, first, routed, beside));
         }
@@ -225,7 +229,7 @@ fn build(
 /// Candidates one after the other as they would be written: those that keep the limits, and what
 /// became of the last that did not.
 fn try_out(
-    ground: &Ground,
+    baseline: &Baseline,
     candidates: &[Candidate],
     order: &[usize],
     trials: &mut Vec<Trial>,
@@ -236,17 +240,17 @@ fn try_out(
         .collect();
     writers.sort_unstable();
     writers.dedup();
-    let harmless = ground.prompts.of(Set::Harmless, Split::Validation);
-    let inputs = writer_inputs(ground.evaluator, &harmless, &writers)?;
+    let harmless = baseline.prompts.of(Set::Harmless, Split::Validation);
+    let inputs = writer_inputs(baseline.evaluator, &harmless, &writers)?;
     let first = writers.first().map_or(0, |w| w.0);
-    let drafts = ground.base.drafts(ground.evaluator, &ground.validation, first)?;
+    let drafts = baseline.own.drafts(baseline.evaluator, &baseline.validation, first)?;
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
     let mut tries = 0;
     // With an original those count that refuse as it does, of the others as many again are looked
     // at.
-    let counts = |f: &Finalist| f.reached || ground.reference.is_none();
+    let counts = |f: &Finalist| f.reached || baseline.reference.is_none();
     for &index in order {
         let candidate = &candidates[index];
         let enough = finalists.iter().filter(|f| counts(f)).count() == FINALISTS;
@@ -265,14 +269,14 @@ fn try_out(
             continue;
         }
         tries += 1;
-        match ground.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
+        match baseline.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
             Tried::Kept(finalist) => finalists.push(*finalist),
             Tried::Broke(broken) => {
                 // What an edit does grows about as its strength: those that would break it, too,
                 // are not tried.
-                let most = candidate.strength * (1.1 / broken.excess).clamp(0.25, 1.0);
+                let most = candidate.strength * (1.1 / broken.excess()).clamp(0.25, 1.0);
                 dropped.push((candidate.family, most));
-                why = broken.what;
+                why = broken.to_string();
             }
             Tried::Useless(reason) => why = reason,
         }
@@ -285,22 +289,15 @@ fn try_out(
 fn take_best(
     finalists: &mut Vec<Finalist>,
     candidates: &[Candidate],
-    ground: &Ground,
+    baseline: &Baseline,
 ) -> Option<Finalist> {
-    let goal = ground.goal();
+    let goal = baseline.goal();
     let value = |f: &Finalist| candidates[f.index].value(&f.outlook, goal);
     let size = |f: &Finalist| candidates[f.index].size;
-    let better = |a: &Finalist, b: &Finalist| match ground.settings.emit {
+    let better = |a: &Finalist, b: &Finalist| match baseline.settings.emit {
         Emit::ControlVector => a.gain.total_cmp(&b.gain).then(size(a).total_cmp(&size(b))),
         _ => value(a).total_cmp(&value(b)),
     };
     let (at, _) = finalists.iter().enumerate().max_by(|(_, a), (_, b)| better(a, b))?;
     Some(finalists.remove(at))
-}
-
-/// Tokenized prompts are samples too.
-impl From<crate::text::Prompt> for Sample {
-    fn from(p: crate::text::Prompt) -> Sample {
-        Sample { tokens: p.tokens, post_instruction: p.post_instruction }
-    }
 }

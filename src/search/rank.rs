@@ -1,7 +1,7 @@
 //! Orders candidates by what their first tokens say: the most promising of those inside the limits
 //! first.
 
-use super::baseline::Ground;
+use super::baseline::Baseline;
 use super::candidates::Candidate;
 use super::worth::probability;
 use super::MAX_BORDERLINE;
@@ -16,8 +16,8 @@ const STEPS: [f64; 2] = [1.12, 1.26];
 /// The over-refusal limits and the goal, applied to first tokens: candidates are scored by these,
 /// so IN and the original are too.
 pub(super) struct FirstTokenLimits {
-    harmless: Limit,
-    borderline: Limit,
+    harmless: Most,
+    borderline: Most,
     /// Harmful prompts.
     n: usize,
     /// See [`Ground::goal`].
@@ -27,20 +27,20 @@ pub(super) struct FirstTokenLimits {
 /// Of one class of prompts: most that open with a refusal, as a share, and the mean probability of
 /// that. The share says what happened on these prompts, the probability what to expect on others:
 /// of a hundred answered prompts the share knows none or one.
-struct Limit {
+struct Most {
     share: f64,
     risk: f64,
 }
 
-impl Limit {
+impl Most {
     fn fits(&self, share: f64, risk: f64) -> bool {
         share <= self.share + 1e-9 && risk <= self.risk + 1e-9
     }
 }
 
 impl FirstTokenLimits {
-    pub fn new(ground: &Ground) -> Self {
-        let Ground { base, opening, prompts, settings, .. } = ground;
+    pub fn new(baseline: &Baseline) -> Self {
+        let Baseline { own, opening, prompts, settings, .. } = baseline;
         let of = |answers: &[Answer], set: Set| {
             let of: Vec<&Answer> = answers.iter().filter(|a| a.set == set).collect();
             let opens = |a: &&&Answer| a.top.first().is_some_and(|t| opening.contains(&t.id));
@@ -50,10 +50,10 @@ impl FirstTokenLimits {
             (of.iter().filter(opens).count() as f64 / n, risk.sum::<f64>() / n)
         };
         let limit = |set: Set, rise: f64| {
-            let (share, risk) = of(&base.answers, set);
+            let (share, risk) = of(&own.answers, set);
             // What the original refuses OUT may refuse, too.
-            let original = ground.reference.as_ref().map_or((0.0, 0.0), |r| of(&r.answers, set));
-            Limit { share: (share + rise).max(original.0), risk: (risk + rise).max(original.1) }
+            let original = baseline.reference.as_ref().map_or((0.0, 0.0), |r| of(&r.answers, set));
+            Most { share: (share + rise).max(original.0), risk: (risk + rise).max(original.1) }
         };
         FirstTokenLimits {
             harmless: limit(Set::Harmless, settings.max_over_refusal),
@@ -61,13 +61,14 @@ impl FirstTokenLimits {
                 Set::Borderline,
                 if prompts.borderline_binds { MAX_BORDERLINE } else { 1.0 },
             ),
-            n: base.scores.harmful.n.max(1),
-            goal: ground.goal(),
+            n: own.scores.refusal.harmful.n.max(1),
+            goal: baseline.goal(),
         }
     }
 
     fn fits(&self, c: &Candidate) -> bool {
-        self.harmless.fits(c.harmless, c.risk.0) && self.borderline.fits(c.borderline, c.risk.1)
+        self.harmless.fits(c.refused.harmless, c.risk.harmless)
+            && self.borderline.fits(c.refused.borderline, c.risk.borderline)
     }
 }
 
@@ -115,6 +116,7 @@ mod tests {
     use super::super::Toward;
     use super::*;
     use crate::edit::Method;
+    use crate::text::BySet;
 
     /// A candidate of a family of its own under which three harmful prompts are refused like this.
     fn candidate(family: usize, size: f64, harmful: [f64; 3], risk: f64) -> Candidate {
@@ -122,14 +124,12 @@ mod tests {
             method: Method::Gated,
             toward: Toward::Projected,
             layers: vec![0],
-            writers: vec!["ffn_down"],
+            writers: vec!["ffn_down".to_string()],
             strength: 1.0,
             size,
-            harmful: 1.0,
-            harmless: 0.0,
-            borderline: 0.0,
+            refused: BySet { harmful: 1.0, ..Default::default() },
             log_odds: 0.0,
-            risk: (risk, 0.0),
+            risk: BySet { harmless: risk, ..Default::default() },
             outlook: Outlook::of(harmful.map(|p| (Set::Harmful, p)).to_vec()),
             separation: 1.0,
             edit: Vec::new(),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn limits(goal: f64) -> FirstTokenLimits {
-        let limit = |most| Limit { share: most, risk: most };
+        let limit = |most| Most { share: most, risk: most };
         FirstTokenLimits { harmless: limit(0.01), borderline: limit(0.05), n: 3, goal }
     }
 

@@ -1,7 +1,7 @@
 //! The original before compression: what it refuses is the goal, its directions and matrices say
 //! what compression took.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::baseline::directions;
 use super::Settings;
@@ -9,8 +9,8 @@ use crate::compare::same_shape;
 use crate::direction::Direction;
 use crate::edit::Method;
 use crate::error::{Error, Result};
-use crate::evaluate::{stats, Answer, Change, Evaluator, Rate};
-use crate::text::{PromptSet, Set, Split};
+use crate::evaluate::{stats, Answer, AnswerOptions, Change, Evaluator, Rate};
+use crate::text::{BySet, PromptSet, Set, Split};
 
 /// What the original says, once it has run. Its weights stay mapped.
 pub(super) struct Reference<'a> {
@@ -22,38 +22,14 @@ pub(super) struct Reference<'a> {
 }
 
 /// The original's refusal, for reports.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Original {
     /// Its file.
     pub model: String,
     /// On validation prompts: the goal.
-    pub validation: Rates,
+    pub validation: BySet<Rate>,
     /// On test prompts. `None` where none were run.
-    pub test: Option<Rates>,
-}
-
-/// Refusal of the three classes.
-#[derive(Clone, Debug, Serialize)]
-pub struct Rates {
-    /// Harmful prompts.
-    pub harmful: Rate,
-    /// Harmless prompts.
-    pub harmless: Rate,
-    /// Borderline prompts.
-    pub borderline: Rate,
-}
-
-impl Rates {
-    pub(super) fn of(answers: &[Answer]) -> Rates {
-        let [harmful, harmless, borderline] =
-            [Set::Harmful, Set::Harmless, Set::Borderline].map(|set| Rate::of(answers, set));
-        Rates { harmful, harmless, borderline }
-    }
-
-    /// Prompts of all classes that were never answered.
-    pub(super) fn unfinished(&self) -> usize {
-        self.harmful.unfinished + self.harmless.unfinished + self.borderline.unfinished
-    }
+    pub test: Option<BySet<Rate>>,
 }
 
 impl<'a> Reference<'a> {
@@ -77,7 +53,7 @@ impl<'a> Reference<'a> {
         }
         let validation = prompts.split(Split::Validation);
         let asked = evaluator.ask_twice(&validation, &validation)?;
-        let answers = evaluator.answer(&asked, 0, settings.max_new_tokens, &[])?;
+        let answers = evaluator.answer(&asked, AnswerOptions::new(settings.max_new_tokens))?;
         let mut directions = directions(evaluator, prompts, &[], Vec::new())?;
         directions.retain(|d| d.position == 0);
         let reference = Reference { evaluator, answers, directions };
@@ -92,8 +68,8 @@ impl<'a> Reference<'a> {
     }
 
     /// Its refusal of validation prompts.
-    pub fn rates(&self) -> Rates {
-        Rates::of(&self.answers)
+    pub fn rates(&self) -> BySet<Rate> {
+        BySet::over(&self.answers)
     }
 
     /// What reports say of it.
@@ -105,8 +81,8 @@ impl<'a> Reference<'a> {
     /// standard error of the paired difference.
     pub fn is_reached(&self, answers: &[Answer]) -> bool {
         let c = Change::of(&self.answers, answers, Set::Harmful, None);
-        let short = c.rates.0.refusal_rate - c.rates.1.refusal_rate;
-        short <= stats::paired_error(c.gained, c.lost, c.rates.0.n) + 1e-9
+        let short = c.rates.before.refusal_rate - c.rates.after.refusal_rate;
+        short <= stats::paired_error(c.gained, c.lost, c.rates.before.n) + 1e-9
     }
 
     /// Whether its matrices can be set against those of `input`.

@@ -2,18 +2,18 @@
 //! 2024, §2.3 choose by intervention). A block can tell harmful from harmless prompts splendidly
 //! where nothing downstream reads that as a refusal.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::baseline::Ground;
+use super::baseline::Baseline;
 use super::Toward;
 use crate::arch::Writer;
 use crate::direction::Direction;
 use crate::edit::{Edit, RankOne};
 use crate::error::Result;
-use crate::evaluate::{mass, Evaluator};
-use crate::forward::{Fork, Head, Sequence};
+use crate::evaluate::mass;
+use crate::forward::{Fork, Head};
 use crate::output::Emit;
-use crate::text::{PromptRecord, Set, Split};
+use crate::text::{BySet, PromptRecord, Set, Split};
 
 /// What is added after a block, in units of its gap between harmful and harmless prompts. The
 /// strongest shows the cliff.
@@ -23,7 +23,7 @@ const PROMPTS: [(Set, usize); 3] = [(Set::Harmful, 48), (Set::Harmless, 24), (Se
 
 /// What one addition at the deciding position does: mean probability of a first token that opens a
 /// refusal.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Effect {
     /// The block after which it is added.
     pub layer: usize,
@@ -31,16 +31,13 @@ pub struct Effect {
     pub toward: Toward,
     /// In units of the gap; 0 is the model as it is.
     pub strength: f64,
-    /// On harmful prompts.
-    pub harmful: f64,
-    /// On harmless prompts.
-    pub harmless: f64,
-    /// On borderline prompts.
-    pub borderline: f64,
+    /// By class of prompts.
+    #[serde(flatten)]
+    pub refusal: BySet<f64>,
 }
 
 /// The effects of every block, direction and strength.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Scan {
     /// The model as it is.
     pub base: Option<Effect>,
@@ -51,12 +48,12 @@ pub struct Scan {
 impl Scan {
     /// Measures every direction of `kinds` on training prompts: a row for each prompt, block,
     /// direction and strength, in one pass over the weights.
-    pub(super) fn take(ground: &Ground, kinds: &[(Toward, Vec<Direction>)]) -> Result<Scan> {
-        let evaluator = ground.evaluator;
+    pub(super) fn take(baseline: &Baseline, kinds: &[(Toward, Vec<Direction>)]) -> Result<Scan> {
+        let evaluator = baseline.evaluator;
         let prompts: Vec<&PromptRecord> = PROMPTS
             .iter()
             .flat_map(|&(set, most)| {
-                let of = ground.prompts.of(set, Split::Train);
+                let of = baseline.prompts.of(set, Split::Train);
                 let n = of.len();
                 (0..most.min(n)).map(move |i| of[i * n / most.min(n)]).collect::<Vec<_>>()
             })
@@ -70,32 +67,26 @@ impl Scan {
                 steps.push((d.layer, *toward, t));
             }
         }
-        let with = Evaluator { edits: &edits, ..*evaluator };
         let samples = evaluator.samples(&prompts)?;
-        let sequences: Vec<Sequence> = samples.into_iter().map(|s| s.tokens.into()).collect();
-        let last = |seq: usize| sequences[seq].tokens.len() - 1;
+        let sequences: Vec<Vec<u32>> = samples.into_iter().map(|s| s.tokens).collect();
+        let last = |seq: usize| sequences[seq].len() - 1;
         let wanted: Vec<(usize, usize)> = (0..sequences.len()).map(|s| (s, last(s))).collect();
-        let of = |seq: usize| (1..=edits.len()).map(move |edit| (seq, edit));
+        let of = |seq: usize| edits.iter().map(move |edit| (seq, edit));
         let forks: Vec<Fork> = (0..sequences.len())
             .flat_map(of)
             .map(|(seq, edit)| Fork { seq, pos: last(seq), edit })
             .collect();
-        let states = with.runner().run(&sequences, &forks, &wanted, &mut ())?;
-        let reads =
-            Head::new(evaluator.model, evaluator.compute)?.read(&states, 0, |_| &ground.opening)?;
+        let states = evaluator.runner().run(&sequences, &forks, &wanted, &mut ())?;
+        let reads = Head::new(evaluator.model, evaluator.compute)?
+            .read(&states, 0, |_| &baseline.opening)?;
         let (plain, forked) = reads.split_at(wanted.len());
         let mean = |values: &dyn Fn(Set) -> Vec<f64>, set: Set| {
             let v = values(set);
             v.iter().sum::<f64>() / v.len().max(1) as f64
         };
         let effect = |(layer, toward, strength): (usize, Toward, f64),
-                      values: &dyn Fn(Set) -> Vec<f64>| Effect {
-            layer,
-            toward,
-            strength,
-            harmful: mean(values, Set::Harmful),
-            harmless: mean(values, Set::Harmless),
-            borderline: mean(values, Set::Borderline),
+                      values: &dyn Fn(Set) -> Vec<f64>| {
+            Effect { layer, toward, strength, refusal: BySet::of(|set| mean(values, set)) }
         };
         let base = effect((0, Toward::Projected, 0.0), &|set| {
             let of = prompts.iter().zip(plain).filter(|(p, _)| p.set == set);
@@ -110,7 +101,7 @@ impl Scan {
         });
         let scan = Scan { effects: effects.collect(), base: Some(base) };
         kinds.iter().for_each(|(toward, of)| {
-            evaluator.progress.note(&scan.line(*toward, of, ground.settings.emit))
+            evaluator.progress.note(&scan.line(*toward, of, baseline.settings.emit))
         });
         Ok(scan)
     }
@@ -134,8 +125,12 @@ impl Scan {
         let of: Vec<&Effect> =
             self.effects.iter().filter(|e| e.layer == layer && e.toward == toward).collect();
         let rise = |e: &Effect| match emit {
-            Emit::ControlVector => e.harmful - base.harmful - (e.harmless - base.harmless),
-            _ => e.harmful - base.harmful,
+            Emit::ControlVector => {
+                e.refusal.harmful
+                    - base.refusal.harmful
+                    - (e.refusal.harmless - base.refusal.harmless)
+            }
+            _ => e.refusal.harmful - base.refusal.harmful,
         };
         of.iter().map(|e| rise(e)).sum::<f64>() / of.len().max(1) as f64
     }

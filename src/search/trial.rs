@@ -1,8 +1,9 @@
 //! A candidate as it would be written: folded into bytes, measured by greedy answers, held to the
 //! limits.
 
-use super::baseline::{Broken, Ground};
+use super::baseline::Baseline;
 use super::candidates::Candidate;
+use super::limits::Broken;
 use super::outcome::{TensorReport, Trial};
 use super::worth::Outlook;
 use super::{EncodingChoice, LEAST_GAIN, SIGNIFICANT};
@@ -12,18 +13,18 @@ use crate::edit::RankOne;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
-use crate::evaluate::Scores;
-use crate::evaluate::{Answer, DraftRead, Drafts, Evaluator, Rate};
+use crate::evaluate::{Answer, DraftRead, Drafts, Evaluator, Rate, Scores};
 use crate::model::{Part, Replacement};
 use crate::num::norm;
 use crate::output::Emit;
+use crate::pair::Pair;
 use crate::text::Set;
 use crate::weights::Storage;
 
 fn describe(c: &Candidate, s: &Scores) -> String {
     let mut out = format!("{} strength {:.2}: ", c.place(), c.strength);
-    let rates = [("refusal", &s.harmful), ("harmless", &s.harmless), ("borderline", &s.borderline)];
-    for (name, rate) in rates.iter().filter(|(_, r)| !r.refusal_rate.is_nan()) {
+    for (set, rate) in s.refusal.iter().filter(|(_, r)| !r.refusal_rate.is_nan()) {
+        let name = if set == Set::Harmful { "refusal" } else { set.name() };
         out += &format!("{name} {:.1} %, ", 100.0 * rate.refusal_rate);
     }
     out + &format!("KL {:.4}, perplexity {:.3}", s.kl, s.perplexity)
@@ -62,11 +63,18 @@ pub(super) enum Tried {
     Useless(String),
 }
 
+/// Scores and answers of a trial, and the limit that it breaks.
+struct Measured {
+    scores: Scores,
+    answers: Vec<Answer>,
+    broken: Option<Broken>,
+}
+
 /// Most that a fold may change off the edit's direction, in energy on harmless inputs, before the
 /// tensor gets a finer encoding.
 const MAX_OFF_DIRECTION: f64 = 0.02;
 
-impl Ground<'_> {
+impl Baseline<'_> {
     /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken
     /// limit is said in words. `inputs`: what the writers read on harmless validation prompts;
     /// `trials`: where the scores are noted.
@@ -92,14 +100,14 @@ impl Ground<'_> {
             }
         }
         let patched = self.evaluator.model.with(replaced)?;
-        let edits = std::slice::from_ref(&candidate.edit);
-        let after = Evaluator { model: &patched, edits, ..*self.evaluator };
-        let (scores, answers, miss) = self.measure_trial(&after, usize::from(beside), drafts)?;
-        trials.push(Trial::new(candidate, &scores, miss.as_ref().map(|m| m.what.clone())));
-        let verdict = miss.as_ref().map_or(String::new(), |m| format!(": {}", m.what));
+        let edit = beside.then_some(&candidate.edit);
+        let after = Evaluator { model: &patched, edit, ..*self.evaluator };
+        let Measured { scores, answers, broken } = self.measure_trial(&after, drafts)?;
+        trials.push(Trial::new(candidate, &scores, broken));
+        let verdict = broken.map_or(String::new(), |b| format!(": {b}"));
         self.evaluator.progress.note(&format!("{}{verdict}", describe(candidate, &scores)));
-        if let Some(miss) = miss {
-            return Ok(Tried::Broke(miss));
+        if let Some(broken) = broken {
+            return Ok(Tried::Broke(broken));
         }
         let (gain, p_value) = self.gain(&answers);
         if gain < 0.0 {
@@ -117,65 +125,51 @@ impl Ground<'_> {
         })))
     }
 
-    /// Scores and answers of a trial, and the limit that it breaks. The cheap limits come first:
-    /// where one is broken nothing more is asked, and what was not measured is no number.
-    fn measure_trial(
-        &self,
-        after: &Evaluator,
-        edit: usize,
-        drafts: Option<&Drafts>,
-    ) -> Result<(Scores, Vec<Answer>, Option<Broken>)> {
-        let (base, max_new) = (&self.base, self.settings.max_new_tokens);
+    /// Measures a trial until it breaks a limit. The cheap limits come first: where one is broken
+    /// nothing more is asked, and what was not measured is NaN.
+    fn measure_trial(&self, after: &Evaluator, drafts: Option<&Drafts>) -> Result<Measured> {
+        let own = &self.own;
         // What an edit does to the others ends most trials. Harmful prompts come first in their
         // order.
         let prompts = &self.validation.prompts;
         let (harmful, others): (Vec<usize>, Vec<usize>) =
             (0..self.validation.plain).partition(|&i| prompts[i].set == Set::Harmful);
-        let drafts =
-            drafts.map(|d| Ok::<_, Error>((d, d.read(after, edit, &others)?))).transpose()?;
+        let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, &others)?))).transpose()?;
         let drift = match &drafts {
-            Some((drafts, read)) => base.drift_from(after, edit, drafts, read)?,
-            None => base.drift(after, edit)?,
+            Some((drafts, read)) => own.drift_from(after, drafts, read)?,
+            None => own.drift(after)?,
         };
-        let unknown = |rate: &Rate| Rate { refusal_rate: f64::NAN, ..rate.clone() };
+        let unknown = |rate: &mut Rate| rate.refusal_rate = f64::NAN;
         let mut scores = Scores {
             kl: drift.kl,
             answer_perplexity: drift.answer_perplexity,
             perplexity: drift.perplexity,
-            ..base.scores.clone()
+            ..own.scores.clone()
         };
-        if let Some(miss) = self.miss(&scores) {
-            let of = [&mut scores.harmful, &mut scores.harmless, &mut scores.borderline];
-            of.into_iter().for_each(|rate| *rate = unknown(rate));
-            return Ok((scores, Vec::new(), Some(miss)));
+        if let Some(broken) = self.broken(&scores) {
+            Set::ALL.iter().for_each(|&set| unknown(scores.refusal.get_mut(set)));
+            return Ok(Measured { scores, answers: Vec::new(), broken: Some(broken) });
         }
+        let options = self.answer_options();
         let answers = if let Some((drafts, read)) = &drafts {
             let answer = |read: &DraftRead, prompts: &[usize]| {
-                after.answer_from(
-                    &self.validation,
-                    drafts,
-                    read,
-                    prompts,
-                    edit,
-                    max_new,
-                    &self.opening,
-                )
+                after.answer_from(&self.validation, drafts, read, prompts, options)
             };
             let others = answer(read, &others)?;
-            scores.harmless = Rate::of(&others, Set::Harmless);
-            scores.borderline = Rate::of(&others, Set::Borderline);
-            if let Some(miss) = self.miss(&scores) {
-                scores.harmful = unknown(&base.scores.harmful);
-                return Ok((scores, Vec::new(), Some(miss)));
+            for set in [Set::Harmless, Set::Borderline] {
+                *scores.refusal.get_mut(set) = Rate::of(&others, set);
             }
-            [answer(&drafts.read(after, edit, &harmful)?, &harmful)?, others].concat()
+            if let Some(broken) = self.broken(&scores) {
+                unknown(&mut scores.refusal.harmful);
+                return Ok(Measured { scores, answers: Vec::new(), broken: Some(broken) });
+            }
+            [answer(&drafts.read(after, &harmful)?, &harmful)?, others].concat()
         } else {
-            let asked = after.ask_again(&self.validation, edit)?;
-            after.answer(&asked, edit, max_new, &self.opening)?
+            after.answer(&after.ask_again(&self.validation)?, options)?
         };
-        let scores = base.scores(drift, &answers);
-        let miss = self.miss(&scores);
-        Ok((scores, answers, miss))
+        let scores = own.scores(drift, &answers);
+        let broken = self.broken(&scores);
+        Ok(Measured { scores, answers, broken })
     }
 
     /// Folds a candidate into the tensors' own encodings, or into wider ones where the grid can't
@@ -268,7 +262,8 @@ impl Ground<'_> {
                     let tensor = self.evaluator.model.code_tensor(name)?;
                     let report = TensorReport {
                         tensor: name.clone(),
-                        encoding: (w.encoding.name(), encoding.name()),
+                        encoding: Pair::new(w.encoding.name(), encoding.name())
+                            .map(|n| n.to_string()),
                         asked: norm(&term.u),
                         achieved: stored.into(),
                     };

@@ -3,27 +3,27 @@
 
 use std::path::Path;
 
-use super::baseline::Ground;
+use super::baseline::Baseline;
 use super::candidates::Candidate;
 use super::outcome::{LayerScore, Patched, Trial};
-use super::reference::Rates;
 use super::trial::Finalist;
 use super::{Scan, LEAST_GAIN, SIGNIFICANT};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
 use crate::direction::Direction;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
-use crate::evaluate::{baseline, Scores};
-use crate::evaluate::{Change, Evaluator};
+use crate::evaluate::{Change, Evaluator, Rate, Scores, Unedited};
 use crate::model::{Model, Replacement};
 use crate::output::Emit;
 use crate::output::{
     load_command, stage, stage_folder, unpatched, Added, Kind, Patch, Plan, Provenance, Sidecar,
     Staged, TensorEdit,
 };
+use crate::pair::Pair;
+use crate::text::BySet;
 use crate::text::Split;
 
-impl Ground<'_> {
+impl Baseline<'_> {
     /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test
     /// prompts. What is written may differ from what was tried by rounding: then it can break a
     /// limit, which is said in words.
@@ -34,7 +34,6 @@ impl Ground<'_> {
         trials: &[Trial],
         (directions, scan): (&[Direction], &Scan),
         out: Option<&Path>,
-        force: bool,
     ) -> Result<std::result::Result<Patched, String>> {
         let Finalist { index, replaced, tensors, scores: after, p_value, gain, .. } = finalist;
         let source = &self.evaluator.model.file;
@@ -45,14 +44,14 @@ impl Ground<'_> {
             out: None,
             load: None,
             warning: None,
-            sha256: (sha_in.clone(), String::new()),
-            bytes: (source.file_len(), 0),
+            sha256: Pair::new(sha_in.clone(), String::new()),
+            bytes: Pair::new(source.file_len(), 0),
             chosen: candidates[index].clone(),
             candidates: candidates.to_vec(),
             trials: trials.to_vec(),
             // Beside the base no tensor is touched.
             tensors: if emit == Emit::Weights { tensors } else { Vec::new() },
-            validation: (self.base.scores.clone(), after),
+            validation: Pair::new(self.own.scores.clone(), after),
             test: None,
             thinking: None,
             reference: self.reference.as_ref().map(|r| r.original()),
@@ -66,19 +65,14 @@ impl Ground<'_> {
         let Some(out) = out else { return Ok(Ok(patched)) };
         let (staged, miss) = match emit {
             Emit::Weights => {
-                let staged = self.stage(&mut patched, &replaced, sha_in, out, force)?;
+                let staged = self.stage(&mut patched, &replaced, sha_in, out)?;
                 let written = Model::open(staged.path())?;
-                let miss = self.measure(
-                    &mut patched,
-                    &Evaluator { model: &written, ..*self.evaluator },
-                    0,
-                )?;
+                let miss =
+                    self.measure(&mut patched, &Evaluator { model: &written, ..*self.evaluator })?;
                 (staged, miss)
             }
-            Emit::Lora => self.sidecar(&mut patched, Kind::Lora, sha_in, out, force)?,
-            Emit::ControlVector => {
-                self.sidecar(&mut patched, Kind::ControlVector, sha_in, out, force)?
-            }
+            Emit::Lora => self.sidecar(&mut patched, Kind::Lora, sha_in, out)?,
+            Emit::ControlVector => self.sidecar(&mut patched, Kind::ControlVector, sha_in, out)?,
         };
         if let Some(miss) = miss {
             return Ok(Err(miss));
@@ -94,69 +88,57 @@ impl Ground<'_> {
         }
         let written = staged.commit()?;
         patched.out = Some(written.path);
-        patched.sha256.1 = written.sha256;
-        patched.bytes.1 = written.bytes;
+        patched.sha256.after = written.sha256;
+        patched.bytes.after = written.bytes;
         Ok(Ok(patched))
     }
 
     /// Holds what was written to the limits on validation prompts again, and measures it on test
     /// prompts.
-    fn measure(
-        &self,
-        patched: &mut Patched,
-        written: &Evaluator,
-        edit: usize,
-    ) -> Result<Option<String>> {
-        let max_new = self.settings.max_new_tokens;
+    fn measure(&self, patched: &mut Patched, written: &Evaluator) -> Result<Option<String>> {
+        let options = self.answer_options();
         let first = patched.chosen.layers.first().copied().unwrap_or(0);
-        let drafts = self.base.drafts(self.evaluator, &self.validation, first)?;
-        let (again, answers) = self.base.measure(
-            written,
-            &self.validation,
-            drafts.as_ref(),
-            edit,
-            max_new,
-            &self.opening,
-        )?;
+        let drafts = self.own.drafts(self.evaluator, &self.validation, first)?;
+        let (again, answers) =
+            self.own.measure(written, &self.validation, drafts.as_ref(), options)?;
         drop(drafts);
         (patched.gain, patched.p_value) = self.gain(&answers);
-        if let Some(miss) = self.miss(&again) {
-            return Ok(Some(miss.what));
+        if let Some(broken) = self.broken(&again) {
+            return Ok(Some(broken.to_string()));
         }
         if patched.gain < 0.0 {
             return Ok(Some("refusal of harmful prompts fell".into()));
         }
         let test = self.prompts.split(Split::Test);
         let asked = self.evaluator.ask(&test)?;
-        let base =
-            baseline(self.evaluator, self.evaluator.answer(&asked, 0, max_new, &self.opening)?)?;
-        let drafts = base.drafts(self.evaluator, &asked, first)?;
-        let (scores, answers) =
-            base.measure(written, &asked, drafts.as_ref(), edit, max_new, &self.opening)?;
-        patched.validation.1 = again;
-        patched.test = Some((base.scores.clone(), scores));
+        let own = Unedited::take(self.evaluator, self.evaluator.answer(&asked, options)?)?;
+        let drafts = own.drafts(self.evaluator, &asked, first)?;
+        let (scores, answers) = own.measure(written, &asked, drafts.as_ref(), options)?;
+        patched.validation.after = again;
+        patched.test = Some(Pair::new(own.scores.clone(), scores));
         if let (Some(r), Some(original)) = (&self.reference, &mut patched.reference) {
-            original.test =
-                Some(Rates::of(&r.evaluator.answers(&test, 0, max_new, &self.opening)?));
+            original.test = Some(BySet::over(&r.evaluator.answers(&test, options)?));
         }
         if self.validation.think() {
-            let rates = |e: &Evaluator, edit: usize| -> Result<Rates> {
-                let asked = e.ask_behind_thoughts(&test, edit)?;
-                Ok(Rates::of(&e.answer(&asked, edit, max_new, &self.opening)?))
+            let rates = |e: &Evaluator| -> Result<BySet<Rate>> {
+                let asked = e.ask_behind_thoughts(&test)?;
+                Ok(BySet::over(&e.answer(&asked, options)?))
             };
-            let (before, after) = (rates(self.evaluator, 0)?, rates(written, edit)?);
-            if after.unfinished() > before.unfinished() {
+            let thinking = Pair::new(rates(self.evaluator)?, rates(written)?);
+            let unfinished = thinking.map(BySet::unfinished);
+            if unfinished.after > unfinished.before {
                 patched.warning.get_or_insert(format!(
-                    "with thinking on OUT ends its turn inside the thought on {} of {} test prompts, IN on {}",
-                    after.unfinished(),
+                    "with thinking on OUT ends its turn inside the thought on {} of {} test \
+                     prompts, IN on {}",
+                    unfinished.after,
                     test.len(),
-                    before.unfinished()
+                    unfinished.before
                 ));
             }
-            patched.thinking = Some((before, after));
+            patched.thinking = Some(thinking);
         }
-        patched.changes = Change::all(&base.answers, &answers);
-        patched.answers = (base.answers, answers);
+        patched.changes = Change::all(&own.answers, &answers);
+        patched.answers = Pair::new(own.answers, answers);
         Ok(None)
     }
 
@@ -166,7 +148,6 @@ impl Ground<'_> {
         kind: Kind,
         base_sha256: String,
         out: &Path,
-        force: bool,
     ) -> Result<(Staged, Option<String>)> {
         let model = self.evaluator.model;
         let sidecar = Sidecar {
@@ -177,10 +158,9 @@ impl Ground<'_> {
             strength: patched.chosen.strength as f32,
             edit: patched.chosen.edit.clone(),
         };
-        let staged = sidecar.stage(model, out, force)?;
+        let staged = sidecar.stage(model, out, self.settings.force)?;
         let read = Sidecar::read(staged.path(), model, self.evaluator.progress)?;
-        let edits = [read.edit];
-        let miss = self.measure(patched, &Evaluator { edits: &edits, ..*self.evaluator }, 1)?;
+        let miss = self.measure(patched, &self.evaluator.under(&read.edit))?;
         patched.load = Some(kind.command(model, out));
         Ok((staged, miss))
     }
@@ -192,12 +172,11 @@ impl Ground<'_> {
         replaced: &[Replacement],
         sha_in: String,
         out: &Path,
-        force: bool,
     ) -> Result<Staged> {
         let progress = self.evaluator.progress;
         match &self.evaluator.model.file {
             Checkpoint::Gguf(g) => {
-                stage(&self.plan(g, patched, replaced, sha_in)?, out, force, progress)
+                stage(&self.plan(g, patched, replaced, sha_in)?, out, self.settings.force, progress)
             }
             Checkpoint::Folder(f) => {
                 let others = unpatched(f)?;
@@ -214,7 +193,7 @@ impl Ground<'_> {
                     &patches(self.evaluator.model, replaced),
                     &record,
                     out,
-                    force,
+                    self.settings.force,
                     progress,
                 )
             }
@@ -259,8 +238,8 @@ impl Ground<'_> {
             method: p.chosen.method.name().to_string(),
             layers: p.chosen.layers.iter().map(|&l| l as u32).collect(),
             strength: p.chosen.strength as f32,
-            before: json(&p.validation.0)?,
-            after: json(&p.validation.1)?,
+            before: json(&p.validation.before)?,
+            after: json(&p.validation.after)?,
             edits: tensor_edits(self.evaluator.model, &p.chosen.edit)?,
         })
     }

@@ -1,9 +1,10 @@
 //! Which blocks an edit may touch, along which directions, and what each of their writers can be
 //! edited with.
 
-use super::baseline::{directions, Ground, Training};
+use super::baseline::{directions, Baseline};
 use super::gates::Gates;
 use super::scan::Scan;
+use super::training::Training;
 use super::{Source, Toward};
 use crate::arch::Writer;
 use crate::direction::Direction;
@@ -50,7 +51,7 @@ impl Layer {
 
 /// What the writers of each direction's layer can be edited with; with `routed` experts among them.
 pub(super) fn layers(
-    ground: &Ground,
+    baseline: &Baseline,
     method: Method,
     (toward, directions): (Toward, &[Direction]),
     scan: &Scan,
@@ -60,12 +61,12 @@ pub(super) fn layers(
     let mut out = Vec::new();
     for direction in directions {
         let mut ingredients = Vec::new();
-        let model = ground.evaluator.model;
+        let model = baseline.evaluator.model;
         let writers = model.spec.writers(direction.layer).iter().copied();
         for writer in writers.filter(|w| routed || *w != Writer::Experts) {
-            crate::progress::check()?;
+            baseline.evaluator.progress.check()?;
             let own = model.parts(direction.layer, writer)?;
-            let original = match (method, &ground.reference) {
+            let original = match (method, &baseline.reference) {
                 (Method::Restore, Some(r)) => {
                     Some(r.evaluator.model.parts(direction.layer, writer)?)
                 }
@@ -100,7 +101,7 @@ pub(super) fn layers(
             ingredients.truncate(1);
             ingredients.iter_mut().for_each(|i| i.writer = Writer::Ffn);
         }
-        let gain = scan.gain(direction.layer, toward, ground.settings.emit);
+        let gain = scan.gain(direction.layer, toward, baseline.settings.emit);
         out.push(Layer { direction: direction.clone(), ingredients, gain });
     }
     Ok(out)
@@ -130,34 +131,37 @@ fn project(own: &[Part], original: Option<&[Part]>, unit: &[f32]) -> (Vec<f32>, 
 }
 
 /// IN's directions: derived, given, or random for the control.
-pub(super) fn own_directions(ground: &Ground, training: &Training) -> Result<Vec<Direction>> {
-    let spec = &ground.evaluator.model.spec;
-    let given = match &ground.settings.source {
+pub(super) fn own_directions(baseline: &Baseline, training: &Training) -> Result<Vec<Direction>> {
+    let spec = &baseline.evaluator.model.spec;
+    let given = match &baseline.settings.source {
         Source::Own => Vec::new(),
         Source::Random(seed) => (0..spec.layers)
             .map(|l| (l, random_unit(spec.hidden, seed.wrapping_add(l as u64))))
             .collect(),
         Source::Given(saved) => saved.clone(),
     };
-    directions(ground.evaluator, ground.prompts, &given, training.refused())
+    directions(baseline.evaluator, baseline.prompts, &given, training.refused())
 }
 
 /// Every block's directions, kind by kind: what the causal scan compares.
-pub(super) fn kinds(ground: &Ground, own: &[Direction]) -> Result<Vec<(Toward, Vec<Direction>)>> {
+pub(super) fn kinds(
+    baseline: &Baseline,
+    own: &[Direction],
+) -> Result<Vec<(Toward, Vec<Direction>)>> {
     let own: Vec<&Direction> = own.iter().filter(|d| d.position == 0).collect();
     let cloned = || own.iter().map(|&d| d.clone()).collect::<Vec<_>>();
-    match &ground.settings.source {
+    match &baseline.settings.source {
         Source::Own => {}
         Source::Random(_) => return Ok(vec![(Toward::Given, cloned())]),
         Source::Given(saved) => {
-            let (first, last) = ground.settings.layers.unwrap_or((0, usize::MAX));
+            let (first, last) = baseline.settings.layers.unwrap_or((0, usize::MAX));
             let is_saved = |d: &Direction| saved.iter().any(|(l, _)| *l == d.layer);
             let given =
                 cloned().into_iter().filter(|d| is_saved(d) && (first..=last).contains(&d.layer));
             let (given, away): (Vec<Direction>, Vec<Direction>) = given.partition(|d| d.own > 0.0);
             // A block that was asked for by number is not left out without a word.
             if let Some(d) =
-                away.first().filter(|_| given.is_empty() || ground.settings.layers.is_some())
+                away.first().filter(|_| given.is_empty() || baseline.settings.layers.is_some())
             {
                 return Err(Error::Gate(format!(
                     "the saved direction of block {} points away from refusal in this model (cosine {:.2}); this tool only restores refusal",
@@ -170,7 +174,7 @@ pub(super) fn kinds(ground: &Ground, own: &[Direction]) -> Result<Vec<(Toward, V
     let refused =
         own.iter().filter_map(|d| Some(Direction { unit: d.refused.clone()?, ..(*d).clone() }));
     let mut kinds = vec![(Toward::Projected, cloned()), (Toward::Refused, refused.collect())];
-    if let Some(reference) = &ground.reference {
+    if let Some(reference) = &baseline.reference {
         let originals = &reference.directions;
         kinds.push((
             Toward::Original,
@@ -189,12 +193,12 @@ const LEAST_GAIN: f64 = 0.25;
 
 /// Blocks to consider: the user's, else those where writing gains most.
 pub(super) fn pick_layers(
-    ground: &Ground,
+    baseline: &Baseline,
     kinds: &[(Toward, Vec<Direction>)],
     scan: &Scan,
     method: Method,
 ) -> Vec<usize> {
-    let (layers, settings) = (ground.evaluator.model.spec.layers, ground.settings);
+    let (layers, settings) = (baseline.evaluator.model.spec.layers, baseline.settings);
     if let Some((first, last)) = settings.layers {
         return (first..=last).collect();
     }
@@ -228,13 +232,13 @@ fn restorable(layers: usize) -> usize {
 /// The directions that the picked layers may be edited along by a method, those that gain most
 /// first.
 pub(super) fn towards(
-    ground: &Ground,
+    baseline: &Baseline,
     method: Method,
     kinds: &[(Toward, Vec<Direction>)],
     scan: &Scan,
     picked: &[usize],
 ) -> Vec<(Toward, Vec<Direction>)> {
-    let emit = ground.settings.emit;
+    let emit = baseline.settings.emit;
     let total = |(toward, of): &(Toward, Vec<Direction>)| -> f64 {
         let mut gains: Vec<f64> = of.iter().map(|d| scan.gain(d.layer, *toward, emit)).collect();
         gains.sort_by(|a, b| b.total_cmp(a));

@@ -2,6 +2,7 @@
 
 mod added;
 mod bpe;
+mod by_set;
 mod chat;
 mod date;
 mod hub;
@@ -19,6 +20,7 @@ pub mod thinking;
 mod tokenizer;
 mod vocab;
 
+pub use by_set::BySet;
 pub use chat::{Chat, Message, Prompt};
 pub use hub::folder_template;
 pub use prompt_file::{read as read_prompts, PromptFile};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::prompt_file::read;
+use super::BySet;
 use crate::checkpoint::hex;
 use crate::error::{Error, Result};
 
@@ -25,6 +26,9 @@ pub enum Set {
 }
 
 impl Set {
+    /// All, in the order in which tables show them.
+    pub const ALL: [Set; 3] = [Set::Harmful, Set::Harmless, Set::Borderline];
+
     /// Its name in files.
     pub fn name(self) -> &'static str {
         match self {
@@ -69,7 +73,7 @@ pub struct PromptSet {
     /// The prompts, in file order.
     pub prompts: Vec<PromptRecord>,
     /// Where each class came from, for the report: a path, or `built in`.
-    pub sources: Vec<(Set, String)>,
+    pub sources: BySet<String>,
     /// Whether the borderline prompts belong to the same set as the harmful ones, so that their
     /// limit binds.
     pub borderline_binds: bool,
@@ -86,9 +90,7 @@ impl PromptSet {
                 serde_json::from_str(line).expect("the built-in prompts are checked by a test")
             })
             .collect();
-        let sources = [Set::Harmful, Set::Harmless, Set::Borderline]
-            .map(|s| (s, "built in".to_string()))
-            .to_vec();
+        let sources = BySet::of(|_| "built in".to_string());
         PromptSet { prompts, sources, borderline_binds: true, notes: Vec::new() }
     }
 
@@ -97,26 +99,17 @@ impl PromptSet {
     ///
     /// # Errors
     /// A file that can't be read or holds no prompts.
-    pub fn with_files(
-        harmful: Option<&Path>,
-        harmless: Option<&Path>,
-        borderline: Option<&Path>,
-    ) -> Result<PromptSet> {
+    pub fn with_files(files: BySet<Option<&Path>>) -> Result<PromptSet> {
         let mut out = PromptSet::built_in();
-        for (set, path) in
-            [(Set::Harmful, harmful), (Set::Harmless, harmless), (Set::Borderline, borderline)]
-        {
+        for (set, path) in files.iter() {
             let Some(path) = path else { continue };
             out.prompts.retain(|p| p.set != set);
             let file = read(path, set)?;
             out.prompts.extend(file.prompts);
             out.notes.extend(file.notes);
-            out.sources
-                .iter_mut()
-                .filter(|(s, _)| *s == set)
-                .for_each(|(_, from)| *from = path.display().to_string());
+            *out.sources.get_mut(set) = path.display().to_string();
         }
-        out.borderline_binds = harmful.is_some() == borderline.is_some();
+        out.borderline_binds = files.harmful.is_some() == files.borderline.is_some();
         Ok(out)
     }
 
@@ -127,10 +120,7 @@ impl PromptSet {
 
     /// The prompts of a split, class by class.
     pub fn split(&self, split: Split) -> Vec<&PromptRecord> {
-        [Set::Harmful, Set::Harmless, Set::Borderline]
-            .into_iter()
-            .flat_map(|s| self.of(s, split))
-            .collect()
+        Set::ALL.into_iter().flat_map(|s| self.of(s, split)).collect()
     }
 
     /// # Errors
@@ -139,7 +129,7 @@ impl PromptSet {
         for set in [Set::Harmful, Set::Harmless] {
             let n = self.prompts.iter().filter(|p| p.set == set).count();
             if n < FEWEST {
-                let from = self.sources.iter().find(|(s, _)| *s == set).map_or("", |(_, f)| f);
+                let from = self.sources.get(set);
                 return Err(Error::Limit(format!(
                     "{from}: {n} {} prompts, at least {FEWEST} are needed to derive a direction and to check it on others",
                     set.name()

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use crate::encoding::Encoding;
 use crate::error::Result;
-use crate::progress;
+use crate::progress::Cancel;
 use crate::weights::Matrix;
 use kernel::{Kernel, GROUP};
 
@@ -48,8 +48,15 @@ thread_local! {
 ///
 /// # Errors
 /// `Interrupted`.
-pub fn product(x: &[f32], n: usize, w: &Matrix, of: Range<usize>, y: &mut [f32]) -> Result<()> {
-    product_by(Kernel::best(), x, n, w, of, y)
+pub fn product(
+    x: &[f32],
+    n: usize,
+    w: &Matrix,
+    of: Range<usize>,
+    y: &mut [f32],
+    cancel: &Cancel,
+) -> Result<()> {
+    product_by(Kernel::best(), x, n, w, of, y, cancel)
 }
 
 fn product_by(
@@ -59,6 +66,7 @@ fn product_by(
     w: &Matrix,
     of: Range<usize>,
     y: &mut [f32],
+    cancel: &Cancel,
 ) -> Result<()> {
     if y.is_empty() || w.cols == 0 {
         y.fill(0.0);
@@ -70,7 +78,7 @@ fn product_by(
         let columns = Columns::pack(kernel, x, w.cols, &mut packed[..x.len()]);
         tasks(kernel, y, &columns, &of)
             .into_par_iter()
-            .try_for_each(|task| task.run(kernel, w, &columns))?;
+            .try_for_each(|task| task.run(kernel, w, &columns, cancel))?;
     }
     Ok(())
 }
@@ -165,8 +173,8 @@ fn tasks<'y>(
 }
 
 impl Task<'_> {
-    fn run(mut self, kernel: Kernel, w: &Matrix, columns: &Columns) -> Result<()> {
-        progress::check()?;
+    fn run(mut self, kernel: Kernel, w: &Matrix, columns: &Columns, cancel: &Cancel) -> Result<()> {
+        cancel.check()?;
         let tile = if self.y.len() <= FEW { kernel.rows } else { ROWS };
         SCRATCH.with_borrow_mut(|scratch| {
             for at in (0..self.rows.len()).step_by(tile) {

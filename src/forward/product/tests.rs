@@ -13,7 +13,7 @@ fn product_by(
 ) -> Result<Vec<f32>> {
     // What is there before doesn't matter.
     let mut y = vec![f32::NAN; n * of.len()];
-    super::product_by(kernel, x, n, w, of, &mut y)?;
+    super::product_by(kernel, x, n, w, of, &mut y, &Cancel::default())?;
     Ok(y)
 }
 
