@@ -180,7 +180,7 @@ mod tests {
             Change {
                 set: Set::Harmful,
                 category,
-                rates: (rate(before), rate(after)),
+                rates: crate::pair::Pair::new(rate(before), rate(after)),
                 gained,
                 lost,
                 p_value,

@@ -269,11 +269,9 @@ mod tests {
             toward: Toward::Projected,
             place: String::new(),
             strength: 1.0,
-            harmful,
-            harmless,
-            borderline: 0.0,
+            refused: BySet { harmful, harmless, borderline: 0.0 },
             kl,
-            miss: None,
+            broken: None,
         };
         let front = Trial::front(&[
             trial(0.7, 0.0, 0.001),
@@ -282,6 +280,9 @@ mod tests {
             trial(0.95, 0.05, 0.002),
             trial(0.6, 0.0, 0.0005),
         ]);
-        assert_eq!(front.iter().map(|t| t.harmful).collect::<Vec<_>>(), [0.95, 0.9, 0.7, 0.6]);
+        assert_eq!(
+            front.iter().map(|t| t.refused.harmful).collect::<Vec<_>>(),
+            [0.95, 0.9, 0.7, 0.6]
+        );
     }
 }
