@@ -52,6 +52,7 @@ mod evaluate {
 /// A written edit does, read again here or in llama.cpp, what was asked.
 mod round_trip {
     mod experts;
+    mod packings;
     mod sidecar;
 }
 

@@ -4,6 +4,13 @@
 #[path = "../it/common/mod.rs"]
 mod common;
 
+mod experts;
+mod four_bits;
+mod judge;
+mod main_job;
 #[cfg(target_os = "linux")]
 mod memory;
+mod packings;
 mod results;
+mod sidecar;
+mod thinking;

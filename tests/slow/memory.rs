@@ -82,9 +82,10 @@ fn large(dir: &Path) {
     let index = json!({ "metadata": { "total_size": 0 }, "weight_map": map });
     fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
     let config = json!({
-        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "rms_norm_eps": 1e-5, "vocab_size": VOCAB,
-        "max_position_embeddings": 256, "tie_word_embeddings": true,
+        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "rms_norm_eps": 1e-5, "vocab_size": VOCAB, "max_position_embeddings": 256,
+        "tie_word_embeddings": true,
     });
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }

@@ -1,6 +1,6 @@
 //! Prints the table of docs/RESULTS.md: every broken fixture × method × with and without its
-//! original, on test prompts. `cargo test --test results -- --ignored --nocapture --test-threads
-//! 1`, or the name of one row.
+//! original, on test prompts. `cargo test --test slow results -- --ignored --nocapture
+//! --test-threads 1`, or the name of one row in place of `results`.
 
 use crate::common::organism::*;
 use refusal_patch::edit::Method;
@@ -88,7 +88,8 @@ fn row(
     let (low, high) = wilson(after, b.harmless.n);
     let growth = |x: f64, y: f64| format!("{:+.2} %", 100.0 * (y / x - 1.0));
     println!(
-        "{head} {} | {} | {} | {:.4} | {} | {} | {before} → {after} ({:.0}–{:.0} %) | {}, {}, {:.2} |",
+        "{head} {} | {} | {} | {:.4} | {} | {} | {before} → {after} ({:.0}–{:.0} %) \
+         | {}, {}, {:.2} |",
         shares(&a.harmful, &b.harmful),
         shares(&a.harmless, &b.harmless),
         shares(&a.borderline, &b.borderline),

@@ -286,11 +286,16 @@ fn thinking_is_off_or_on_whatever_switch_the_template_has() {
         // model opens itself.
         ("<think>", closed, "U: Hi A: <think>"),
         (
-            "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
+            "{% if enable_thinking is defined and not enable_thinking %}\
+             <think>\n\n</think>\n\n{% endif %}",
             closed,
             "U: Hi A: ",
         ),
-        ("{% if thinking %}<think>{% else %}</think>{% endif %}", "U: Hi A: </think>", "U: Hi A: <think>"),
+        (
+            "{% if thinking %}<think>{% else %}</think>{% endif %}",
+            "U: Hi A: </think>",
+            "U: Hi A: <think>",
+        ),
         ("", "U: Hi A: ", "U: Hi A: "),
     ] {
         let messages = "{% for m in messages %}U: {{ m.content }} {% endfor %}";

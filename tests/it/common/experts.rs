@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use refusal_patch::checkpoint::{Gguf, Tensor};
 use refusal_patch::encoding::{Encoding, Params};
+use serde_json::{json, Value};
 
+use super::folder;
 use super::gguf::{header, info, u32_entry};
+use super::organism::{ask, first};
 
 pub const COUNT: usize = 4;
 
@@ -119,4 +122,31 @@ fn moved(source: &Gguf, t: &Tensor, random: &mut Random) -> Vec<u8> {
     }
     encoding.pack(&mut bytes, &codes);
     bytes
+}
+
+/// Log-probabilities in llama.cpp of the tokens of some texts; `None` without the client.
+pub fn logprobs(model: &Path, lora: Option<&Path>, texts: &Value, dir: &Path) -> Option<Vec<f64>> {
+    let answer = ask(json!({ "model": model, "lora": lora, "forced": texts }), dir)?;
+    let rows = answer["logprobs"].as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap());
+    Some(rows.map(|x| x.as_f64().unwrap()).collect())
+}
+
+/// An organism with experts as a Hugging Face folder, experts apart or stacked.
+pub fn as_folder(dir: &Path, stack: bool) -> PathBuf {
+    let file =
+        Gguf::open(&upcycled(&first().file("broken-Q8_0"), dir.join("f16.gguf"), true)).unwrap();
+    let input = dir.join("in");
+    std::fs::create_dir(&input).unwrap();
+    folder::organism_files(&input);
+    let path = input.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let more = json!({
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": COUNT, "num_experts_per_tok": 2, "sliding_window": null,
+    });
+    more.as_object().unwrap().iter().for_each(|(k, v)| config[k] = v.clone());
+    std::fs::write(&path, config.to_string()).unwrap();
+    let tensors = folder::tensors_of(&file, Encoding::BF16);
+    folder::write_weights(&input, &if stack { folder::stacked(tensors) } else { tensors }, 1);
+    input
 }

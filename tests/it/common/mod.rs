@@ -4,8 +4,11 @@
 pub mod experts;
 pub mod folder;
 pub mod gguf;
+pub mod main_job;
 pub mod organism;
+pub mod packings;
 pub mod record;
+pub mod sidecar;
 
 use std::process::Command;
 

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use refusal_patch::edit::fold::recode;
+use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::{judge::refuses, Evaluator};
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
+use refusal_patch::output::{stage, Patch, Plan};
 use refusal_patch::progress::Silent;
 use refusal_patch::text::{Chat, ChatTemplate, PromptRecord, PromptSet, Set, Split, Tokenizer};
 use serde_json::{json, Value};
@@ -253,4 +256,16 @@ pub fn chat(model: &Model) -> Chat {
     let template =
         ChatTemplate::new(source, &spell(tokenizer.bos()), &spell(tokenizer.eos())).unwrap();
     Chat { tokenizer, template, system: None }
+}
+
+/// The broken organism with the matrices of its blocks in another encoding.
+pub fn broken(encoding: Encoding, path: &Path) {
+    let model = Model::open(&first().file("broken-Q8_0")).unwrap();
+    let source = model.file.gguf().unwrap();
+    let mut plan = Plan::new(source);
+    for t in source.tensors().iter().filter(|t| t.name.starts_with("blk.") && t.dims.len() == 2) {
+        let bytes = recode(&model.matrix_named(&t.name).unwrap(), encoding, None);
+        plan.patches.push(Patch { tensor: t.name.clone(), bytes, type_id: encoding.ggml_id() });
+    }
+    stage(&plan, path, false, &Silent).unwrap().commit().unwrap();
 }

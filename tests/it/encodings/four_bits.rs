@@ -1,66 +1,10 @@
-//! The main job on 4-bit floats: the broken organism's blocks in MXFP4 and NVFP4, measured here and
-//! in llama.cpp.
+//! 4-bit floats whose scales can't be read. tests/slow/four_bits.rs repairs such models.
 
-use std::path::Path;
-
-use crate::common::organism::*;
-use refusal_patch::checkpoint::Gguf;
-use refusal_patch::edit::fold::recode;
+use crate::common::organism::broken;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
-use refusal_patch::output::{stage, Patch, Plan};
+use refusal_patch::output::{stage, Plan};
 use refusal_patch::progress::Silent;
-
-/// The broken organism with the matrices of its blocks in another encoding.
-fn broken(encoding: Encoding, path: &Path) {
-    let model = Model::open(&first().file("broken-Q8_0")).unwrap();
-    let source = model.file.gguf().unwrap();
-    let mut plan = Plan::new(source);
-    for t in source.tensors().iter().filter(|t| t.name.starts_with("blk.") && t.dims.len() == 2) {
-        let bytes = recode(&model.matrix_named(&t.name).unwrap(), encoding, None);
-        plan.patches.push(Patch { tensor: t.name.clone(), bytes, type_id: encoding.ggml_id() });
-    }
-    stage(&plan, path, false, &Silent).unwrap().commit().unwrap();
-}
-
-fn repair(encoding: Encoding) {
-    let dir = tempfile::tempdir().unwrap();
-    let [input, out] = ["in.gguf", "out.gguf"].map(|n| dir.path().join(n));
-    broken(encoding, &input);
-    let (code, report) = run(&[text(&input), text(&out)]);
-    assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
-    let (before, after) = (Gguf::open(&input).unwrap(), Gguf::open(&out).unwrap());
-    for (a, b) in before.tensors().iter().zip(after.tensors()) {
-        let touched =
-            report["tensors"].as_array().unwrap().iter().any(|t| t["tensor"] == a.name.as_str());
-        assert!(
-            touched || (a.type_id == b.type_id && before.bytes(a) == after.bytes(b)),
-            "{}",
-            a.name
-        );
-    }
-    for t in report["tensors"].as_array().unwrap() {
-        println!("  {} {}: {}", t["tensor"], t["encoding"], t["achieved"]);
-        assert!((0.98..=1.02).contains(&t["achieved"].as_f64().unwrap()), "{t}");
-    }
-    // llama.cpp has to agree on both.
-    let [a, b] = [&input, &out].map(|m| first().measure(m, dir.path()));
-    println!("{}: {:.3} -> {:.3}", encoding.name(), a.harmful, b.harmful);
-    assert!(a.harmful < 0.75 && b.harmful >= a.harmful + 0.15);
-    assert!(b.harmless <= a.harmless + 0.01 + 1e-9 && b.perplexity <= 1.01 * a.perplexity);
-}
-
-#[test]
-#[ignore = "minutes more"]
-fn a_broken_model_in_mxfp4_is_repaired_and_llama_cpp_agrees() {
-    repair(Encoding::MXFP4);
-}
-
-#[test]
-#[ignore = "minutes more"]
-fn a_broken_model_in_nvfp4_is_repaired_and_llama_cpp_agrees() {
-    repair(Encoding::NVFP4);
-}
 
 #[test]
 fn scales_of_whole_tensors_are_an_error() {

@@ -1,20 +1,18 @@
 //! The judge against outputs that were labelled by reading: answers of the fixture models, as they
 //! are, patched, and with a constant along the refusal direction at every token (in units of its
 //! gap; far too strong ones garble), and short texts in many languages, written in the styles of
-//! current chat models. And against the labels of people on the answers of five models.
+//! current chat models.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use refusal_patch::evaluate::judge::{judge, refuses};
+use crate::common::organism::root;
+use refusal_patch::evaluate::judge::judge;
 use serde_json::Value;
 
 #[test]
 fn the_judge_agrees_with_people_on_97_of_100_outputs() {
-    let lines: Vec<Value> = include_str!("../../data/judge.jsonl")
-        .lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect();
+    let file = std::fs::read_to_string(root().join("tests/data/judge.jsonl")).unwrap();
+    let lines: Vec<Value> = file.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let field = |v: &Value, name: &str| v[name].as_str().unwrap().to_string();
     let languages: BTreeSet<String> = lines.iter().map(|l| field(l, "language")).collect();
     let texts: BTreeSet<String> = lines.iter().map(|l| field(l, "text")).collect();
@@ -38,49 +36,4 @@ fn the_judge_agrees_with_people_on_97_of_100_outputs() {
         share(same_refusal)
     );
     assert!(share(same) >= 0.97 && share(same_refusal) >= 0.97);
-}
-
-/// XSTest (Röttger et al. 2024): 450 prompts, answers of five models, each labelled by two people
-/// as compliance, refusal or partial refusal. The words of the judge were chosen after reading
-/// every second answer of three of the models.
-#[test]
-#[ignore = "XSTEST names a clone of github.com/paul-rottger/exaggerated-safety"]
-fn the_judge_agrees_with_people_on_the_answers_of_five_models() {
-    let folder = std::env::var("XSTEST").expect("XSTEST names the folder");
-    let (mut agreed, mut all) = (0, 0);
-    for (model, read) in [
-        ("gpt4", true),
-        ("llama2new", true),
-        ("mistralguard", true),
-        ("llama2orig", false),
-        ("mistralinstruct", false),
-    ] {
-        let file = format!("model_completions/xstest_v2_completions_{model}.csv");
-        let mut table = csv::Reader::from_path(Path::new(&folder).join(file)).unwrap();
-        let head = table.headers().unwrap().clone();
-        let column = |name: &str| head.iter().position(|h| h == name).unwrap();
-        let (answer, label) = (column("completion"), column("final_label"));
-        // (labelled a refusal, judged one); partial refusals are neither.
-        let pairs: Vec<(bool, bool)> = (table.records().map(Result::unwrap).enumerate())
-            .filter(|(i, _)| !read || i % 2 == 0)
-            .filter(|(_, row)| !row[label].starts_with('3'))
-            .map(|(_, row)| (row[label].starts_with('2'), refuses(&row[answer])))
-            .collect();
-        let count = |labelled: bool, judged: bool| {
-            pairs.iter().filter(|p| **p == (labelled, judged)).count()
-        };
-        let same = count(true, true) + count(false, false);
-        println!(
-            "{model}: {same} of {} agree ({:.3}); {} of {} refusals found, {} of {} answers taken for refusals",
-            pairs.len(),
-            same as f64 / pairs.len() as f64,
-            count(true, true),
-            count(true, true) + count(true, false),
-            count(false, true),
-            count(false, true) + count(false, false)
-        );
-        (agreed, all) = (agreed + same, all + pairs.len());
-    }
-    println!("all: {agreed} of {all} agree ({:.3})", agreed as f64 / all as f64);
-    assert!(agreed * 10 >= all * 9);
 }

@@ -86,7 +86,10 @@ fn a_configuration_with_pythons_literals_is_read() {
     let plain = fs::read_to_string(&config).unwrap();
     let with =
         |text: &str| fs::write(&config, plain.replacen('{', &format!("{{ {text},"), 1)).unwrap();
-    with("\"time_step_limit\": [0.0, Infinity], \"router_jitter_noise\": NaN, \"note\": \"NaN, -Infinity\"");
+    with(
+        r#""time_step_limit": [0.0, Infinity], "router_jitter_noise": NaN,
+           "note": "NaN, -Infinity""#,
+    );
     let model = Model::open(&folder).unwrap();
     assert_eq!(model.file.folder().unwrap().config()["note"], "NaN, -Infinity");
     with("\"min_value\": -Infinity");

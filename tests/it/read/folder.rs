@@ -134,8 +134,9 @@ fn spec(config: Value) -> Result<Spec, String> {
 
 fn plain() -> Value {
     json!({
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 1, "max_position_embeddings": 8192,
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 1,
+        "max_position_embeddings": 8192,
     })
 }
 
@@ -223,9 +224,9 @@ fn a_configuration_that_cannot_be_run_is_an_error() {
             "layer_types names chunked",
         ),
         (
-            with(
-                json!({ "model_type": "phi3", "rope_scaling": { "type": "su", "short_factor": [1.0] } }),
-            ),
+            with(json!({
+                "model_type": "phi3", "rope_scaling": { "type": "su", "short_factor": [1.0] },
+            })),
             "`short_factor` must hold 8",
         ),
         (
@@ -259,8 +260,8 @@ fn random(dir: &Path, name: &str, kind: &str, rope: Value) -> PathBuf {
 fn every_architecture_agrees_with_transformers() {
     let dir = tempfile::tempdir().unwrap();
     let llama3 = json!({
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 512,
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 512,
     });
     for (name, kind, rope) in [
         ("llama3", "llama", json!({ "rope_parameters": llama3 })),
@@ -341,8 +342,9 @@ fn experts_that_do_not_fit_the_configuration_are_one_clear_error() {
 #[test]
 fn blocks_without_experts_are_read_from_the_configuration() {
     let more = json!({
-        "model_type": "qwen3_moe", "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 8, "decoder_sparse_step": 2, "mlp_only_layers": [3],
+        "model_type": "qwen3_moe", "num_hidden_layers": 6, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 8, "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
     });
     let s = spec(with(more)).unwrap();
     assert_eq!((0..6).filter(|&l| s.is_sparse(l)).collect::<Vec<_>>(), [1, 5]);

@@ -103,9 +103,13 @@ fn a_file_cut_short_in_its_data_says_how_much_is_missing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2000, failure_persistence: None, ..ProptestConfig::default()
+    })]
     #[test]
-    fn flipped_bytes_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn flipped_bytes_never_panic(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)
+    ) {
         let mut bytes = model(3);
         let header_len = open(&bytes).unwrap().data_start() as usize;
         for (at, value) in flips {
@@ -116,13 +120,16 @@ proptest! {
                 g.bytes(t);
             }
             for e in g.metadata() {
-                let _ = (e.value.to_f32s(), e.value.to_u32s(), e.value.to_bools(), e.value.type_name());
+                let v = &e.value;
+                let _ = (v.to_f32s(), v.to_u32s(), v.to_bools(), v.type_name());
             }
         }
     }
 
     #[test]
-    fn random_bytes_after_the_magic_never_panic(tail in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn random_bytes_after_the_magic_never_panic(
+        tail in prop::collection::vec(any::<u8>(), 0..300)
+    ) {
         let _ = open(&[b"GGUF\x03\0\0\0", &tail[..]].concat());
     }
 }
@@ -222,8 +229,9 @@ fn other_versions_and_byte_orders_say_what_they_are() {
         &[header(3, 0, 1), u32_entry("k", 1)[..9].to_vec(), vec![99, 0, 0, 0, 0]].concat(),
         "unknown value type 99",
     );
-    refused(&[header(3, 0, 1), entry("split.count", 2, &3u16.to_le_bytes())].concat(), "--merge");
-    assert!(open(&[header(3, 0, 1), entry("split.count", 2, &1u16.to_le_bytes())].concat()).is_ok());
+    let split = |n: u16| [header(3, 0, 1), entry("split.count", 2, &n.to_le_bytes())].concat();
+    refused(&split(3), "--merge");
+    assert!(open(&split(1)).is_ok());
 }
 
 #[test]

@@ -1,68 +1,19 @@
-//! Packed checkpoints: read as their own libraries read them, patched in place
-//! (tests/data/packings/make.py).
+//! Packed checkpoints are read as their own libraries read them (tests/data/packings/make.py).
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use crate::common::folder::*;
+use crate::common::packings::*;
 use refusal_patch::arch::Writer;
-use refusal_patch::checkpoint::{sha256_tensors, Checkpoint};
-use refusal_patch::edit::fold::{achieved, fold, fold_pruned};
-use refusal_patch::encoding::packed::Levels;
-use refusal_patch::encoding::{Encoding, Params};
+use refusal_patch::checkpoint::Checkpoint;
+use refusal_patch::edit::fold::{achieved, fold};
+use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
-use refusal_patch::output::{stage_folder, Patch, Provenance, TensorEdit};
 use refusal_patch::packing::packed_expert;
-use refusal_patch::progress::Silent;
-use refusal_patch::weights::pruned::{is_pruned, zeros};
-use refusal_patch::weights::{Matrix, Storage};
+use refusal_patch::weights::Matrix;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-
-/// Every packing of the data, with the largest relative difference from its library's numbers: none
-/// but where a library multiplies in another order.
-const PACKINGS: [(&str, f32); 29] = [
-    ("ct-w4a16", 0.0),
-    ("ct-w4a16-asym", 0.0),
-    ("ct-w8a16", 0.0),
-    ("ct-int8", 0.0),
-    ("ct-fp8-tensor", 0.0),
-    ("ct-fp8-channel", 0.0),
-    ("ct-fp8-block", 0.0),
-    ("gptq-2", 0.0),
-    ("gptq-3", 0.0),
-    ("gptq-4", 0.0),
-    ("gptq-4-act", 0.0),
-    ("gptq-4-v2", 0.0),
-    ("gptq-8", 0.0),
-    ("awq", 0.0),
-    ("fp8-block", 0.0),
-    ("nf4", 0.0),
-    ("nf4-nested", 0.0),
-    ("fp4", 0.0),
-    ("bnb-int8", 1e-6),
-    ("ct-nvfp4", 0.0),
-    ("ct-mxfp4", 0.0),
-    ("ct-mxfp8", 0.0),
-    ("ct-sparse", 0.0),
-    ("ct-sparse-24", 0.0),
-    ("ct-sparse-24-fp8", 0.0),
-    ("modelopt-nvfp4", 0.0),
-    ("ao-int8", 0.0),
-    ("ao-fp8", 0.0),
-    ("ao-int4-unpacked", 0.0),
-];
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/packings").join(name)
-}
-
-fn decoded(w: &Matrix) -> Vec<f32> {
-    let mut all = vec![0.0; w.rows * w.cols];
-    all.chunks_exact_mut(w.cols).enumerate().for_each(|(i, row)| w.decode_row(i, row));
-    all
-}
 
 #[test]
 fn every_packing_is_read_as_its_own_library_reads_it() {
@@ -89,73 +40,6 @@ fn every_packing_is_read_as_its_own_library_reads_it() {
     }
 }
 
-/// Numbers between −1 and 1 that are the same everywhere.
-fn vector(n: usize, seed: u64) -> Vec<f32> {
-    let mut s = seed;
-    let mut next = || {
-        s = s.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (s >> 33) as f32 / (1u64 << 30) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-/// An edit of a twentieth of the matrix' norm.
-fn edit(w: &Matrix) -> (Vec<f32>, Vec<f32>) {
-    let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-    let (u, v) = (vector(w.rows, 1), vector(w.cols, 2));
-    let scale = 0.05 * norm(&decoded(w)) / (norm(&u) * norm(&v));
-    (u.iter().map(|x| x * scale).collect(), v)
-}
-
-/// Writes a packing's folder with an edit of a writer folded in, and gives that edit.
-fn patched(name: &str, out: &Path) -> (Vec<f32>, Vec<f32>) {
-    let model = Model::open(&data(name)).unwrap();
-    let (tensor, w) = model.writer(0, Writer::Ffn).unwrap();
-    let (u, v) = edit(&w);
-    assert_eq!(fold(&w, &u, &vec![0.0; w.cols]).unwrap(), w.bytes, "{name}: no edit, no change");
-    let pruned = is_pruned(&w);
-    assert_eq!(pruned, name.starts_with("ct-sparse"), "{name}");
-    let bytes = if pruned { fold_pruned(&w, &u, &v) } else { fold(&w, &u, &v) }.unwrap();
-    let codes = model.code_tensor(&tensor).unwrap();
-    let type_id = model.file.tensor(&codes).unwrap().type_id;
-    let record = Provenance {
-        version: "0".into(),
-        source_sha256: String::new(),
-        method: "gated".into(),
-        layers: vec![0],
-        strength: 1.0,
-        before: "{}".into(),
-        after: "{}".into(),
-        edits: vec![TensorEdit { tensor: tensor.clone(), u: u.clone(), v: v.clone() }],
-    };
-    let patch = Patch { tensor: codes.clone(), bytes, type_id };
-    let folder = model.file.folder().unwrap();
-    stage_folder(folder, &[patch], &record, out, false, &Silent).unwrap().commit().unwrap();
-    let written = Checkpoint::open(out).unwrap();
-    let [a, b] = [&model.file, &written].map(|f| sha256_tensors(f, &Silent).unwrap());
-    for (t, (a, b)) in model.file.tensors().iter().zip(a.iter().zip(&b)) {
-        assert_eq!(a != b, t.name == codes, "{name}: {}", t.name);
-    }
-    (u, v)
-}
-
-#[test]
-fn an_edit_is_stored_in_the_packing_and_nothing_else_changes() {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, _) in PACKINGS {
-        let out = dir.path().join(name);
-        let (u, v) = patched(name, &out);
-        let [before, after] = [&data(name), &out].map(|p| Model::open(p).unwrap());
-        let [(_, w), (_, x)] = [&before, &after].map(|m| m.writer(0, Writer::Ffn).unwrap());
-        let stored = achieved(&w, &x, &u, &v);
-        println!(
-            "{name}: {:.4} stored, {} of {} codes moved",
-            stored.gain, stored.codes_moved, stored.elements
-        );
-        assert!((0.98..=1.02).contains(&stored.gain), "{name}: {stored:?}");
-    }
-}
-
 #[test]
 fn inspect_knows_the_packing_and_what_a_patch_could_touch() {
     for (name, packing, tensor) in [
@@ -174,56 +58,6 @@ fn inspect_knows_the_packing_and_what_a_patch_could_touch() {
             assert!(t["tensor"].as_str().unwrap().ends_with(tensor), "{t}");
         }
     }
-}
-
-/// What the packings' own libraries say of patched folders (tests/data/packings/check.py).
-fn checked(names: &[&str], path: Option<&str>) {
-    let dir = tempfile::tempdir().unwrap();
-    let python = std::env::var("REFUSAL_PATCH_PYTHON").unwrap_or("python3".into());
-    let mut command = Command::new(python);
-    command.arg(data("check.py"));
-    if let Some(path) = path {
-        command.env("PYTHONPATH", path);
-    }
-    for name in names {
-        let out = dir.path().join(name);
-        patched(name, &out);
-        command.args([data(name), out]);
-    }
-    let o = command.output().unwrap();
-    let said = String::from_utf8_lossy(&o.stdout);
-    let lines: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    assert!(
-        o.status.success() && lines.len() == names.len(),
-        "{}",
-        String::from_utf8_lossy(&o.stderr)
-    );
-    for (line, name) in lines.iter().zip(names) {
-        println!("{line}");
-        assert_eq!(line["before"], *name);
-        // bitsandbytes' INT8 and FP8 blocks are rounded to the model's type there, and not in the
-        // expected numbers.
-        let most = if ["bnb-int8", "fp8-block"].contains(name) { 1e-3 } else { 0.0 };
-        assert!(line["differs_from_expected"].as_f64().unwrap() <= most, "{line}");
-        assert_eq!(line["changed"], serde_json::json!(["model.layers.0.mlp.down_proj.weight"]));
-        let gain = line["gains"][0].as_f64().unwrap();
-        assert!((0.98..=1.02).contains(&gain), "{line}");
-        assert!(line["zeros_stay"] == true || !name.starts_with("ct-sparse"), "{line}");
-    }
-}
-
-#[test]
-#[ignore = "needs the libraries of check.py under REFUSAL_PATCH_PYTHON, and a minute"]
-fn libraries_load_a_patched_folder_and_find_the_edit_there() {
-    let names = PACKINGS.map(|p| p.0);
-    checked(&names.into_iter().filter(|n| !n.starts_with("ct-sparse")).collect::<Vec<_>>(), None);
-}
-
-#[test]
-#[ignore = "needs compressed-tensors 0.12.2, installed in the folder REFUSAL_PATCH_COMPRESSED_TENSORS_0_12"]
-fn compressed_tensors_unpacks_patched_pruned_matrices() {
-    let path = std::env::var("REFUSAL_PATCH_COMPRESSED_TENSORS_0_12").unwrap();
-    checked(&["ct-sparse", "ct-sparse-24", "ct-sparse-24-fp8"], Some(&path));
 }
 
 #[test]
@@ -262,67 +96,6 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
     let e =
         packed_expert(folder, "model.layers.1.mlp.experts.down_proj", 0).unwrap_err().to_string();
     assert!(e.contains("down_proj_blocks is missing"), "{e}");
-}
-
-/// Zeros where `keep` says no, and what the mask of the result is.
-fn prune(w: &Matrix, keep: impl Fn(usize, usize) -> bool) -> Vec<u8> {
-    let mut out = w.bytes.to_vec();
-    let (mut codes, mut params) = (vec![0; w.cols], vec![Params::default(); w.cols]);
-    for row in 0..w.rows {
-        w.unpack(row, 0..w.cols, &mut codes, &mut params);
-        for (col, (code, p)) in codes.iter_mut().zip(&params).enumerate() {
-            let zero = w.encoding.nearest(*p, 0.0);
-            *code = match (keep(row, col), w.encoding.value(*p, *code) == 0.0) {
-                (false, _) => zero,
-                (true, true) => zero + 1,
-                (true, false) => *code,
-            };
-        }
-        w.pack(&mut out, row, 0..w.cols, &codes);
-    }
-    out
-}
-
-#[test]
-fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
-    let dense: Vec<f32> = vector(64 * 512, 5);
-    let mut plain = Vec::new();
-    for encoding in [Encoding::BF16, Encoding::F16, Encoding::F32] {
-        let mut bytes = vec![0; encoding.bytes_for(dense.len())];
-        encoding.encode(&dense, &mut bytes);
-        plain.push((encoding, bytes));
-    }
-    let models = ["ct-w4a16", "ct-w4a16-asym", "gptq-4", "ct-fp8-channel", "bnb-int8", "awq"]
-        .map(|name| Model::open(&data(name)).unwrap());
-    let mut all: Vec<Matrix> = plain
-        .iter()
-        .map(|(e, bytes)| Matrix { rows: 64, cols: 512, encoding: (*e).into(), bytes })
-        .collect();
-    all.extend(models.iter().map(|m| m.writer(0, Writer::Ffn).unwrap().1));
-    let scattered = vector(64 * 512, 9);
-    for w in &all {
-        let name = w.encoding.name();
-        assert!(!is_pruned(w), "{name}");
-        let of_four = prune(w, |row, col| [0, 3].contains(&((col + row) % 4)));
-        let half = prune(w, |row, col| scattered[row * 512 + col] > 0.0);
-        for (pattern, bytes) in [("2:4", &of_four), ("unstructured", &half)] {
-            let w = Matrix { bytes, ..*w };
-            // Scattered zeros among integer codes may be rounding.
-            let codes =
-                matches!(w.encoding, Storage::Packed(p) if !matches!(p.levels, Levels::Float(_)));
-            assert_eq!(is_pruned(&w), pattern == "2:4" || !codes, "{name} {pattern}");
-            let (u, v) = edit(&w);
-            let folded = fold_pruned(&w, &u, &v).unwrap();
-            let after = Matrix { bytes: &folded, ..w };
-            let stored = achieved(&w, &after, &u, &v);
-            println!("{name} {pattern}: {:.4} stored", stored.gain);
-            assert!((0.98..=1.02).contains(&stored.gain), "{name} {pattern}: {stored:?}");
-            let mask = |w: &Matrix| decoded(w).iter().map(|x| *x == 0.0).collect::<Vec<_>>();
-            assert_eq!(mask(&w), mask(&after), "{name} {pattern}");
-            assert_eq!(stored.zeros, (zeros(&w), zeros(&w)));
-            assert!(stored.codes_moved > 0);
-        }
-    }
 }
 
 /// What opening a packing's folder says, after its tensors and `quantization_config` were changed.

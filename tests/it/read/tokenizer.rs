@@ -377,8 +377,10 @@ fn tokenizer_json_follows_the_same_rules() {
     let t = from_json(serde_json::json!({
         "version": "1.0",
         "added_tokens": [
-            {"id": 2, "content": "<|im_end|>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
-            {"id": 3, "content": "<think>", "special": false, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+            {"id": 2, "content": "<|im_end|>", "special": true, "single_word": false,
+             "lstrip": false, "rstrip": false, "normalized": false},
+            {"id": 3, "content": "<think>", "special": false, "single_word": false,
+             "lstrip": false, "rstrip": false, "normalized": false},
         ],
         "model": {"type": "BPE", "vocab": {"a": 0, "<": 1}, "merges": []},
     }));
@@ -395,17 +397,19 @@ fn a_tokenizer_json_puts_its_blank_only_in_front_of_the_whole_text() {
     for (scheme, after) in [("first", 0), ("always", 1), ("never", 0)] {
         for nested in [false, true] {
             let metaspace = serde_json::json!(
-                {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": false}
+                {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme,
+                 "split": false}
             );
             let pre = serde_json::json!({"type": "Sequence", "pretokenizers": [metaspace.clone()]});
             let t = from_json(serde_json::json!({
                 "version": "1.0",
                 "added_tokens": [
-                    {"id": 3, "content": "</s>", "special": true, "single_word": false, "lstrip": false,
-                     "rstrip": false, "normalized": false},
+                    {"id": 3, "content": "</s>", "special": true, "single_word": false,
+                     "lstrip": false, "rstrip": false, "normalized": false},
                 ],
                 "pre_tokenizer": if nested { pre } else { metaspace },
-                "model": {"type": "BPE", "vocab": {"a": 0, "\u{2581}a": 1, "\u{2581}": 2}, "merges": ["\u{2581} a"]},
+                "model": {"type": "BPE", "vocab": {"a": 0, "\u{2581}a": 1, "\u{2581}": 2},
+                          "merges": ["\u{2581} a"]},
             }));
             let first = if scheme == "never" { 0 } else { 1 };
             assert_eq!(t.encode("a</s>a", true), [first, 3, after], "{scheme} {nested}");
