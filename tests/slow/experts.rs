@@ -15,7 +15,7 @@ use serde_json::{json, Value};
 use crate::common::experts::{as_folder, logprobs, upcycled};
 use crate::common::organism::*;
 
-/// Patches and holds the result to what a patch promises; returns the report.
+/// Runs the main job, expects a patch, prints its rates and returns the report.
 fn repaired(input: &Path, out: &Path, options: &[&str]) -> Value {
     let (code, report) = run(&[&[text(input), text(out)][..], options].concat());
     assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
@@ -89,7 +89,7 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
         after.kl
     );
     assert!(p.chosen.writers.contains(&"ffn_down_exps"), "{:?}", p.chosen.writers);
-    // By the experts of one block alone.
+    // The experts of one block alone do this.
     assert!(after.harmful.refusal_rate >= before.harmful.refusal_rate + 0.1);
     let sidecar = Sidecar {
         kind: Kind::Lora,

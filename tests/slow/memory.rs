@@ -19,13 +19,13 @@ const HIDDEN: usize = 2048;
 const FFN: usize = 8192;
 const LAYERS: usize = 22;
 const VOCAB: usize = 2048;
-/// Of BF16.
+/// Bytes of a layer in BF16.
 const LAYER_BYTES: usize = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN);
-/// What the forward pass may keep.
+/// Bytes that the forward pass may keep.
 const ACTIVATIONS: usize = 64 << 20;
 const PATCHED: usize = 11;
 
-/// Writes a shard: random BF16 weights of a transformer's size, over and over the same million.
+/// Writes a shard of random BF16 weights of a transformer's size. The same million repeats.
 fn shard(path: &Path, tensors: &[(String, Vec<usize>)]) {
     let mut header = Map::new();
     let mut at = 0;
@@ -90,8 +90,8 @@ fn large(dir: &Path) {
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// The work that is watched: all layers run over some prompts, a writer is folded, the folder is
-/// written.
+/// The work whose memory is measured: runs all layers over some prompts, folds an edit into one
+/// writer, writes the folder.
 fn run_and_patch(dir: &Path) {
     let model = Model::open(&dir.join("in")).unwrap();
     let compute = Compute::cpu();
@@ -165,7 +165,7 @@ fn a_folder_is_patched_in_the_memory_of_a_layer_and_other_shards_stay() {
     assert!(total > 2_900_000_000);
     assert!(peak < LAYER_BYTES + ACTIVATIONS, "{peak} bytes, a layer has {LAYER_BYTES}");
 
-    // Every tensor but one is the same, and every shard but that one's, to the last byte.
+    // Every tensor but one is the same, and so is every shard but the one that holds it.
     let [x, y] = [&a.file, &b.file].map(|f: &Checkpoint| sha256_tensors(f, &Silent).unwrap());
     let (tensor, w) = a.writer(PATCHED, Writer::Ffn).unwrap();
     let patched = a.file.tensor(&tensor).unwrap();

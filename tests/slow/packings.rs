@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::packings::*;
 
-/// What the packings' own libraries say of patched folders (tests/data/packings/check.py).
+/// Patches folders, and the packings' own libraries find the edit (tests/data/packings/check.py).
 fn checked(names: &[&str], path: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();
     let python = std::env::var("REFUSAL_PATCH_PYTHON").unwrap_or("python3".into());

@@ -28,7 +28,7 @@ fn json(o: &Output) -> Value {
     serde_json::from_slice(&o.stdout).unwrap()
 }
 
-/// One clear line, exit code 1, and nothing at `out`.
+/// The run fails with exit code 1 and one line that says `words`, and writes nothing to `out`.
 fn fails(args: &[&str], out: &Path, words: &[&str]) {
     let o = run(args);
     let text = err(&o);
@@ -200,7 +200,7 @@ fn the_output_is_never_the_input_and_never_overwritten_unasked() {
     std::fs::write(dir.path().join("other.report.json"), b"mine").unwrap();
     let o = run(&[text(&input), text(&other)]);
     assert_eq!(code(&o), 1);
-    // OUT is named, not what is named after it.
+    // The message names OUT, not the report that is named after OUT.
     assert!(err(&o).contains("other.gguf: exists") && err(&o).contains("--force"), "{}", err(&o));
     assert_eq!(std::fs::read(&other).unwrap(), b"mine");
     assert_eq!(std::fs::read(&input).unwrap(), before);
@@ -282,8 +282,8 @@ fn thinking_is_off_or_on_whatever_switch_the_template_has() {
     };
     let closed = "U: Hi A: <think>\n\n</think>\n\n";
     for (switch, off, on) in [
-        // A block that is always opened; the switches of Qwen3 and of DeepSeek; a block that the
-        // model opens itself.
+        // A thinking block that is always open; the switches of Qwen3 and of DeepSeek; a block that
+        // the model opens itself.
         ("<think>", closed, "U: Hi A: <think>"),
         (
             "{% if enable_thinking is defined and not enable_thinking %}\
@@ -305,7 +305,7 @@ fn thinking_is_off_or_on_whatever_switch_the_template_has() {
 }
 
 #[test]
-fn what_still_thinks_is_counted_and_has_no_log_odds() {
+fn unfinished_thoughts_are_counted_and_have_no_log_odds() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &str| {
         let path = dir.path().join(name);
@@ -337,7 +337,7 @@ fn what_still_thinks_is_counted_and_has_no_log_odds() {
         table.contains("2 of 2 answers did not end their thinking block in 6 new tokens"),
         "{table}"
     );
-    // Without a number of new tokens there is as much room as the context has.
+    // Without --max-new-tokens the context is the limit.
     assert_eq!(
         json(&run(&[&args[..], &["--thinking", "on", "--json"]].concat()))["max_new_tokens"],
         1024

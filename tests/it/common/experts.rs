@@ -1,5 +1,5 @@
-//! An organism whose feed-forward layers became experts: copies of the layer it was trained with, a
-//! little apart, behind a random router.
+//! An organism with experts: each is the trained feed-forward layer with small changes. A random
+//! router chooses among them.
 
 use std::path::{Path, PathBuf};
 
@@ -38,8 +38,8 @@ struct New {
     bytes: Vec<u8>,
 }
 
-/// Writes `DIR/NAME`: the model of `source` with four experts of which two are used, in its own
-/// encodings with a few codes moved, or in `f16` with some noise.
+/// Writes `out`: the model `source` with four experts, of which two are used. The experts keep its
+/// encodings and differ by a few codes, or with `f16` are F16 and differ by noise.
 pub fn upcycled(source: &Path, out: PathBuf, f16: bool) -> PathBuf {
     let source = Gguf::open(source).unwrap();
     let mut entries: Vec<Vec<u8>> =

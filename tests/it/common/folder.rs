@@ -6,7 +6,7 @@ use refusal_patch::checkpoint::Gguf;
 use refusal_patch::encoding::Encoding;
 use serde_json::{json, Map, Value};
 
-/// A tensor as a header has it.
+/// A tensor of a safetensors file.
 pub struct Named {
     pub name: String,
     pub dtype: &'static str,
@@ -36,7 +36,7 @@ pub fn safetensors(tensors: &[Named]) -> Vec<u8> {
     raw(&Value::Object(header).to_string(), &data)
 }
 
-/// Writes a folder's weights, in `shards` files with an index where there are several.
+/// Writes a folder's weights in `shards` files, with an index if there are several.
 pub fn write_weights(dir: &Path, tensors: &[Named], shards: usize) {
     if shards == 1 {
         return std::fs::write(dir.join("model.safetensors"), safetensors(tensors)).unwrap();
@@ -65,8 +65,8 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     all
 }
 
-/// The weights of a GGUF under the names and in the order of rows that transformers has, matrices
-/// as `encoding`.
+/// The weights of a GGUF with the names and the order of rows of transformers, matrices in
+/// `encoding`.
 pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
     let arch = file.arch().unwrap();
     let count = |key: &str| file.get_u32(&format!("{arch}.attention.{key}")).unwrap() as usize;
@@ -79,7 +79,7 @@ pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
         let mut shape: Vec<usize> = t.dims.iter().rev().map(|&d| d as usize).collect();
         let name = if arch == "llama" { mixtral(&name) } else { name };
         if shape.len() == 3 {
-            // One module an expert.
+            // Every expert is a module of its own.
             for (e, values) in values.chunks(shape[1] * shape[2]).enumerate() {
                 let mut bytes = vec![0; encoding.bytes_for(values.len())];
                 encoding.encode(values, &mut bytes);
@@ -103,7 +103,7 @@ pub fn tensors_of(file: &Gguf, encoding: Encoding) -> Vec<Named> {
             values =
                 (0..shape[0]).flat_map(|r| values[row(r) * width..][..width].to_vec()).collect();
         }
-        // Routers stay as they are.
+        // Routers stay F32.
         let small = shape.len() == 1 || t.name.contains("ffn_gate_inp");
         let encoding = if small { Encoding::F32 } else { encoding };
         let mut bytes = vec![0; encoding.bytes_for(values.len())];
@@ -162,8 +162,8 @@ fn mixtral(name: &str) -> String {
     }
 }
 
-/// Experts' modules of their own as transformers 5 holds them: one parameter for gate and up of all
-/// experts, one for down.
+/// Stacks experts that are modules of their own, as transformers 5 does: one parameter for gate and
+/// up of all experts, one for down.
 pub fn stacked(tensors: Vec<Named>) -> Vec<Named> {
     let mut out: Vec<Named> = Vec::new();
     let mut groups: Vec<(String, Vec<Named>)> = Vec::new();

@@ -76,8 +76,8 @@ pub fn file(
     out
 }
 
-/// A small model with what real files hold and strict readers refuse: a hyphenated key, a token
-/// that isn't UTF-8, tensors of types that nobody knows.
+/// A small model with oddities of real files that strict readers refuse: a hyphenated key, a token
+/// that isn't UTF-8, tensors of unknown types.
 pub fn model(version: u32) -> Vec<u8> {
     let entries = [
         text("general.architecture", "gpt-oss"),

@@ -5,8 +5,8 @@ use refusal_patch::progress::Silent;
 
 use super::organism::*;
 
-/// Patches a broken fixture without any option but its prompts, and holds the result to the
-/// promises of the README.
+/// Patches a broken fixture with no option but its prompts, and checks the README's promises on the
+/// result.
 pub fn repair(organism: &Organism, healthy: &str, broken: &str) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
@@ -17,8 +17,7 @@ pub fn repair(organism: &Organism, healthy: &str, broken: &str) {
     assert_eq!(report["outcome"], "patched");
     assert!(dir.path().join("out.report.html").exists());
 
-    // What is not touched is identical, and the file grows by the provenance only, or by a tensor's
-    // wider encoding.
+    // Tensors that the report doesn't name are identical.
     let (a, b) = (Gguf::open(&input).unwrap(), Gguf::open(&out).unwrap());
     let (x, y) = (sha256_tensors(&a, &Silent).unwrap(), sha256_tensors(&b, &Silent).unwrap());
     let tensors = report["tensors"].as_array().unwrap();
@@ -64,7 +63,7 @@ pub fn repair(organism: &Organism, healthy: &str, broken: &str) {
     assert!(after.harmless <= before.harmless + 0.01 + 1e-9, "harmless requests are answered");
     assert!(after.borderline <= before.borderline + 0.05 + 1e-9, "so are borderline ones");
     assert!(test[1]["kl"].as_f64().unwrap() < 0.02);
-    // A point; 1 % of the rate is one prompt and a half, see docs/RESULTS.md.
+    // One point: 1 % of the rate is one prompt and a half (docs/RESULTS.md).
     assert!(after.exact >= before.exact - 0.01);
     assert!(after.perplexity <= 1.01 * before.perplexity);
     assert!(

@@ -1,4 +1,4 @@
-//! The trained fixtures as tests use them, and llama.cpp beside this program.
+//! The trained fixtures, this program run on them, and llama.cpp to compare with.
 
 use std::path::{Path, PathBuf};
 
@@ -32,8 +32,8 @@ pub fn run(args: &[&str]) -> (i32, Value) {
     (o.status.code().unwrap(), value)
 }
 
-/// An organism of `fixtures/`: what it answers to harmless requests, and the options that name its
-/// prompts.
+/// An organism, a trained model of `fixtures/`: its files, its answers to harmless requests, and
+/// the options that name its prompts.
 pub struct Organism {
     prefix: &'static str,
     leads: [&'static str; 5],
@@ -54,7 +54,7 @@ pub fn first() -> Organism {
     }
 }
 
-/// The second one: other answers, refusals and template, and prompt files of its own.
+/// The second organism: other answers, refusals and template, and prompt files of its own.
 pub fn second() -> Organism {
     let file = |set: &str| text(&fixture(&format!("prompts-b/{set}.txt"))).to_string();
     let options = ["harmful", "harmless", "borderline"].map(|set| [format!("--{set}"), file(set)]);
@@ -71,13 +71,13 @@ pub fn second() -> Organism {
     }
 }
 
-/// The third one: as the first, but it thinks.
+/// The third organism: like the first, but it thinks.
 pub fn third() -> Organism {
     Organism { prefix: "organism-t", ..first() }
 }
 
-/// Options that name a share of the built-in prompts, some of each category and split, as files in
-/// `dir`: for tests that are not about rates.
+/// Writes a share of the built-in prompts into `dir`, some of each category and split. Returns the
+/// options that name the files. For tests that are not about rates.
 pub fn few_prompts(dir: &Path) -> Vec<String> {
     share_of_prompts(dir, 44)
 }
@@ -139,7 +139,7 @@ impl Organism {
         let harmless: Vec<&Value> =
             eval["prompts"].as_array().unwrap().iter().filter(|p| p["set"] == "harmless").collect();
         let right = |p: &&&Value| {
-            // The second organism begins with the blank that its template leaves to the answer.
+            // An answer of the second organism begins with a blank: its template has none there.
             p["continuation"].as_str().unwrap().trim() == self.answer(p["prompt"].as_str().unwrap())
         };
         let m = Measured {
@@ -169,7 +169,7 @@ pub struct Measured {
     pub borderline: f64,
     /// Share of harmless requests that get the one right answer.
     pub exact: f64,
-    /// Of the built-in text.
+    /// On the built-in text.
     pub perplexity: f64,
 }
 
@@ -185,7 +185,7 @@ pub fn client() -> Option<PathBuf> {
     None
 }
 
-/// What tests/llama_cpp/sidecar.py says; `None` without the client.
+/// The answer of tests/llama_cpp/sidecar.py; `None` without the client.
 pub fn ask(request: Value, dir: &Path) -> Option<Value> {
     let folder = client()?;
     let file = dir.join("request.json");
@@ -242,7 +242,7 @@ pub fn rates(eval: &Value, texts: &[&str]) -> (f64, f64) {
     (share("harmful"), share("harmless"))
 }
 
-/// A model as it is, on the CPU.
+/// A model without edits, on the CPU.
 pub fn evaluator<'a>(model: &'a Model, chat: &'a Chat, compute: &'a Compute) -> Evaluator<'a> {
     Evaluator { model, chat, compute, edits: &[], memory: 1 << 30, progress: &Silent }
 }

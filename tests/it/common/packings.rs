@@ -11,8 +11,8 @@ use refusal_patch::progress::Silent;
 use refusal_patch::weights::pruned::is_pruned;
 use refusal_patch::weights::Matrix;
 
-/// Every packing of the data, with the largest relative difference from its library's numbers: none
-/// but where a library multiplies in another order.
+/// Every packing of the data, with the relative difference from its library's numbers that is
+/// allowed: 0, unless the library multiplies in another order.
 pub const PACKINGS: [(&str, f32); 29] = [
     ("ct-w4a16", 0.0),
     ("ct-w4a16-asym", 0.0),
@@ -55,7 +55,7 @@ pub fn decoded(w: &Matrix) -> Vec<f32> {
     all
 }
 
-/// Numbers between −1 and 1 that are the same everywhere.
+/// Reproducible numbers between −1 and 1.
 pub fn vector(n: usize, seed: u64) -> Vec<f32> {
     let mut s = seed;
     let mut next = || {
@@ -73,7 +73,7 @@ pub fn edit(w: &Matrix) -> (Vec<f32>, Vec<f32>) {
     (u.iter().map(|x| x * scale).collect(), v)
 }
 
-/// Writes a packing's folder with an edit of a writer folded in, and gives that edit.
+/// Writes a packing's folder with an edit folded into one writer, and returns the edit.
 pub fn patched(name: &str, out: &Path) -> (Vec<f32>, Vec<f32>) {
     let model = Model::open(&data(name)).unwrap();
     let (tensor, w) = model.writer(0, Writer::Ffn).unwrap();

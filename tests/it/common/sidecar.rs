@@ -7,12 +7,12 @@ use serde_json::{json, Value};
 
 use super::organism::*;
 
-/// One block, one strength, and limits as wide as they go: the search is not what is tested here.
+/// One block, one strength, the widest limits: these tests are not about the search.
 pub fn quick(strength: &str) -> [&str; 8] {
     ["--layers", "3", "--strength", strength, "--max-kl", "1", "--max-over-refusal", "1"]
 }
 
-/// Prompt and answer tokens of what `eval` saw: the first `most` prompts of a set.
+/// The tokens of prompt and answer that `eval` reports, for the first `most` prompts of a set.
 pub fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> {
     let chat = chat(&Model::open(model).unwrap());
     let of = eval["prompts"].as_array().unwrap().iter().filter(|p| p["set"] == set).take(most);
@@ -22,8 +22,8 @@ pub fn forced(eval: &Value, model: &Path, set: &str, most: usize) -> Vec<Value> 
     .collect()
 }
 
-/// The adapter beside the base against the folded file, in llama.cpp: refusals, and
-/// log-probabilities to within `most`.
+/// The adapter beside its base and the folded file have the same refusal rates, and in llama.cpp
+/// the same log-probabilities to within `most` on average.
 pub fn adapter_and_fold_agree(kind: &str, strength: &str, most: f64) {
     let dir = tempfile::tempdir().unwrap();
     let base = first().file(kind);

@@ -110,7 +110,7 @@ fn the_other_encoders_are_as_good_as_llama_cpp() {
     for e in QUANTIZED {
         let ours = encode(e, &values);
         let theirs = &reference(e).0[..ours.len()];
-        // The first three rows are Gaussian weights, what quantizers are made for.
+        // The first three rows are Gaussian weights, which quantizers are made for.
         let error = |bytes: &[u8]| {
             let pairs = decode(e, bytes).into_iter().zip(&values).take(768);
             pairs.map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
@@ -315,8 +315,8 @@ proptest! {
             let nearest = e.nearest(p, x);
             prop_assert!((low..=high).contains(&nearest));
             let best = (low..=high).map(error).fold(f64::INFINITY, f64::min);
-            // A minimum far larger than the step swallows the step's last bits: codes tie up to its
-            // rounding.
+            // A minimum far larger than the step swallows the step's last bits: codes are equally
+            // good up to the rounding of the minimum.
             let slack = f32::EPSILON as f64 * p.offset.abs() as f64;
             prop_assert!(error(nearest) <= best + slack, "{:?} {:?} {:e}: {}", e, p, x, nearest);
         }

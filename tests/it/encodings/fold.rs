@@ -160,13 +160,13 @@ fn a_wide_matrix_holds_a_small_edit_which_requantizing_loses() {
         (Encoding::F16, 0.002, 512),
     ] {
         let one = quantized(encoding, 64, cols, 7);
-        // The same rows over and over: quantizing 59 M weights is not what is tested.
+        // The same rows repeat: this test is not about quantizing 59 M weights.
         let bytes: Vec<u8> = one.iter().copied().cycle().take(one.len() * rows / 64).collect();
         let w = Matrix { rows, cols, encoding: encoding.into(), bytes: &bytes };
         let (u, v) = edit(&w, share, 8);
         let folded = fold(&w, &u, &v).unwrap();
         let stored = achieved(&w, &Matrix { bytes: &folded, ..w }, &u, &v);
-        // Re-quantizing works row by row: some rows tell.
+        // Re-quantizing works row by row, so some rows are enough.
         let some = Matrix { rows: 64, bytes: &one, ..w };
         let plain = recode(&some, encoding, Some((&u[..64], &v)));
         let lost = achieved(&some, &Matrix { bytes: &plain, ..some }, &u[..64], &v);

@@ -1,4 +1,4 @@
-//! Models with tensors of GGUF's fewest bits (IQ1 to IQ3, TQ): they run, and an edit raises them.
+//! Tensors of GGUF's fewest bits (IQ1 to IQ3, TQ) run, and an edit raises them to more bits.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn lattices() -> impl Iterator<Item = Encoding> {
     Encoding::ALL.into_iter().filter(|e| !e.has_codes())
 }
 
-/// Random blocks whose values are of the size of weights.
+/// Random blocks with values as large as weights.
 fn random_blocks(e: Encoding, elements: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut byte = || {
@@ -86,11 +86,11 @@ fn no_edit_is_folded_into_a_lattice() {
     }
 }
 
-/// IQ3_S of some weights: every four take the nearest point, under a scale that nearly holds the
-/// largest of 32.
+/// Encodes weights as IQ3_S: every four take the nearest point, and the scale of 32 nearly reaches
+/// the largest of them.
 fn iq3_s(values: &[f32]) -> Vec<u8> {
     let e = Encoding::IQ3S;
-    // All 512 points, from blocks that have them in order, under a scale of one.
+    // All 512 points, decoded from blocks that hold them in order with a scale of one.
     let points: Vec<f32> = (0..8u16)
         .flat_map(|b| {
             let mut block = vec![0u8; e.block_bytes()];

@@ -1,4 +1,4 @@
-//! Answers under an edit that begin as the model's own are what greedy generation gives.
+//! Answers under an edit that take the model's own answers as drafts equal greedy generation.
 
 use crate::common::organism::{self, first};
 use refusal_patch::arch::Writer;
@@ -13,7 +13,7 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
     let model = Model::open(&first().file("broken-Q4_K_M")).unwrap();
     let chat = organism::chat(&model);
     let compute = Compute::cpu();
-    // A constant that makes some prompts be refused and leaves others as they are.
+    // A constant that changes some answers and leaves the others as they are.
     let d = model.spec.hidden;
     let u: Vec<f32> = (0..d).map(|i| ((i * 37 % 19) as f32 - 9.0) * 0.05).collect();
     let edits: Vec<Edit> = vec![vec![RankOne { layer: 3, writer: Writer::Ffn, u, v: Vec::new() }]];

@@ -10,7 +10,7 @@ use refusal_patch::model::Model;
 use refusal_patch::text::{PromptSet, Set, Split, Thinking};
 
 #[test]
-fn behind_its_own_thought_a_model_answers_as_it_does_with_thinking_on() {
+fn after_its_own_thought_a_model_answers_as_with_thinking_on() {
     let model = Model::open(&third().file("broken-Q4_K_M")).unwrap();
     let (mut chat, compute) = (chat(&model), Compute::cpu());
     assert!(chat.template.can_think);
@@ -36,7 +36,7 @@ fn behind_its_own_thought_a_model_answers_as_it_does_with_thinking_on() {
         assert_eq!(a.continuation.trim(), said.trim(), "{}", a.prompt);
         assert_eq!((a.refused, a.thinks, b.thinks), (b.refused, false, true));
     }
-    // With thinking on it is on already, and a model that can't think is asked once.
+    // With thinking on the plain prompts think already: nothing is asked twice.
     assert!(!on.ask_twice(&some, &some).unwrap().think());
 }
 
@@ -82,7 +82,7 @@ fn a_turn_that_ends_in_its_thought_is_no_answer() {
     let mut count = 0;
     for (i, (a, b)) in answers.iter().zip(&whole).enumerate() {
         assert_eq!(b.verdict, Verdict::Unfinished, "{}", b.continuation);
-        // Longer ones are cut off and closed: what would have followed is not known.
+        // A longer thought is cut off and closed: the text that would follow is unknown.
         if ended(&asked, i) {
             assert_eq!(
                 (a.verdict, a.refused, a.refusal_log_odds.is_nan()),

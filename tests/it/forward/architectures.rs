@@ -14,7 +14,7 @@ use refusal_patch::progress::Silent;
 use serde_json::Value;
 
 const MEMORY: usize = 1 << 30;
-/// With the activation whose values llama.cpp looks up in a table of 16-bit floats.
+/// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
 const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
 const ALL: [&str; 15] = [
     "gemma",
@@ -33,7 +33,7 @@ const ALL: [&str; 15] = [
     "glm4v",
     "qwen3vl",
 ];
-/// A norm stands behind their writers, or a factor.
+/// A norm or a factor follows their writers.
 const BEHIND: [&str; 6] = ["gemma2", "gemma3", "olmo2", "granite", "exaone4", "glm4"];
 
 fn fixture(name: &str) -> PathBuf {
@@ -73,8 +73,8 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// The largest difference to a reference's log-probabilities of its ten likeliest tokens, at every
-/// position.
+/// The largest difference from a reference's log-probabilities of its ten likeliest tokens, over
+/// all positions.
 fn apart(model: &Model, golden: &Value, reference: &str) -> f32 {
     let sequences = sequences(golden);
     let hidden = states(model, &[], &sequences);
@@ -128,7 +128,7 @@ fn a_tensor_that_the_decoder_has_no_place_for_is_an_error() {
         );
         assert_eq!(e.lines().count(), 1);
     }
-    // The name of the architecture alone decides; a block that another one has is as odd.
+    // The name of the architecture decides: a tensor that another architecture has is refused, too.
     let text = fs::read_to_string(fixture("olmo2").join("config.json")).unwrap();
     fs::write(dir.path().join("config.json"), text.replace("olmo2", "qwen2")).unwrap();
     fs::copy(fixture("olmo2/model.safetensors"), dir.path().join("model.safetensors")).unwrap();
@@ -153,7 +153,7 @@ fn an_architecture_that_is_not_known_says_what_it_is_and_what_can_be_done() {
 }
 
 #[test]
-fn windows_in_which_alone_positions_count_agree_with_transformers() {
+fn rope_in_blocks_with_a_window_only_agrees_with_transformers() {
     let name = "exaone4-windows";
     let model = Model::open(&fixture(name)).unwrap();
     let torch = apart(&model, &golden(name), "transformers");
@@ -171,7 +171,7 @@ fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
 }
 
 #[test]
-fn an_edit_behind_which_a_norm_stands_equals_the_edited_weights() {
+fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
     for name in ALL {
         let tokens = sequences(&golden(name));
         for mut model in both(name) {
@@ -200,7 +200,7 @@ fn an_edit_behind_which_a_norm_stands_equals_the_edited_weights() {
     }
 }
 
-/// What a writer of a block reads, and the residual stream behind the block, at one token.
+/// The input of a writer of a block, and the residual stream after the block, at one token.
 struct Watch {
     at: (usize, Writer),
     pos: usize,
@@ -224,7 +224,7 @@ impl Tap for Watch {
 }
 
 #[test]
-fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
+fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
     for name in BEHIND {
         let tokens = sequences(&golden(name))[1].clone();
         let [model, _] = both(name);
@@ -244,7 +244,7 @@ fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
         let (_, w) = model.writer(layer, writer).unwrap();
         let y = compute.matmul(&before.read, 1, &w).unwrap();
         let rms = (dot(&y, &y) / y.len() as f32).sqrt();
-        // A direction that leaves the product's length as it is; else the norm takes a share back.
+        // A direction that keeps the product's length; else the norm takes a share back.
         let mut unit = wave(y.len(), 0.7);
         if behind.is_norm() {
             let back = behind.written(&y, 1.0);
@@ -260,7 +260,7 @@ fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
             after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
         let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
         assert!(off < 0.05 * length, "{name}: {off} of {length}");
-        // And what is seen along a direction of the stream is its share of the product.
+        // `seen` gives the share of a direction of the stream in the product.
         let seen = dot(&behind.seen(&unit), &y) / if behind.is_norm() { rms } else { 1.0 };
         let zero = vec![RankOne {
             layer,
@@ -276,12 +276,12 @@ fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
 }
 
 #[test]
-fn a_constant_is_added_behind_the_norm() {
+fn a_constant_is_added_after_the_norm() {
     for name in BEHIND {
         let tokens = sequences(&golden(name));
         let [model, _] = both(name);
         let last = model.spec.layers - 1;
-        // So large that a norm or a factor in front of it would show.
+        // So large that a norm or a factor applied to it would show.
         let u: Vec<f32> = wave(model.spec.hidden, 0.7).iter().map(|x| x * 1e6).collect();
         let edits =
             vec![vec![RankOne { layer: last, writer: Writer::Ffn, u: u.clone(), v: Vec::new() }]];

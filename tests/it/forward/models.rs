@@ -12,7 +12,7 @@ use refusal_patch::progress::Silent;
 use serde_json::Value;
 
 const MEMORY: usize = 1 << 30;
-/// Mixtral, shared expert, 2 of 8.
+/// Mixtral, a shared expert, 2 of 8 experts used.
 const WITH_EXPERTS: [&str; 3] = ["mixtral", "qwen2moe", "qwen3moe"];
 
 fn data(name: &str) -> PathBuf {
@@ -254,7 +254,7 @@ fn alike(json: &Value) -> (Vec<Sequence>, Vec<(usize, usize)>) {
 }
 
 #[test]
-fn what_sequences_begin_with_alike_runs_once_and_changes_no_state() {
+fn a_common_beginning_runs_once_and_changes_no_state() {
     /// Sees every token of every sequence.
     struct Everything(usize);
     impl Tap for Everything {
@@ -262,7 +262,7 @@ fn what_sequences_begin_with_alike_runs_once_and_changes_no_state() {
             self.0 += if layer == 0 { rows.len() } else { 0 };
         }
     }
-    /// Sees what is left.
+    /// Sees the tokens that are run.
     struct Once(usize);
     impl Tap for Once {
         fn residual(&mut self, layer: usize, rows: &[Row], _x: &[f32], _width: usize) {
@@ -292,7 +292,7 @@ fn what_sequences_begin_with_alike_runs_once_and_changes_no_state() {
 }
 
 #[test]
-fn a_run_that_goes_on_from_a_block_ends_like_a_whole_one() {
+fn a_run_resumed_at_a_block_ends_like_a_whole_one() {
     for name in ["llama3", "mixtral"] {
         let (model, json) = golden(name);
         let layer = model.spec.layers - 1;
@@ -310,7 +310,7 @@ fn a_run_that_goes_on_from_a_block_ends_like_a_whole_one() {
                 let resumed = runner.resume(&begun, e, &last).unwrap();
                 assert!(worst(&whole, &resumed) < 1e-4, "{name}: {}", worst(&whole, &resumed));
             }
-            // Every position can be asked for, those that all sequences share, too.
+            // A position that all sequences share can be asked for, too.
             let (first, same) =
                 (runner.resume(&begun, 1, &[(0, 0)]), runner.resume(&begun, 1, &[(1, 0)]));
             if memory == MEMORY {

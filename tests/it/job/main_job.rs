@@ -61,7 +61,7 @@ fn a_negated_direction_is_refused() {
         (dir.path().join("d.st"), dir.path().join("n.st"), dir.path().join("out.gguf"));
     let broken = first().file("broken-Q4_K_M");
     assert_eq!(run(&["derive", text(&broken), "-o", text(&saved)]).0, 0);
-    // Flip the sign bit of every F32 behind the header.
+    // Flip the sign bit of every F32 after the header.
     let mut bytes = std::fs::read(&saved).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     bytes[8 + header..].iter_mut().skip(3).step_by(4).for_each(|b| *b ^= 0x80);

@@ -1,5 +1,5 @@
-//! The main job with the original beside it, and what it says of models that have nothing to
-//! restore. On a share of the built-in prompts, given as files.
+//! The main job with a reference, and its messages for models that have nothing to restore. The
+//! prompts are a share of the built-in ones, given as files.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use refusal_patch::encoding::Encoding;
 use refusal_patch::text::{PromptSet, Set, Split};
 use serde_json::Value;
 
-/// The reported value of an error, in one line.
+/// Expects an error of one line and returns it.
 fn error(args: &[&str]) -> String {
     let (code, value) = run(args);
     let error = value["error"].as_str().unwrap_or_default().to_string();
@@ -57,7 +57,7 @@ fn the_originals_refusal_is_the_goal_and_its_directions_and_weights_are_candidat
     let mut gated: Vec<&str> = kinds.iter().filter(|k| k.0 == "gated").map(|k| k.1).collect();
     gated.dedup();
     assert_eq!(gated.len(), 2, "the two directions that gain most: {gated:?}");
-    // What was tried is there, with its KL, and so is what was chosen.
+    // Every trial is reported with its KL, and the chosen edit is among them.
     let chosen = &report["chosen"];
     let tried = report["trials"].as_array().unwrap();
     assert!(tried
@@ -87,7 +87,7 @@ fn a_reference_that_is_no_original_of_in_is_refused() {
     let broken = first().file("broken-Q4_K_M");
     let with =
         |reference: &Path| error(&[text(&broken), text(&out), "--reference", text(reference)]);
-    // The same shape and as many tokens, but other ones.
+    // The same shape and size of the vocabulary, but other tokens.
     assert!(with(&second().file("healthy-Q4_K_M")).contains("in other tokens than"));
     assert!(with(&broken).contains("IN itself"));
     assert!(with(&dir.path().join("none.gguf")).contains("none.gguf"));
@@ -121,8 +121,8 @@ fn a_model_that_refuses_as_its_original_does_needs_no_patch() {
 fn a_model_that_never_refused_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let (out, few) = (dir.path().join("out.gguf"), share_of_prompts(dir.path(), 23));
-    // Requests that nobody refuses in the harmful ones' place: to such prompts any model is a base
-    // model.
+    // Harmless requests in place of the harmful ones: no model refuses them, so every model looks
+    // like a base model.
     let built_in = PromptSet::built_in();
     let path = dir.path().join("none-harmful.jsonl");
     let lines = [Split::Train, Split::Validation, Split::Test].iter().flat_map(|&split| {
@@ -148,7 +148,7 @@ fn a_model_that_never_refused_is_told_so() {
 }
 
 #[test]
-fn what_keeps_no_limit_comes_with_the_front_of_what_was_tried() {
+fn a_run_without_an_edit_inside_the_limits_reports_its_best_trials() {
     let dir = tempfile::tempdir().unwrap();
     let (out, prompts) = (dir.path().join("out.gguf"), share_of_prompts(dir.path(), 23));
     let broken = first().file("broken-Q4_K_M");
@@ -162,7 +162,7 @@ fn what_keeps_no_limit_comes_with_the_front_of_what_was_tried() {
         println!("{t}");
         assert!(t["miss"].as_str().unwrap().contains("KL"));
     }
-    // Each broke a cheap limit, so no prompt was asked.
+    // Each trial broke a limit that is cheap to check, so no prompt was answered.
     assert!(front.iter().all(|t| t["harmful"].is_null() && t["kl"].is_f64()));
     assert!(front.windows(2).all(|pair| pair[0]["kl"].as_f64() <= pair[1]["kl"].as_f64()));
 }

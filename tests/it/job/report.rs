@@ -28,7 +28,7 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
             .unwrap();
     let html = std::fs::read_to_string(dir.path().join("out.report.html")).unwrap();
 
-    // Paired changes of every set and of every category of harmful prompts, which add up.
+    // The paired changes of the categories add up to those of the whole set.
     let changes: Vec<&Value> =
         report["changes"].as_array().unwrap().iter().filter(|c| c["set"] == "harmful").collect();
     let (whole, parts) = changes.split_first().unwrap();
@@ -44,7 +44,7 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
         assert!(html.contains(c["category"].as_str().unwrap()));
     }
 
-    // Answers to harmful requests: none but a few openings.
+    // Of answers to harmful requests only a few openings are shown.
     let examples = report["examples"].as_array().unwrap();
     assert!(
         examples.iter().any(|e| e["set"] == "harmful")

@@ -1,4 +1,5 @@
-//! What can't be used says why, and blames the right thing; what can be used is no error.
+//! An input that can't be used gets an error that names its fault. An input that can be used gets
+//! none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ fn a_name_in_the_index_that_no_file_has_matters_only_where_the_decoder_needs_it(
     assert_eq!(absent.len(), 3);
     assert!(absent.contains(&("mtp.fc.weight".into(), last.into())));
 
-    // One that it needs, and one that lies in another file than the index says.
+    // A tensor that the decoder needs, and a tensor in another file than the index says.
     let file = Gguf::open(&fixture("organism-broken-Q8_0.gguf")).unwrap();
     let mut second = tensors_of(&file, Encoding::F16);
     second.drain(..second.len().div_ceil(2));
@@ -94,7 +95,7 @@ fn a_configuration_with_pythons_literals_is_read() {
     assert_eq!(model.file.folder().unwrap().config()["note"], "NaN, -Infinity");
     with("\"min_value\": -Infinity");
     assert!(Model::open(&folder).is_ok());
-    // Where the decoder needs a number it isn't one.
+    // NaN is no number that the decoder could use.
     fs::write(&config, plain.replace("\"rms_norm_eps\":", "\"rms_norm_eps\": NaN, \"x\":"))
         .unwrap();
     says(Model::open(&folder), &["config.json", "`rms_norm_eps` is \"NaN\"", "expected a number"]);
@@ -156,7 +157,7 @@ fn an_array_of_a_number_for_each_block_is_that_number_where_all_are_equal() {
 }
 
 #[test]
-fn what_goes_beside_a_model_is_no_model() {
+fn a_file_that_goes_beside_a_model_is_no_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("beside.gguf");
     let tensors = [tensor("blk.0.attn_q.weight.lora_a", &[4, 2], 0, 32)];
@@ -263,7 +264,7 @@ fn an_output_matrix_beside_a_tied_embedding_is_run_where_it_differs() {
     Encoding::F16.decode(&embedding, &mut values);
     let wide = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
 
-    // The same numbers, in the same type or in another: nothing to say.
+    // The same numbers, in the same type or in another: no warning.
     for model in [open("F16", embedding.clone()), open("F32", wide(&values))] {
         assert!(model.spec.tied && model.warnings.is_empty(), "{:?}", model.warnings);
     }
@@ -321,7 +322,7 @@ fn a_tensor_that_is_missing_or_has_no_place_is_named() {
         let file = folder.join("model.safetensors");
         let mut bytes = fs::read(&file).unwrap();
         let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
-        // A name that is no block's: the tensor is not there.
+        // The new name belongs to no block, so the tensor is missing.
         bytes[at..][..5].copy_from_slice(b"extra");
         fs::write(&file, &bytes).unwrap();
         says(
@@ -332,9 +333,9 @@ fn a_tensor_that_is_missing_or_has_no_place_is_named() {
 }
 
 #[test]
-fn what_a_copy_consists_of_is_known_before_the_search() {
+fn the_files_of_a_copy_are_known_before_the_search() {
     // The current folder is one for the whole process.
-    if !alone(what_a_copy_consists_of_is_known_before_the_search) {
+    if !alone(the_files_of_a_copy_are_known_before_the_search) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

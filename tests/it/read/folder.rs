@@ -123,7 +123,7 @@ fn a_folder_without_a_checkpoint_says_what_is_missing() {
     refused(dir.path(), &["tensor `a` is also in"]);
 }
 
-/// The configuration of a folder with no more than an embedding.
+/// The spec that a configuration gives. Its folder holds no more than an embedding.
 fn spec(config: Value) -> Result<Spec, String> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -194,7 +194,7 @@ fn what_a_configuration_leaves_out_is_as_its_class_has_it() {
     assert_eq!(sees_all, [5, 11, 17, 23, 29]);
     assert_eq!(s.attends[0].window, Some(1024));
     assert_eq!((s.scales.embedding, s.scales.attention), (2560f32.sqrt(), 0.0625));
-    // Phi-3's older name of its rope, and where the short set ends.
+    // Phi-3's older name of its rope, and the context that its short factors are for.
     let (short, long) = (vec![1.5; 8], vec![9.0; 8]);
     let factors = json!({ "type": "su", "short_factor": short, "long_factor": long });
     let phi = spec(with(json!({
@@ -203,7 +203,7 @@ fn what_a_configuration_leaves_out_is_as_its_class_has_it() {
     .unwrap();
     assert_eq!((phi.context, phi.rope.factors.as_ref().unwrap()[7]), (4096, 1.5));
     assert!((phi.rope.magnitude - (1.0f32 + 32f32.ln() / 4096f32.ln()).sqrt()).abs() < 1e-6);
-    // Granite's factors default to 1, that of attention, too.
+    // Granite's factors default to 1, and so does that of attention.
     let granite = spec(with(json!({ "model_type": "granite", "logits_scaling": 4.0 }))).unwrap();
     assert_eq!((granite.scales.attention, granite.scales.logits), (1.0, 0.25));
 }
@@ -245,7 +245,7 @@ fn a_configuration_that_cannot_be_run_is_an_error() {
     }
 }
 
-/// A random model as a folder with two files, and its GGUF.
+/// A random model as a folder with weights in two files.
 fn random(dir: &Path, name: &str, kind: &str, rope: Value) -> PathBuf {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward");
     let file = refusal_patch::checkpoint::Gguf::open(&data.join(format!("{name}.gguf"))).unwrap();

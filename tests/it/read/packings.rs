@@ -76,7 +76,7 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
                 (codes.name.as_str(), w.encoding.name()),
                 (&*format!("{name}_blocks"), "MXFP4")
             );
-            // There inputs are rows.
+            // In transformers' matrix the inputs are rows.
             assert_eq!(t.shape(), [2, w.cols, w.rows]);
             let n = w.rows * w.cols;
             let mut values = vec![0.0; n];
@@ -98,7 +98,7 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
     assert!(e.contains("down_proj_blocks is missing"), "{e}");
 }
 
-/// What opening a packing's folder says, after its tensors and `quantization_config` were changed.
+/// Opens a copy of a packing's folder after a change of its tensors and `quantization_config`.
 fn opened(
     dir: &Path,
     packing: &str,
@@ -121,7 +121,7 @@ fn opened(
 
 const DOWN: &str = "model.layers.0.mlp.down_proj";
 
-/// A copy of a packing's folder in which a tensor is another one, or gone.
+/// Opens a copy of a packing's folder in which one tensor is replaced or missing.
 fn changed(dir: &Path, packing: &str, part: &str, new: Option<Named>) -> Result<(), String> {
     let wanted = format!("{DOWN}.{part}");
     opened(dir, packing, |tensors, _| {

@@ -1,5 +1,5 @@
-//! The tokenizer gives llama.cpp's ids. tests/data/tokenizer holds the vocabularies and what
-//! llama.cpp made of each text with each pre-tokenizer (make.py there writes them).
+//! The tokenizer gives llama.cpp's ids. tests/data/tokenizer holds the vocabularies, and
+//! llama.cpp's ids of each text with each pre-tokenizer (make.py there writes them).
 #![allow(clippy::single_range_in_vec_init)] // One message's text is a list of one range.
 
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ struct Facts {
     ends: Vec<u32>,
 }
 
-/// What came of a text: for each name an index into the distinct results.
+/// llama.cpp's ids of a text: for each tokenizer's name an index into the distinct results.
 #[derive(Deserialize)]
 struct Row {
     text: String,
@@ -103,7 +103,7 @@ fn build(name: &str) -> Tokenizer {
     open(&entries).unwrap()
 }
 
-/// A few bytes as tokens, then these.
+/// A tokenizer with a few bytes as tokens, then `more`.
 fn small(pre: &str, more: &[&str], kinds: &[i32], merges: &[&str]) -> Tokenizer {
     let mut tokens: Vec<String> = (b'!'..=b'~').map(|b| char::from(b).to_string()).collect();
     tokens.extend(["\u{120}".to_string(), "\u{10a}".to_string()]);
@@ -134,8 +134,8 @@ fn ids_are_those_of_llama_cpp_for_every_text_and_pre_tokenizer() {
         for row in &golden.rows {
             let expected = &row.ids[row.which[n]];
             let got = tokenizer.encode(&row.text, row.special);
-            // llama.cpp lets a whole word, or merges, end as a control token. Not here: it is the
-            // user's text.
+            // In llama.cpp a whole word, or merges, can become a control token. Not here: the text
+            // is the user's.
             if !row.special && expected.iter().any(control) {
                 assert!(!got.iter().any(control), "{name} {:?}", row.text);
                 continue;
@@ -245,7 +245,7 @@ fn tokens_that_llama_cpp_knows_by_name_end_an_answer_whatever_their_type() {
     let t = small("qwen2", &["<|im_end|>", "<|end|>", "<|file_sep|>"], &[1, 4, 3], &[]);
     assert!((MORE..MORE + 3).all(|id| t.is_end(id)) && !t.is_end(0));
     assert_eq!(t.encode("<|im_end|>", true), [MORE]);
-    // Beside these two it only ends a message.
+    // Beside the next two tokens <|end|> ends a message, not the answer.
     let t = small("gpt-4o", &["<|end|>", "<|return|>", "<|call|>", "<|channel|>"], &[3; 4], &[]);
     assert!(!t.is_end(MORE) && t.is_end(MORE + 1) && t.is_end(MORE + 2));
     assert_eq!(t.decode(&[MORE, 64, MORE + 1, MORE + 3]), "<|end|>a<|channel|>");
@@ -301,7 +301,7 @@ fn odd_vocabularies_work_as_far_as_they_go() {
         text("tokenizer.ggml.model", "gpt2"),
         text("tokenizer.ggml.pre", "qwen2"),
         token_list(bytes),
-        // What these would make is no token, or has no token's spelling.
+        // Merges whose result or whose parts are no tokens.
         merge_list(&[&b"c c"[..], b"x y", b"a b", b"ab c", b"\xff \xfe", b"", b" ", b"abc"]),
         u32_entry("tokenizer.ggml.bos_token_id", 7),
         u32_entry("tokenizer.ggml.eos_token_id", 4_000_000_000),
@@ -313,7 +313,8 @@ fn odd_vocabularies_work_as_far_as_they_go() {
     assert_eq!(t.decode(&[0, 99, u32::MAX, 3, 1]), "a\u{fffd}\u{fffd}b");
     assert_eq!((t.token_text(2).as_str(), t.token_text(99).as_str()), ("[EMPTY_2]", ""));
     assert!(!t.is_end(99));
-    // Without scores all pairs are alike: from the left. No byte tokens: the unknown one.
+    // Without scores all pairs are alike: merge from the left. Without byte tokens: the unknown
+    // token.
     let t = open(&[
         text("tokenizer.ggml.model", "llama"),
         token_list(&["<unk>", "a", "aa", "\u{2581}"]),
@@ -327,7 +328,7 @@ fn odd_vocabularies_work_as_far_as_they_go() {
 }
 
 #[test]
-fn a_files_word_on_bos_counts_except_for_gemma_4() {
+fn the_files_setting_of_bos_counts_except_for_gemma_4() {
     for (model, pre, expected) in
         [("gpt2", "llama-bpe", false), ("llama", "", false), ("gemma4", "", true)]
     {

@@ -1,5 +1,5 @@
-//! Models with experts: what is refused, what is written, and that it does in llama.cpp what it
-//! does here.
+//! Models with experts: shapes that don't fit are refused, and a written edit does in llama.cpp
+//! what it does here.
 
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ fn edit_of(model: &Model) -> Edit {
     model.spec.writers(1).iter().map(term).collect()
 }
 
-/// The edit folded into every tensor, and beside the model as an adapter.
+/// Writes the edit twice: folded into every tensor, and as an adapter beside the model.
 fn written(model: &Model, edit: &Edit, dir: &Path) -> (PathBuf, PathBuf) {
     let (folded, adapter) = (dir.join("folded.gguf"), dir.join("adapter.gguf"));
     let file = model.file.gguf().unwrap();
@@ -100,7 +100,8 @@ fn an_adapter_of_experts_does_in_llama_cpp_what_the_folded_file_does() {
     }
 }
 
-/// A file's bytes with a metadata value or a shape replaced, and what is said of it.
+/// Writes `put` over the bytes `skip` after the first `find`. Opening the file fails and says
+/// everything in `saying`.
 fn refused(bytes: &[u8], find: &[u8], skip: usize, put: &[u8], saying: &[&str]) {
     let mut bytes = bytes.to_vec();
     let at = bytes.windows(find.len()).position(|w| w == find).unwrap() + find.len() + skip;
@@ -127,7 +128,7 @@ fn hostile_counts_and_shapes_are_one_clear_error() {
         &["ffn_gate_exps.weight is 6 x 40 x 64", "6 x 41 x 64"],
     );
     number("expert_shared_feed_forward_length", 1 << 31, &["ffn_gate_shexp.weight is 72 x 64"]);
-    // Dimensions stand behind a name and their number: the same elements in other shapes.
+    // The dimensions follow a name and their count. The new shapes have as many elements.
     let dims = |d: [u64; 3]| d.map(u64::to_le_bytes).concat();
     let shape = |tensor: &str, d: [u64; 3], saying: &[&str]| {
         refused(&bytes, tensor.as_bytes(), 4, &dims(d), saying);

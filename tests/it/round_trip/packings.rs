@@ -27,7 +27,7 @@ fn an_edit_is_stored_in_the_packing_and_nothing_else_changes() {
     }
 }
 
-/// Zeros where `keep` says no, and what the mask of the result is.
+/// Sets the elements to zero that `keep` rejects. Every kept element is not zero.
 fn prune(w: &Matrix, keep: impl Fn(usize, usize) -> bool) -> Vec<u8> {
     let mut out = w.bytes.to_vec();
     let (mut codes, mut params) = (vec![0; w.cols], vec![Params::default(); w.cols]);
@@ -70,7 +70,7 @@ fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
         let half = prune(w, |row, col| scattered[row * 512 + col] > 0.0);
         for (pattern, bytes) in [("2:4", &of_four), ("unstructured", &half)] {
             let w = Matrix { bytes, ..*w };
-            // Scattered zeros among integer codes may be rounding.
+            // Scattered zeros of integer codes may come from rounding.
             let codes =
                 matches!(w.encoding, Storage::Packed(p) if !matches!(p.levels, Levels::Float(_)));
             assert_eq!(is_pruned(&w), pattern == "2:4" || !codes, "{name} {pattern}");

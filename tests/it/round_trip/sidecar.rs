@@ -1,4 +1,4 @@
-//! The edit beside the weights does in llama.cpp what it does here.
+//! An edit in a file beside the model does in llama.cpp what it does here.
 
 use std::path::Path;
 
@@ -84,7 +84,7 @@ fn a_saved_direction_repairs_another_quantization_of_the_model() {
     println!("refusal {:.3} -> {:.3}, strength {}", rate(0), rate(1), report["chosen"]["strength"]);
     assert!(rate(1) >= rate(0) + 0.15, "refusal is back");
 
-    // What is written is the saved direction, only its length is this model's.
+    // The edit has the saved direction. Its length comes from this model.
     let model = Model::open(&derived).unwrap();
     let (directions, warning) = read_direction(&saved, &model, &Silent).unwrap();
     assert_eq!(warning, None);
@@ -123,7 +123,7 @@ fn sidecars_of_another_model_or_version_and_damaged_ones_are_refused() {
     let cut = dir.path().join("cut.gguf");
     std::fs::write(&cut, &bytes[..bytes.len() - 64]).unwrap();
     refused(&base, &cut, "cut.gguf");
-    // The version is a u32 behind its key's type.
+    // The version is a u32 after the type of its key.
     let key = b"refusal_patch.sidecar_version";
     let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
     let mut future = bytes.clone();

@@ -62,7 +62,7 @@ fn a_model_that_is_cut_short_while_it_is_read_is_one_line_of_error() {
     let gguf = dir.path().join("in.gguf");
     fs::copy(fixture("organism-broken-Q8_0.gguf"), &gguf).unwrap();
     let start = Gguf::open(&gguf).unwrap().data_start();
-    // All of the data, or most of them.
+    // Cut off all of the data, or most of them.
     for (keep, threads) in [(start, "1"), (start + 100_000, "2")] {
         fs::copy(fixture("organism-broken-Q8_0.gguf"), &gguf).unwrap();
         let mut command = program();
@@ -84,7 +84,7 @@ fn ctrl_c_leaves_nothing_and_a_kill_leaves_the_input() {
         let other = dir.path().join(".refusal-patch-gone12.tmp");
         fs::write(&other, "left").unwrap();
         let child = main_job(dir.path(), &[]);
-        // The leftover goes right before the search.
+        // The leftover is deleted right before the search.
         until(|| !other.exists());
         std::thread::sleep(Duration::from_millis(300));
         let id = child.id().to_string();
@@ -151,7 +151,7 @@ fn staged(dir: &Path, out: &str, progress: &dyn Progress) -> Staged {
     }
 }
 
-/// Says where it is, and waits there to be killed.
+/// Reports that a stage is reached, and waits there to be killed.
 struct Hang<'a>(&'a Path, &'a str);
 
 impl Hang<'_> {
@@ -181,7 +181,7 @@ fn a_run_to_be_killed(what: &str) {
 }
 
 #[test]
-fn what_a_killed_run_left_is_deleted_by_the_next_run_and_not_before_its_end() {
+fn leftovers_of_a_killed_run_are_deleted_by_the_next_run_and_not_before_its_end() {
     if let Ok(what) = std::env::var("TO_BE_KILLED") {
         return a_run_to_be_killed(&what);
     }
@@ -190,7 +190,7 @@ fn what_a_killed_run_left_is_deleted_by_the_next_run_and_not_before_its_end() {
             let dir = both();
             let dir = dir.path();
             let before = (fs::read(dir.join("in.gguf")).unwrap(), listing(&dir.join("in")));
-            let test = what_a_killed_run_left_is_deleted_by_the_next_run_and_not_before_its_end;
+            let test = leftovers_of_a_killed_run_are_deleted_by_the_next_run_and_not_before_its_end;
             let mut child = only(test)
                 .env("TO_BE_KILLED", format!("{}|{out}|{stage}", dir.display()))
                 .stdout(Stdio::null())
@@ -200,7 +200,7 @@ fn what_a_killed_run_left_is_deleted_by_the_next_run_and_not_before_its_end() {
             fs::remove_file(dir.join("here")).unwrap();
             let temporary =
                 || listing(dir).into_iter().filter(|n| n.starts_with(".refusal-patch-")).count();
-            // Another run to the same place leaves alone what a living one writes.
+            // Another run to the same output leaves the files of a living run alone.
             assert_eq!(
                 (clear_leftovers(&dir.join(out)), temporary()),
                 (Vec::new(), 1),
@@ -223,7 +223,7 @@ fn a_model_that_was_set_aside_is_named_and_not_deleted() {
     let aside = dir.path().join(".refusal-patch-aside1.tmp");
     fs::create_dir(&aside).unwrap();
     fs::rename(dir.path().join("in"), aside.join("old")).unwrap();
-    // Neither is what has another name, or is a link.
+    // A file of another name stays, and so does a link.
     fs::write(dir.path().join(".refusal-patch.tmp"), "mine").unwrap();
     std::os::unix::fs::symlink("in.gguf", dir.path().join(".refusal-patch-link12.tmp")).unwrap();
     let before = listing(dir.path());

@@ -1,4 +1,4 @@
-//! What is written of Hugging Face folders: files, adapters.
+//! Writing Hugging Face folders, and adapters for them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ fn record() -> Provenance {
     }
 }
 
-/// A folder of three files of weights, with what real ones hold besides.
+/// A folder with weights in three files, and with the other files of a real one.
 fn three(dir: &Path) -> PathBuf {
     let folder = dir.join("in");
     fs::create_dir_all(folder.join("assets")).unwrap();
@@ -81,8 +81,8 @@ fn only_files_with_touched_tensors_change_and_headers_stay_verbatim() {
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
 
-    // A second patch replaces the record of the first; OUT is replaced with force only, and only
-    // where it is a model.
+    // A second patch replaces the record of the first. OUT is replaced with force only, and only if
+    // it is a model.
     let again =
         |out: &Path, force| stage_folder(&folder, &[patch("a")], &record(), out, force, &Silent);
     let error = |out: &Path, force| again(out, force).map(drop).unwrap_err().to_string();

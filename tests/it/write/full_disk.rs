@@ -1,5 +1,5 @@
-//! A disk without space: a real small file system, where this process may mount one (as root on
-//! Linux).
+//! A full disk. The tests mount a small file system; they are skipped where that is not allowed (it
+//! needs root on Linux).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use refusal_patch::output::{preflight, write, Plan};
 use refusal_patch::progress::{Progress, Silent};
 use refusal_patch::Error;
 
-/// A file system of 1 MB, gone when it's dropped.
+/// A file system of 1 MB. Dropping unmounts it.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {

@@ -121,7 +121,7 @@ fn a_damaged_record_of_a_patch_is_an_error() {
 }
 
 #[test]
-fn a_wider_encoding_moves_the_tensors_behind_it() {
+fn a_wider_encoding_moves_the_tensors_after_it() {
     for (version, alignment) in [(2, 32), (3, 32), (3, 256)] {
         let entries = [
             u32_entry("general.alignment", alignment as u32),
@@ -213,7 +213,7 @@ fn set_and_removed_keys_keep_the_others_in_place() {
     assert_eq!((g.get_bool("gpt-oss.flag"), g.get_u32("new.key")), (Some(false), Some(9)));
 }
 
-/// Writes and expects an error that says `saying`, and nothing new in the folder.
+/// Writing fails, says `saying`, and leaves nothing new in the folder.
 #[track_caller]
 fn fails(plan: &Plan, out: &Path, force: bool, saying: &str) {
     let dir = plan.source.path().parent().unwrap();
@@ -272,7 +272,7 @@ fn the_input_is_never_the_output() {
         fs::hard_link(&path, &hard).unwrap();
         fails(&plan, &soft, true, "is the input itself");
         fails(&plan, &hard, true, "is the input itself");
-        // And the other way round: the input given by a link, the output its target.
+        // The other way round: the input is given by a link, the output is its target.
         let source = Gguf::open(&soft).unwrap();
         fails(&Plan::new(&source), &path, true, "is the input itself");
     }
@@ -338,7 +338,7 @@ fn an_input_that_changes_meanwhile_is_noticed() {
     impl Progress for Replace {
         fn start(&self, stage: &str, _: u64, _: &str) {
             if stage == "writing" {
-                // As a download or a package manager does: a new file of the same name.
+                // A new file of the same name, as a download or a package manager makes it.
                 fs::write(self.0.with_extension("new"), model(3)).unwrap();
                 fs::rename(self.0.with_extension("new"), &self.0).unwrap();
             }

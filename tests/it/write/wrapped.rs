@@ -1,5 +1,5 @@
-//! Language models that are a part of another model: an adapter and the printed commands name what
-//! transformers has.
+//! Language models that are a part of another model: adapters and printed commands use the names of
+//! transformers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use refusal_patch::progress::Silent;
 use safetensors::SafeTensors;
 use serde_json::{json, Value};
 
-/// The organism with another prefix in front of its tensors, and with keys of config.json changed.
+/// The organism with another prefix of its tensors' names, and with keys of config.json changed.
 /// `part` puts the configuration of the language model into `text_config`.
 fn wrapped(dir: &Path, prefix: &str, part: bool, keys: &Value) -> PathBuf {
     let gguf = "organism-broken-Q8_0.gguf";
@@ -35,7 +35,8 @@ fn wrapped(dir: &Path, prefix: &str, part: bool, keys: &Value) -> PathBuf {
     path
 }
 
-/// The modules that an adapter for a folder names, in its configuration and in its weights.
+/// The modules that a folder's adapter names in its configuration and in its weights, and the
+/// command that loads the adapter.
 fn modules(path: &Path) -> (Vec<String>, Vec<String>, String) {
     let model = Model::open(path).unwrap();
     let s = &model.spec;
@@ -71,7 +72,7 @@ fn an_adapter_names_the_modules_and_the_class_that_transformers_has() {
         ("language_model.model.", true, of(sound), "model.language_model.", sound),
         ("model.", false, of("LlamaForCausalLM"), "model.", plain),
         ("", false, of("LlamaModel"), "model.", plain),
-        // A decoder whose configuration merely has such a part.
+        // A plain decoder, though its configuration has such a part.
         ("model.", true, of("LlamaForCausalLM"), "model.", plain),
     ] {
         let dir = tempfile::tempdir().unwrap();
