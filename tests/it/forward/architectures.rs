@@ -1,0 +1,328 @@
+//! Every architecture, as a folder and as a GGUF file, against what transformers and llama.cpp
+//! compute with it (fixtures/architectures/README.md).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use refusal_patch::arch::Writer;
+use refusal_patch::edit::{Edit, RankOne};
+use refusal_patch::encoding::Encoding;
+use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Sequence, Site, Tap};
+use refusal_patch::model::{Model, Replacement};
+use refusal_patch::num::dot;
+use refusal_patch::progress::Silent;
+use serde_json::Value;
+
+const MEMORY: usize = 1 << 30;
+/// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
+const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
+const ALL: [&str; 15] = [
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "llama-fused",
+    "llama-yarn",
+    "mistral3",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "smollm3",
+    "exaone4",
+    "glm4",
+    "glm4v",
+    "qwen3vl",
+];
+/// A norm or a factor follows their writers.
+const BEHIND: [&str; 6] = ["gemma2", "gemma3", "olmo2", "granite", "exaone4", "glm4"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/architectures").join(name)
+}
+
+fn both(name: &str) -> [Model; 2] {
+    [fixture(name), fixture(&format!("{name}.gguf"))].map(|path| Model::open(&path).unwrap())
+}
+
+fn golden(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(fixture(&format!("{name}.json"))).unwrap()).unwrap()
+}
+
+fn list(v: &Value) -> &[Value] {
+    v.as_array().unwrap()
+}
+
+fn sequences(golden: &Value) -> Vec<Sequence> {
+    let ids = |s: &Value| list(s).iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
+    list(&golden["sequences"]).iter().map(|s| ids(s).into()).collect()
+}
+
+fn every_position(sequences: &[Sequence]) -> Vec<(usize, usize)> {
+    let of = |(i, s): (usize, &Sequence)| (0..s.tokens.len()).map(move |p| (i, p)).collect();
+    sequences.iter().enumerate().flat_map(|s| -> Vec<(usize, usize)> { of(s) }).collect()
+}
+
+fn states(model: &Model, edits: &[Edit], sequences: &[Sequence]) -> Vec<f32> {
+    let compute = Compute::cpu();
+    let runner = Runner::new(model, &compute, edits, MEMORY, &Silent);
+    runner.run(sequences, &[], &every_position(sequences), &mut ()).unwrap()
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The largest difference from a reference's log-probabilities of its ten likeliest tokens, over
+/// all positions.
+fn apart(model: &Model, golden: &Value, reference: &str) -> f32 {
+    let sequences = sequences(golden);
+    let hidden = states(model, &[], &sequences);
+    let expected: Vec<&[Value]> =
+        list(&golden[reference]).iter().flat_map(list).map(list).collect();
+    let id = |t: &Value| t[0].as_u64().unwrap() as u32;
+    let ids: Vec<Vec<u32>> = expected.iter().map(|p| p.iter().map(id).collect()).collect();
+    let compute = Compute::cpu();
+    let reads = Head::new(model, &compute).unwrap().read(&hidden, 1, |i| &ids[i]).unwrap();
+    let mut worst = 0.0f32;
+    for (read, expected) in reads.iter().zip(&expected) {
+        for (found, t) in read.asked.iter().zip(*expected) {
+            worst = worst.max((found - t[1].as_f64().unwrap() as f32).abs());
+        }
+    }
+    worst
+}
+
+#[test]
+fn folders_and_files_agree_with_transformers_and_llama_cpp() {
+    for name in ALL {
+        let golden = golden(name);
+        let rounded = WITH_GELU.contains(&name);
+        for (model, what) in both(name).iter().zip(["folder", "GGUF"]) {
+            let torch = apart(model, &golden, "transformers");
+            let llama = apart(model, &golden, "llama_cpp_f32");
+            println!("{name} as {what}: transformers {torch:.1e}, llama.cpp {llama:.1e}");
+            assert!(torch < 1e-4, "{name} as {what}: {torch}");
+            assert!(llama < if rounded { 1e-2 } else { 1e-4 }, "{name} as {what}: {llama}");
+        }
+    }
+}
+
+#[test]
+fn a_tensor_that_the_decoder_has_no_place_for_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.gguf");
+    let bytes = fs::read(fixture("gemma2.gguf")).unwrap();
+    for (known, odd) in [
+        ("blk.1.post_attention_norm.weight", "blk.1.attn_sinks_norm_123.weight"),
+        ("blk.2.attn_q.weight", "blk.2.attn_z.weight"),
+    ] {
+        let at = bytes.windows(known.len()).position(|w| w == known.as_bytes()).unwrap();
+        let mut new = bytes.clone();
+        new[at..at + odd.len()].copy_from_slice(odd.as_bytes());
+        fs::write(&path, new).unwrap();
+        let e = Model::open(&path).map(drop).unwrap_err().to_string();
+        assert!(
+            e.contains(&format!("tensor {odd} can't be applied")) && e.contains("gemma2"),
+            "{e}"
+        );
+        assert_eq!(e.lines().count(), 1);
+    }
+    // The name of the architecture decides: a tensor that another architecture has is refused, too.
+    let text = fs::read_to_string(fixture("olmo2").join("config.json")).unwrap();
+    fs::write(dir.path().join("config.json"), text.replace("olmo2", "qwen2")).unwrap();
+    fs::copy(fixture("olmo2/model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let e = Model::open(dir.path()).map(drop).unwrap_err().to_string();
+    assert!(e.contains("can't be applied") && e.contains("norm.weight"), "{e}");
+}
+
+#[test]
+fn an_architecture_that_is_not_known_says_what_it_is_and_what_can_be_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.gguf");
+    let mut bytes = fs::read(fixture("gemma2.gguf")).unwrap();
+    let at = bytes.windows(6).position(|w| w == b"gemma2").unwrap();
+    for (name, saying) in [(b"gemma4", "embeddings in every block"), (b"qwen35", "gated delta")] {
+        bytes[at..at + 6].copy_from_slice(name);
+        fs::write(&path, &bytes).unwrap();
+        let e = Model::open(&path).map(drop).unwrap_err().to_string();
+        let name = format!("architecture {}", name.escape_ascii());
+        let all = [&name, saying, "supported: llama,"];
+        assert!(all.iter().all(|part| e.contains(part)) && e.lines().count() == 1, "{e}");
+    }
+}
+
+#[test]
+fn rope_in_blocks_with_a_window_only_agrees_with_transformers() {
+    let name = "exaone4-windows";
+    let model = Model::open(&fixture(name)).unwrap();
+    let torch = apart(&model, &golden(name), "transformers");
+    println!("{name}: {torch:.1e}");
+    assert!(torch < 1e-4, "{torch}");
+}
+
+fn wave(n: usize, f: f32) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * f).sin() * 0.3).collect()
+}
+
+fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
+    let (u, v) = (wave(model.spec.hidden, 0.7), wave(model.spec.columns(writer), 1.3));
+    vec![RankOne { layer, writer, u, v }]
+}
+
+#[test]
+fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
+    for name in ALL {
+        let tokens = sequences(&golden(name));
+        for mut model in both(name) {
+            for writer in [Writer::Attention, Writer::Ffn] {
+                let edits = vec![edit(&model, 1, writer)];
+                let edited: Vec<Sequence> =
+                    tokens.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
+                let found = states(&model, &edits, &edited);
+                let plain = states(&model, &[], &tokens);
+                let (tensor, w) = model.writer(1, writer).unwrap();
+                let (mut bytes, mut row) = (Vec::new(), vec![0.0f32; w.cols]);
+                let term = &edits[0][0];
+                for i in 0..w.rows {
+                    w.decode_row(i, &mut row);
+                    let new = row.iter().zip(&term.v).map(|(x, v)| x + term.u[i] * v);
+                    bytes.extend(new.flat_map(f32::to_le_bytes));
+                }
+                let new = Replacement { tensor, encoding: Some(Encoding::F32), bytes };
+                model.replaced.push(new);
+                let expected = states(&model, &[], &tokens);
+                model.replaced.clear();
+                let (off, moved) = (worst(&found, &expected), worst(&plain, &expected));
+                assert!(off < 1e-3 && moved > 0.05, "{name} {writer:?}: {off}, moved {moved}");
+            }
+        }
+    }
+}
+
+/// The input of a writer of a block, and the residual stream after the block, at one token.
+struct Watch {
+    at: (usize, Writer),
+    pos: usize,
+    read: Vec<f32>,
+    stream: Vec<f32>,
+}
+
+impl Tap for Watch {
+    fn writer_input(&mut self, site: Site, rows: &[Row], x: &[f32], width: usize) {
+        if (site.layer, site.writer) == self.at {
+            let i = rows.iter().position(|r| r.pos == self.pos).unwrap();
+            self.read = x[i * width..(i + 1) * width].to_vec();
+        }
+    }
+    fn residual(&mut self, layer: usize, rows: &[Row], x: &[f32], width: usize) {
+        if layer == self.at.0 {
+            let i = rows.iter().position(|r| r.pos == self.pos).unwrap();
+            self.stream = x[i * width..(i + 1) * width].to_vec();
+        }
+    }
+}
+
+#[test]
+fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
+    for name in BEHIND {
+        let tokens = sequences(&golden(name))[1].clone();
+        let [model, _] = both(name);
+        let compute = Compute::cpu();
+        // The last writer of the block: nothing else of the block moves.
+        let (layer, writer) = (1, Writer::Ffn);
+        let run = |edits: &[Edit], edit: usize| {
+            let mut watch =
+                Watch { at: (layer, writer), pos: 9, read: Vec::new(), stream: Vec::new() };
+            let s = Sequence { edit, ..tokens.clone() };
+            let runner = Runner::new(&model, &compute, edits, MEMORY, &Silent);
+            runner.run(&[s], &[], &[], &mut watch).unwrap();
+            watch
+        };
+        let before = run(&[], 0);
+        let behind = model.behind(layer, writer).unwrap().unwrap();
+        let (_, w) = model.writer(layer, writer).unwrap();
+        let y = compute.matmul(&before.read, 1, &w).unwrap();
+        let rms = (dot(&y, &y) / y.len() as f32).sqrt();
+        // A direction that keeps the product's length; else the norm takes a share back.
+        let mut unit = wave(y.len(), 0.7);
+        if behind.is_norm() {
+            let back = behind.written(&y, 1.0);
+            let share = dot(&unit, &back) / dot(&back, &back);
+            unit.iter_mut().zip(&back).for_each(|(u, b)| *u -= share * b);
+        }
+        let small: Vec<f32> = unit.iter().map(|u| 0.01 * u).collect();
+        let open = dot(&before.read, &before.read);
+        let v: Vec<f32> = before.read.iter().map(|x| x / open).collect();
+        let u = behind.written(&small, f64::from(rms));
+        let after = run(&[vec![RankOne { layer, writer, u, v }]], 1);
+        let added: Vec<f32> =
+            after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
+        let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
+        assert!(off < 0.05 * length, "{name}: {off} of {length}");
+        // `seen` gives the share of a direction of the stream in the product.
+        let seen = dot(&behind.seen(&unit), &y) / if behind.is_norm() { rms } else { 1.0 };
+        let zero = vec![RankOne {
+            layer,
+            writer,
+            u: y,
+            v: before.read.iter().map(|x| -x / open).collect(),
+        }];
+        let without = run(&[zero], 1);
+        let share: Vec<f32> =
+            before.stream.iter().zip(&without.stream).map(|(a, b)| a - b).collect();
+        assert!((dot(&share, &unit) - seen).abs() < 1e-3 * length, "{name}: {seen}");
+    }
+}
+
+#[test]
+fn a_constant_is_added_after_the_norm() {
+    for name in BEHIND {
+        let tokens = sequences(&golden(name));
+        let [model, _] = both(name);
+        let last = model.spec.layers - 1;
+        // So large that a norm or a factor applied to it would show.
+        let u: Vec<f32> = wave(model.spec.hidden, 0.7).iter().map(|x| x * 1e6).collect();
+        let edits =
+            vec![vec![RankOne { layer: last, writer: Writer::Ffn, u: u.clone(), v: Vec::new() }]];
+        let edited: Vec<Sequence> =
+            tokens.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
+        let found = states(&model, &edits, &edited);
+        // Nothing but the constant is left of the state.
+        let mean = u.iter().map(|x| x * x).sum::<f32>() / u.len() as f32;
+        let weight = model.output_norm().unwrap();
+        let expected: Vec<f32> = u.iter().zip(&weight).map(|(x, w)| x / mean.sqrt() * w).collect();
+        let off = found.chunks_exact(u.len()).map(|x| worst(x, &expected)).fold(0.0, f32::max);
+        assert!(off < 1e-3, "{name}: {off}");
+    }
+}
+
+#[test]
+fn windows_hold_for_forks_and_while_answering() {
+    for name in ALL {
+        let tokens = sequences(&golden(name));
+        let [model, _] = both(name);
+        let compute = Compute::cpu();
+        let last = model.spec.layers - 1;
+        let edits = vec![edit(&model, last, Writer::Ffn)];
+        let runner = Runner::new(&model, &compute, &edits, MEMORY, &Silent);
+        let forks: Vec<Fork> =
+            (0..3).map(|seq| Fork { seq, pos: tokens[seq].tokens.len() - 1, edit: 1 }).collect();
+        let found = runner.run(&tokens, &forks, &[], &mut ()).unwrap();
+        for (f, found) in forks.iter().zip(found.chunks_exact(model.spec.hidden)) {
+            let whole = Sequence { edit: 1, ..tokens[f.seq].clone() };
+            let expected = runner.run(&[whole], &[], &[(0, f.pos)], &mut ()).unwrap();
+            assert!(worst(found, &expected) < 1e-4, "{name}: {}", worst(found, &expected));
+        }
+        let head = Head::new(&model, &compute).unwrap();
+        let generated = runner.generate(&tokens[..1], 20, &|_| false).unwrap();
+        let mut text = tokens[0].tokens.clone();
+        for &next in &generated[0].tokens {
+            let at = (0, text.len() - 1);
+            let hidden = runner.run(&[text.clone().into()], &[], &[at], &mut ()).unwrap();
+            let top = &head.read(&hidden, 2, |_| &[]).unwrap()[0].top;
+            assert!(next == top[0].0 || top[0].1 - top[1].1 < 1e-3, "{name}");
+            text.push(next);
+        }
+    }
+}
