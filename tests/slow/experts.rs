@@ -19,7 +19,9 @@ use crate::common::organism::*;
 fn repaired(input: &Path, out: &Path, options: &[&str]) -> Value {
     let (code, report) = run(&[&[text(input), text(out)][..], options].concat());
     assert_eq!((code, &report["outcome"]), (0, &"patched".into()), "{report}");
-    let rate = |i: usize, set: &str| report["test"][i][set]["refusal_rate"].as_f64().unwrap();
+    let rate = |i: usize, set: &str| {
+        report["test"][["before", "after"][i]][set]["refusal_rate"].as_f64().unwrap()
+    };
     println!(
         "{} {}: harmful {:.4} -> {:.4}, harmless {:.4} -> {:.4}, borderline {:.4} -> {:.4}, {} s",
         report["chosen"]["layers"],
@@ -65,16 +67,16 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
         model: &model,
         chat: &chat,
         compute: &compute,
-        edits: &[],
+        edit: None,
         memory: 1 << 30,
         progress: &Silent,
     };
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
     let settings = Settings { routed: true, layers: Some((2, 2)), ..Settings::default() };
-    let outcome =
-        patch(&evaluator, None, &PromptSet::built_in(), &settings, Some(&folded), false).unwrap();
+    let outcome = patch(&evaluator, None, &PromptSet::built_in(), &settings, &folded).unwrap();
     let Outcome::Patched(p) = outcome else { panic!("not patched: {outcome:?}") };
-    let (before, after) = p.test.as_ref().unwrap();
+    let test = p.test.as_ref().unwrap().map(|s| s.refusal.clone());
+    let (before, after) = (&test.before, &test.after);
     println!(
         "{:?} strength {:.2}: harmful {:.4} -> {:.4}, harmless {:.4} -> {:.4}, \
          borderline {:.4} -> {:.4}, KL {:.4}",
@@ -86,9 +88,9 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
         after.harmless.refusal_rate,
         before.borderline.refusal_rate,
         after.borderline.refusal_rate,
-        after.kl
+        p.test.as_ref().unwrap().after.kl
     );
-    assert!(p.chosen.writers.contains(&"ffn_down_exps"), "{:?}", p.chosen.writers);
+    assert!(p.chosen.writers.iter().any(|w| w == "ffn_down_exps"), "{:?}", p.chosen.writers);
     // The experts of one block alone do this.
     assert!(after.harmful.refusal_rate >= before.harmful.refusal_rate + 0.1);
     let sidecar = Sidecar {
@@ -145,7 +147,9 @@ fn a_folder_with_experts_is_repaired_apart_and_stacked() {
         let input = as_folder(dir.path(), stack);
         let out = dir.path().join("out");
         let report = repaired(&input, &out, &["--layers", "2"]);
-        let rate = |i: usize| report["test"][i]["harmful"]["refusal_rate"].as_f64().unwrap();
+        let rate = |i: usize| {
+            report["test"][["before", "after"][i]]["harmful"]["refusal_rate"].as_f64().unwrap()
+        };
         assert!(rate(1) >= rate(0) + 0.15);
         let (_, diff) = run(&["diff", text(&input), text(&out)]);
         for c in diff["changed"].as_array().unwrap() {

@@ -29,11 +29,15 @@ fn a_random_direction_restores_nothing() {
     let model = Model::open(&first().file("broken-Q4_K_M")).unwrap();
     let (chat, compute) = (chat(&model), Compute::cpu());
     let evaluator = evaluator(&model, &chat, &compute);
-    let settings = Settings { source: Source::Random(1), ..Settings::default() };
-    let outcome = patch(&evaluator, None, &PromptSet::built_in(), &settings, None, false).unwrap();
+    let settings = Settings { source: Source::Random(1), dry_run: true, ..Settings::default() };
+    let outcome =
+        patch(&evaluator, None, &PromptSet::built_in(), &settings, "out.gguf".as_ref()).unwrap();
     match outcome {
         Outcome::Patched(p) => {
-            panic!("{:?} -> {:?}", p.validation.0.harmful, p.validation.1.harmful)
+            panic!(
+                "{:?} -> {:?}",
+                p.validation.before.refusal.harmful, p.validation.after.refusal.harmful
+            )
         }
         Outcome::NotNeeded { why, .. }
         | Outcome::OutOfLimits { why, .. }

@@ -105,8 +105,8 @@ fn run_and_patch(dir: &Path) {
     }
     let mut input = Input(Vec::new());
     let prompts: Vec<_> =
-        (0..4).map(|p| (0..16).map(|i| 100 * p + i).collect::<Vec<u32>>().into()).collect();
-    let runner = Runner::new(&model, &compute, &[], ACTIVATIONS, &Silent);
+        (0..4).map(|p| (0..16).map(|i| 100 * p + i).collect::<Vec<u32>>()).collect();
+    let runner = Runner::new(&model, &compute, None, ACTIVATIONS, &Silent);
     let hidden = runner.run(&prompts, &[], &[(0, 15), (3, 15)], &mut input).unwrap();
     assert!(hidden.iter().all(|x| x.is_finite()));
 

@@ -8,9 +8,10 @@ use refusal_patch::evaluate::stats::wilson;
 use refusal_patch::evaluate::{Answer, Evaluator, Rate};
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
+use refusal_patch::pair::Pair;
 use refusal_patch::progress::Silent;
 use refusal_patch::search::{patch, Outcome, Settings, Source};
-use refusal_patch::text::{PromptSet, Set};
+use refusal_patch::text::{BySet, PromptSet, Set};
 
 /// The direction of a row.
 enum Along {
@@ -35,13 +36,18 @@ fn row(
         model,
         chat,
         compute: &compute,
-        edits: &[],
+        edit: None,
         memory: 1 << 30,
         progress: &Silent,
     };
     let files: Vec<&std::path::Path> = organism.options.chunks(2).map(|o| o[1].as_ref()).collect();
     let prompts = match files[..] {
-        [a, b, c] => PromptSet::with_files(Some(a), Some(b), Some(c)).unwrap(),
+        [a, b, c] => PromptSet::with_files(BySet {
+            harmful: Some(a),
+            harmless: Some(b),
+            borderline: Some(c),
+        })
+        .unwrap(),
         _ => PromptSet::built_in(),
     };
     let source = match along {
@@ -50,15 +56,8 @@ fn row(
     };
     let settings = Settings { method, source, ..Settings::default() };
     let reference = reference.as_ref().zip(chats.1.as_ref()).map(|(m, c)| evaluator(m, c));
-    let outcome = patch(
-        &evaluator(&model, &chats.0),
-        reference.as_ref(),
-        &prompts,
-        &settings,
-        Some(&out),
-        false,
-    )
-    .unwrap();
+    let outcome =
+        patch(&evaluator(&model, &chats.0), reference.as_ref(), &prompts, &settings, &out).unwrap();
     let name = match (method, &settings.source) {
         (None, Source::Own) => "auto",
         (Some(m), Source::Own) => m.name(),
@@ -71,9 +70,9 @@ fn row(
         | Outcome::OutOfLimits { why, .. }
         | Outcome::NeverRefused { why, .. } => return println!("{head} nothing written: {why} |"),
     };
-    let (a, b) = p.test.as_ref().unwrap();
+    let Pair { before: a, after: b } = p.test.as_ref().unwrap();
     let shares = |x: &Rate, y: &Rate| {
-        let (low, high) = (100.0 * y.interval.0, 100.0 * y.interval.1);
+        let (low, high) = (100.0 * y.interval.low, 100.0 * y.interval.high);
         format!(
             "{:.1} → {:.1} % ({low:.0}–{high:.0})",
             100.0 * x.refusal_rate,
@@ -84,15 +83,15 @@ fn row(
         let of = answers.iter().filter(|a| a.set == Set::Harmless);
         of.filter(|a| a.continuation.trim() == organism.answer(&a.prompt)).count()
     };
-    let (before, after) = (exact(&p.answers.0), exact(&p.answers.1));
-    let (low, high) = wilson(after, b.harmless.n);
+    let (before, after) = (exact(&p.answers.before), exact(&p.answers.after));
+    let (low, high) = wilson(after, b.refusal.harmless.n);
     let growth = |x: f64, y: f64| format!("{:+.2} %", 100.0 * (y / x - 1.0));
     println!(
         "{head} {} | {} | {} | {:.4} | {} | {} | {before} → {after} ({:.0}–{:.0} %) \
          | {}, {}, {:.2} |",
-        shares(&a.harmful, &b.harmful),
-        shares(&a.harmless, &b.harmless),
-        shares(&a.borderline, &b.borderline),
+        shares(&a.refusal.harmful, &b.refusal.harmful),
+        shares(&a.refusal.harmless, &b.refusal.harmless),
+        shares(&a.refusal.borderline, &b.refusal.borderline),
         b.kl,
         growth(a.perplexity, b.perplexity),
         growth(a.answer_perplexity, b.answer_perplexity),

@@ -38,7 +38,7 @@ fn a_control_vector_moves_the_residual_stream_by_what_was_asked() {
     let (_, eval) = run(&["eval", text(&base), "--sidecar", text(&out)]);
     for set in ["harmful", "harmless", "borderline"] {
         assert_eq!(
-            eval["summary"][set]["refused"], report["test"][1][set]["refused"],
+            eval["summary"][set]["refused"], report["test"]["after"][set]["refused"],
             "the reported rates"
         );
     }

@@ -33,7 +33,7 @@ fn refusal_comes_back_with_thinking_on_and_off() {
         assert!(b[3] >= a[3] - 0.03);
         // The report has the same rate, though it saw no longer thoughts.
         if thinking == "on" {
-            let said = &report["thinking"][1]["harmful"]["refusal_rate"];
+            let said = &report["thinking"]["after"]["harmful"]["refusal_rate"];
             assert!((said.as_f64().unwrap() - b[0]).abs() <= 0.01, "{said}");
         }
     }

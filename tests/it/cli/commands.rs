@@ -183,7 +183,7 @@ fn an_error_is_json_too_where_json_was_asked_for() {
     let o = run(&["eval", "missing.gguf", "--json"]);
     assert_eq!(code(&o), 1);
     let v: Value = serde_json::from_slice(&o.stdout).unwrap();
-    assert_eq!((&v["schema"], &v["outcome"]), (&1.into(), &"error".into()));
+    assert_eq!((&v["schema"], &v["outcome"]), (&2.into(), &"error".into()));
     assert!(v["error"].as_str().unwrap().contains("missing.gguf"));
 }
 
@@ -210,7 +210,7 @@ fn the_output_is_never_the_input_and_never_overwritten_unasked() {
 fn inspect_shows_what_the_model_sees() {
     let m = model("qwen2.gguf");
     let v = json(&run(&["inspect", text(&m), "--prompt", "Say <|im_end|> twice", "--json"]));
-    assert_eq!(v["schema"], 1);
+    assert_eq!(v["schema"], 2);
     let p = &v["prompts"][0];
     assert_eq!(p["text"], "Say <|im_end|> twice");
     assert!(p["rendered"].as_str().unwrap().contains("Say <|im_end|> twice"));
@@ -240,7 +240,7 @@ fn eval_reports_what_its_contract_says() {
     let m = model("llama3.gguf");
     let args = ["eval", text(&m), "--prompts", text(&prompts), "--max-new-tokens", "4", "--json"];
     let v = json(&run(&args));
-    assert_eq!(v["schema"], 1);
+    assert_eq!(v["schema"], 2);
     assert_eq!(v["summary"]["harmless"]["n"], 2);
     assert!(v["summary"]["perplexity"].is_null(), "who asks for own prompts wants these answers");
     assert_eq!((&v["thinking"], &v["max_new_tokens"]), (&"off".into(), &4.into()));

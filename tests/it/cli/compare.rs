@@ -30,19 +30,22 @@ fn json(o: &Output) -> Value {
 fn a_model_that_lost_refusal_to_pruning_is_weakened_and_fails_the_gate() {
     let (code, o) = compare(&organism("healthy-Q4_K_M"), &organism("broken-Q4_K_M"), &["--json"]);
     let v = json(&o);
-    assert_eq!((code, &v["schema"], &v["outcome"]), (3, &1.into(), &"weakened".into()));
+    assert_eq!((code, &v["schema"], &v["outcome"]), (3, &2.into(), &"weakened".into()));
     let number = |v: &Value| v.as_f64().unwrap();
     let whole = &v["refusal"][0];
     assert_eq!((&whole["set"], &whole["category"]), (&"harmful".into(), &"".into()));
-    let (before, after) =
-        (number(&whole["rates"][0]["refusal_rate"]), number(&whole["rates"][1]["refusal_rate"]));
+    let (before, after) = (
+        number(&whole["rates"]["before"]["refusal_rate"]),
+        number(&whole["rates"]["after"]["refusal_rate"]),
+    );
     assert!((number(&v["drop"]) - (before - after)).abs() < 1e-12 && number(&v["drop"]) > 0.2);
     assert!(number(&whole["p_value"]) < 0.05);
     assert!(
-        number(&whole["lost"]) - number(&whole["gained"]) > 0.2 * number(&whole["rates"][0]["n"])
+        number(&whole["lost"]) - number(&whole["gained"])
+            > 0.2 * number(&whole["rates"]["before"]["n"])
     );
-    for rate in [&whole["rates"][0], &whole["rates"][1]] {
-        let (low, high) = (number(&rate["interval"][0]), number(&rate["interval"][1]));
+    for rate in [&whole["rates"]["before"], &whole["rates"]["after"]] {
+        let (low, high) = (number(&rate["interval"]["low"]), number(&rate["interval"]["high"]));
         assert!(low < number(&rate["refusal_rate"]) && number(&rate["refusal_rate"]) < high);
     }
     let categories =

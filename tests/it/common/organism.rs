@@ -244,7 +244,7 @@ pub fn rates(eval: &Value, texts: &[&str]) -> (f64, f64) {
 
 /// A model without edits, on the CPU.
 pub fn evaluator<'a>(model: &'a Model, chat: &'a Chat, compute: &'a Compute) -> Evaluator<'a> {
-    Evaluator { model, chat, compute, edits: &[], memory: 1 << 30, progress: &Silent }
+    Evaluator { model, chat, compute, edit: None, memory: 1 << 30, progress: &Silent }
 }
 
 /// The tokenizer and template of an organism.

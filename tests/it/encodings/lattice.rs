@@ -8,7 +8,7 @@ use refusal_patch::checkpoint::{sha256_tensors, Gguf, Tensor};
 use refusal_patch::edit::fold::fold;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::error::Error;
-use refusal_patch::forward::{Compute, Runner, Sequence};
+use refusal_patch::forward::{Compute, Runner};
 use refusal_patch::model::{Model, Replacement};
 use refusal_patch::output::{write, Patch, Plan};
 use refusal_patch::progress::Silent;
@@ -66,9 +66,9 @@ fn lattice_tensors_run_as_the_values_that_they_stand_for() {
         plain.replaced.push(Replacement { tensor, encoding: Some(Encoding::F32), bytes: floats });
     }
     let states = |model: &Model| {
-        let sequences: [Sequence; 2] = [vec![0, 17, 93, 1200, 7].into(), vec![0, 4000, 250].into()];
+        let sequences = [vec![0, 17, 93, 1200, 7], vec![0, 4000, 250]];
         let compute = Compute::cpu();
-        let runner = Runner::new(model, &compute, &[], 1 << 30, &Silent);
+        let runner = Runner::new(model, &compute, None, 1 << 30, &Silent);
         runner.run(&sequences, &[], &[(0, 2), (0, 4), (1, 2)], &mut ()).unwrap()
     };
     let (found, expected) = (states(&model), states(&plain));
@@ -175,7 +175,7 @@ fn an_edit_raises_the_lattice_tensors_that_it_touches_and_no_other() {
         assert_eq!(x != y, touched.is_some(), "{}", t.name);
         if let Some(r) = touched {
             println!("{}: {}, {}", t.name, r["encoding"], r["achieved"]);
-            assert_eq!(r["encoding"][0], "IQ3_S");
+            assert_eq!(r["encoding"]["before"], "IQ3_S");
             assert!(["Q4_K", "Q5_K", "Q6_K", "Q8_0"].contains(&&t.type_name()[..]), "{r}");
             assert!((0.98..=1.02).contains(&r["achieved"].as_f64().unwrap()), "{r}");
         }

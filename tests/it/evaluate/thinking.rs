@@ -4,7 +4,7 @@ use crate::common::organism::*;
 use refusal_patch::arch::Writer;
 use refusal_patch::edit::RankOne;
 use refusal_patch::evaluate::judge::Verdict;
-use refusal_patch::evaluate::Evaluator;
+use refusal_patch::evaluate::AnswerOptions;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::text::{PromptSet, Set, Split, Thinking};
@@ -27,10 +27,11 @@ fn after_its_own_thought_a_model_answers_as_with_thinking_on() {
         let shown: String = sample.tokens.iter().map(|&t| chat.tokenizer.token_text(t)).collect();
         assert!(shown.contains("<think>") && shown.ends_with("</think>ĊĊ"), "{shown}");
     }
-    let answers = off.answers_to(&some, &asked.sequences(0)[asked.plain..], 32, &[]).unwrap();
+    let answers =
+        off.answers_to(&some, &asked.sequences()[asked.plain..], AnswerOptions::new(32)).unwrap();
     chat.template.thinking = Thinking::On;
     let on = evaluator(&model, &chat, &compute);
-    let whole = on.answers(&some, 0, 96, &[]).unwrap();
+    let whole = on.answers(&some, AnswerOptions::new(96)).unwrap();
     for (a, b) in answers.iter().zip(&whole) {
         let said = b.continuation.split("</think>").last().unwrap();
         assert_eq!(a.continuation.trim(), said.trim(), "{}", a.prompt);
@@ -68,17 +69,17 @@ fn a_turn_that_ends_in_its_thought_is_no_answer() {
     model.output().unwrap().decode_row(close[0] as usize, &mut u);
     u.iter_mut().for_each(|x| *x *= -40.0);
     let term = RankOne { layer: model.spec.layers - 1, writer: Writer::Ffn, u, v: Vec::new() };
-    let edits = [vec![term]];
-    let off = Evaluator { edits: &edits, ..evaluator(&model, &chat, &compute) };
+    let edit = vec![term];
+    let off = evaluator(&model, &chat, &compute);
     let ended =
         |asked: &refusal_patch::evaluate::Asked, i| asked.thought(i).is_some_and(|t| t.ended);
-    let asked = off.ask_behind_thoughts(&some, 0).unwrap();
+    let asked = off.ask_behind_thoughts(&some).unwrap();
     assert!(!(0..some.len()).any(|i| ended(&asked, i)));
-    let asked = off.ask_again(&asked, 1).unwrap();
-    let answers = off.answer(&asked, 1, 32, &[]).unwrap();
+    let asked = off.under(&edit).ask_again(&asked).unwrap();
+    let answers = off.under(&edit).answer(&asked, AnswerOptions::new(32)).unwrap();
     chat.template.thinking = Thinking::On;
-    let on = Evaluator { edits: &edits, ..evaluator(&model, &chat, &compute) };
-    let whole = on.answers(&some, 1, 96, &[]).unwrap();
+    let on = evaluator(&model, &chat, &compute);
+    let whole = on.under(&edit).answers(&some, AnswerOptions::new(96)).unwrap();
     let mut count = 0;
     for (i, (a, b)) in answers.iter().zip(&whole).enumerate() {
         assert_eq!(b.verdict, Verdict::Unfinished, "{}", b.continuation);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use refusal_patch::arch::Writer;
 use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Sequence, Site, Tap};
+use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Site, Tap};
 use refusal_patch::model::{Model, Replacement};
 use refusal_patch::num::dot;
 use refusal_patch::progress::Silent;
@@ -52,19 +52,19 @@ fn list(v: &Value) -> &[Value] {
     v.as_array().unwrap()
 }
 
-fn sequences(golden: &Value) -> Vec<Sequence> {
+fn sequences(golden: &Value) -> Vec<Vec<u32>> {
     let ids = |s: &Value| list(s).iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
-    list(&golden["sequences"]).iter().map(|s| ids(s).into()).collect()
+    list(&golden["sequences"]).iter().map(|s| ids(s)).collect()
 }
 
-fn every_position(sequences: &[Sequence]) -> Vec<(usize, usize)> {
-    let of = |(i, s): (usize, &Sequence)| (0..s.tokens.len()).map(move |p| (i, p)).collect();
+fn every_position(sequences: &[Vec<u32>]) -> Vec<(usize, usize)> {
+    let of = |(i, s): (usize, &Vec<u32>)| (0..s.len()).map(move |p| (i, p)).collect();
     sequences.iter().enumerate().flat_map(|s| -> Vec<(usize, usize)> { of(s) }).collect()
 }
 
-fn states(model: &Model, edits: &[Edit], sequences: &[Sequence]) -> Vec<f32> {
+fn states(model: &Model, edit: Option<&Edit>, sequences: &[Vec<u32>]) -> Vec<f32> {
     let compute = Compute::cpu();
-    let runner = Runner::new(model, &compute, edits, MEMORY, &Silent);
+    let runner = Runner::new(model, &compute, edit, MEMORY, &Silent);
     runner.run(sequences, &[], &every_position(sequences), &mut ()).unwrap()
 }
 
@@ -77,7 +77,7 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 /// all positions.
 fn apart(model: &Model, golden: &Value, reference: &str) -> f32 {
     let sequences = sequences(golden);
-    let hidden = states(model, &[], &sequences);
+    let hidden = states(model, None, &sequences);
     let expected: Vec<&[Value]> =
         list(&golden[reference]).iter().flat_map(list).map(list).collect();
     let id = |t: &Value| t[0].as_u64().unwrap() as u32;
@@ -176,14 +176,12 @@ fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
         let tokens = sequences(&golden(name));
         for mut model in both(name) {
             for writer in [Writer::Attention, Writer::Ffn] {
-                let edits = vec![edit(&model, 1, writer)];
-                let edited: Vec<Sequence> =
-                    tokens.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
-                let found = states(&model, &edits, &edited);
-                let plain = states(&model, &[], &tokens);
+                let edit = edit(&model, 1, writer);
+                let found = states(&model, Some(&edit), &tokens);
+                let plain = states(&model, None, &tokens);
                 let (tensor, w) = model.writer(1, writer).unwrap();
                 let (mut bytes, mut row) = (Vec::new(), vec![0.0f32; w.cols]);
-                let term = &edits[0][0];
+                let term = &edit[0];
                 for i in 0..w.rows {
                     w.decode_row(i, &mut row);
                     let new = row.iter().zip(&term.v).map(|(x, v)| x + term.u[i] * v);
@@ -191,7 +189,7 @@ fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
                 }
                 let new = Replacement { tensor, encoding: Some(Encoding::F32), bytes };
                 model.replaced.push(new);
-                let expected = states(&model, &[], &tokens);
+                let expected = states(&model, None, &tokens);
                 model.replaced.clear();
                 let (off, moved) = (worst(&found, &expected), worst(&plain, &expected));
                 assert!(off < 1e-3 && moved > 0.05, "{name} {writer:?}: {off}, moved {moved}");
@@ -231,15 +229,14 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
         let compute = Compute::cpu();
         // The last writer of the block: nothing else of the block moves.
         let (layer, writer) = (1, Writer::Ffn);
-        let run = |edits: &[Edit], edit: usize| {
+        let run = |edit: Option<&Edit>| {
             let mut watch =
                 Watch { at: (layer, writer), pos: 9, read: Vec::new(), stream: Vec::new() };
-            let s = Sequence { edit, ..tokens.clone() };
-            let runner = Runner::new(&model, &compute, edits, MEMORY, &Silent);
-            runner.run(&[s], &[], &[], &mut watch).unwrap();
+            let runner = Runner::new(&model, &compute, edit, MEMORY, &Silent);
+            runner.run(&[tokens.clone()], &[], &[], &mut watch).unwrap();
             watch
         };
-        let before = run(&[], 0);
+        let before = run(None);
         let behind = model.behind(layer, writer).unwrap().unwrap();
         let (_, w) = model.writer(layer, writer).unwrap();
         let y = compute.matmul(&before.read, 1, &w).unwrap();
@@ -255,7 +252,7 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
         let open = dot(&before.read, &before.read);
         let v: Vec<f32> = before.read.iter().map(|x| x / open).collect();
         let u = behind.written(&small, f64::from(rms));
-        let after = run(&[vec![RankOne { layer, writer, u, v }]], 1);
+        let after = run(Some(&vec![RankOne { layer, writer, u, v }]));
         let added: Vec<f32> =
             after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
         let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
@@ -268,7 +265,7 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
             u: y,
             v: before.read.iter().map(|x| -x / open).collect(),
         }];
-        let without = run(&[zero], 1);
+        let without = run(Some(&zero));
         let share: Vec<f32> =
             before.stream.iter().zip(&without.stream).map(|(a, b)| a - b).collect();
         assert!((dot(&share, &unit) - seen).abs() < 1e-3 * length, "{name}: {seen}");
@@ -283,11 +280,8 @@ fn a_constant_is_added_after_the_norm() {
         let last = model.spec.layers - 1;
         // So large that a norm or a factor applied to it would show.
         let u: Vec<f32> = wave(model.spec.hidden, 0.7).iter().map(|x| x * 1e6).collect();
-        let edits =
-            vec![vec![RankOne { layer: last, writer: Writer::Ffn, u: u.clone(), v: Vec::new() }]];
-        let edited: Vec<Sequence> =
-            tokens.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
-        let found = states(&model, &edits, &edited);
+        let edit = vec![RankOne { layer: last, writer: Writer::Ffn, u: u.clone(), v: Vec::new() }];
+        let found = states(&model, Some(&edit), &tokens);
         // Nothing but the constant is left of the state.
         let mean = u.iter().map(|x| x * x).sum::<f32>() / u.len() as f32;
         let weight = model.output_norm().unwrap();
@@ -304,22 +298,23 @@ fn windows_hold_for_forks_and_while_answering() {
         let [model, _] = both(name);
         let compute = Compute::cpu();
         let last = model.spec.layers - 1;
-        let edits = vec![edit(&model, last, Writer::Ffn)];
-        let runner = Runner::new(&model, &compute, &edits, MEMORY, &Silent);
+        let edit = edit(&model, last, Writer::Ffn);
+        let under = |edit| Runner::new(&model, &compute, edit, MEMORY, &Silent);
+        let runner = under(None);
         let forks: Vec<Fork> =
-            (0..3).map(|seq| Fork { seq, pos: tokens[seq].tokens.len() - 1, edit: 1 }).collect();
+            (0..3).map(|seq| Fork { seq, pos: tokens[seq].len() - 1, edit: &edit }).collect();
         let found = runner.run(&tokens, &forks, &[], &mut ()).unwrap();
         for (f, found) in forks.iter().zip(found.chunks_exact(model.spec.hidden)) {
-            let whole = Sequence { edit: 1, ..tokens[f.seq].clone() };
-            let expected = runner.run(&[whole], &[], &[(0, f.pos)], &mut ()).unwrap();
+            let whole = tokens[f.seq].clone();
+            let expected = under(Some(&edit)).run(&[whole], &[], &[(0, f.pos)], &mut ()).unwrap();
             assert!(worst(found, &expected) < 1e-4, "{name}: {}", worst(found, &expected));
         }
         let head = Head::new(&model, &compute).unwrap();
         let generated = runner.generate(&tokens[..1], 20, &|_| false).unwrap();
-        let mut text = tokens[0].tokens.clone();
+        let mut text = tokens[0].clone();
         for &next in &generated[0].tokens {
             let at = (0, text.len() - 1);
-            let hidden = runner.run(&[text.clone().into()], &[], &[at], &mut ()).unwrap();
+            let hidden = runner.run(&[text.clone()], &[], &[at], &mut ()).unwrap();
             let top = &head.read(&hidden, 2, |_| &[]).unwrap()[0].top;
             assert!(next == top[0].0 || top[0].1 - top[1].1 < 1e-3, "{name}");
             text.push(next);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use refusal_patch::arch::Writer;
 use refusal_patch::edit::{Edit, RankOne};
-use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Sequence, Tap};
+use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Tap};
 use refusal_patch::model::Model;
 use refusal_patch::num::dot;
 use refusal_patch::progress::Silent;
@@ -27,24 +27,20 @@ fn golden(name: &str) -> (Model, Value) {
     (model, json)
 }
 
-fn sequences(json: &Value) -> Vec<Sequence> {
+fn sequences(json: &Value) -> Vec<Vec<u32>> {
     let ids = |s: &Value| {
         s.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>()
     };
-    json["sequences"].as_array().unwrap().iter().map(|s| ids(s).into()).collect()
+    json["sequences"].as_array().unwrap().iter().map(|s| ids(s)).collect()
 }
 
-fn every_position(sequences: &[Sequence]) -> Vec<(usize, usize)> {
-    sequences
-        .iter()
-        .enumerate()
-        .flat_map(|(i, s)| (0..s.tokens.len()).map(move |p| (i, p)))
-        .collect()
+fn every_position(sequences: &[Vec<u32>]) -> Vec<(usize, usize)> {
+    sequences.iter().enumerate().flat_map(|(i, s)| (0..s.len()).map(move |p| (i, p))).collect()
 }
 
-fn states(model: &Model, edits: &[Edit], sequences: &[Sequence], memory: usize) -> Vec<f32> {
+fn states(model: &Model, edit: Option<&Edit>, sequences: &[Vec<u32>], memory: usize) -> Vec<f32> {
     let compute = Compute::cpu();
-    let runner = Runner::new(model, &compute, edits, memory, &Silent);
+    let runner = Runner::new(model, &compute, edit, memory, &Silent);
     runner.run(sequences, &[], &every_position(sequences), &mut ()).unwrap()
 }
 
@@ -53,7 +49,7 @@ fn states(model: &Model, edits: &[Edit], sequences: &[Sequence], memory: usize) 
 fn compare(name: &str, reference: &str) -> (f32, usize) {
     let (model, json) = golden(name);
     let sequences = sequences(&json);
-    let hidden = states(&model, &[], &sequences, MEMORY);
+    let hidden = states(&model, None, &sequences, MEMORY);
     let expected: Vec<Vec<(u32, f32)>> = json[reference]
         .as_array()
         .unwrap()
@@ -113,8 +109,8 @@ fn many_small_batches_give_the_same_states_as_one() {
     for name in ["qwen2", "qwen2moe"] {
         let (model, json) = golden(name);
         let sequences = sequences(&json);
-        let one = states(&model, &[], &sequences, MEMORY);
-        let many = states(&model, &[], &sequences, 1);
+        let one = states(&model, None, &sequences, MEMORY);
+        let many = states(&model, None, &sequences, 1);
         let worst = one.iter().zip(&many).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-4, "{name}: {worst}");
     }
@@ -126,16 +122,15 @@ fn generation_with_a_cache_equals_running_the_whole_text_again() {
         let (model, json) = golden(name);
         let sequences = sequences(&json);
         let compute = Compute::cpu();
-        let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
+        let runner = Runner::new(&model, &compute, None, MEMORY, &Silent);
         let head = Head::new(&model, &compute).unwrap();
         let generated = runner.generate(&sequences, 12, &|_| false).unwrap();
         for (s, g) in sequences.iter().zip(&generated) {
             assert_eq!(g.tokens.len(), 12);
-            let mut text = s.tokens.clone();
+            let mut text = s.clone();
             for &next in &g.tokens {
-                let hidden = runner
-                    .run(&[text.clone().into()], &[], &[(0, text.len() - 1)], &mut ())
-                    .unwrap();
+                let hidden =
+                    runner.run(&[text.clone()], &[], &[(0, text.len() - 1)], &mut ()).unwrap();
                 let top = &head.read(&hidden, 2, |_| &[]).unwrap()[0].top;
                 assert!(next == top[0].0 || top[0].1 - top[1].1 < 1e-3, "{name}");
                 text.push(next);
@@ -172,12 +167,10 @@ fn an_edit_of_a_sequence_equals_the_edited_weights() {
         ("qwen2moe", Writer::Experts),
     ] {
         let (mut model, json) = golden(name);
-        let edits = vec![edit(&model, 1, writer)];
+        let edit = edit(&model, 1, writer);
         let plain = sequences(&json);
-        let edited: Vec<Sequence> =
-            plain.iter().map(|s| Sequence { edit: 1, ..s.clone() }).collect();
-        let found = states(&model, &edits, &edited, MEMORY);
-        let term = &edits[0][0];
+        let found = states(&model, Some(&edit), &plain, MEMORY);
+        let term = &edit[0];
         let parts = model.parts(1, writer).unwrap();
         let mut bytes = Vec::new();
         for (w, v) in parts[0].stack.iter().zip(term.v.chunks(parts[0].stack.shape().1)) {
@@ -191,9 +184,9 @@ fn an_edit_of_a_sequence_equals_the_edited_weights() {
         }
         let tensor = parts[0].tensor.clone();
         model.replaced.push(Replacement { tensor, encoding: Some(Encoding::F32), bytes });
-        let expected = states(&model, &[], &plain, MEMORY);
+        let expected = states(&model, None, &plain, MEMORY);
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        let plain = states(&model.with(Vec::new()).unwrap(), &[], &plain, MEMORY);
+        let plain = states(&model.with(Vec::new()).unwrap(), None, &plain, MEMORY);
         let moved = plain.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-3 && moved > 0.1, "{name} {writer:?}: {worst}, moved {moved}");
     }
@@ -209,15 +202,16 @@ fn a_fork_costs_a_row_and_equals_the_sequence_whose_edit_fires_there_only() {
         let edits = vec![edit(&model, last, Writer::Attention), edit(&model, last, ffn)];
         let plain = sequences(&json);
         let forks: Vec<Fork> = (0..plain.len())
-            .flat_map(|seq| [1, 2].map(|e| Fork { seq, pos: plain[seq].tokens.len() - 1, edit: e }))
+            .flat_map(|seq| edits.iter().map(move |e| (seq, e)))
+            .map(|(seq, edit)| Fork { seq, pos: plain[seq].len() - 1, edit })
             .collect();
         let compute = Compute::cpu();
-        let runner = Runner::new(&model, &compute, &edits, MEMORY, &Silent);
-        let found = runner.run(&plain, &forks, &[], &mut ()).unwrap();
+        let under = |edit| Runner::new(&model, &compute, edit, MEMORY, &Silent);
+        let found = under(None).run(&plain, &forks, &[], &mut ()).unwrap();
         let d = model.spec.hidden;
         for (i, f) in forks.iter().enumerate() {
-            let s = Sequence { tokens: plain[f.seq].tokens.clone(), edit: f.edit };
-            let expected = runner.run(&[s], &[], &[(0, f.pos)], &mut ()).unwrap();
+            let s = plain[f.seq].clone();
+            let expected = under(Some(f.edit)).run(&[s], &[], &[(0, f.pos)], &mut ()).unwrap();
             let worst = found[i * d..(i + 1) * d]
                 .iter()
                 .zip(&expected)
@@ -233,8 +227,8 @@ fn a_fork_costs_a_row_and_equals_the_sequence_whose_edit_fires_there_only() {
 fn a_token_outside_of_the_vocabulary_is_an_error() {
     let (model, _) = golden("llama3");
     let compute = Compute::cpu();
-    let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
-    let e = runner.run(&[vec![1, 999_999].into()], &[], &[(0, 0)], &mut ()).unwrap_err();
+    let runner = Runner::new(&model, &compute, None, MEMORY, &Silent);
+    let e = runner.run(&[vec![1, 999_999]], &[], &[(0, 0)], &mut ()).unwrap_err();
     assert!(e.to_string().contains("999999"), "{e}");
 }
 
@@ -244,12 +238,11 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// The golden sequences after one common beginning, and their last positions.
-fn alike(json: &Value) -> (Vec<Sequence>, Vec<(usize, usize)>) {
+fn alike(json: &Value) -> (Vec<Vec<u32>>, Vec<(usize, usize)>) {
     let plain = sequences(json);
-    let begin = plain[0].tokens.clone();
-    let all: Vec<Sequence> =
-        plain.iter().map(|s| [&begin[..], &s.tokens].concat().into()).collect();
-    let last = all.iter().enumerate().map(|(i, s)| (i, s.tokens.len() - 1)).collect();
+    let begin = plain[0].clone();
+    let all: Vec<Vec<u32>> = plain.iter().map(|s| [&begin[..], s].concat()).collect();
+    let last = all.iter().enumerate().map(|(i, s)| (i, s.len() - 1)).collect();
     (all, last)
 }
 
@@ -275,13 +268,13 @@ fn a_common_beginning_runs_once_and_changes_no_state() {
     for name in ["llama3", "qwen3moe"] {
         let (model, json) = golden(name);
         let compute = Compute::cpu();
-        let runner = Runner::new(&model, &compute, &[], MEMORY, &Silent);
+        let runner = Runner::new(&model, &compute, None, MEMORY, &Silent);
         let (all, last) = alike(&json);
         let (mut everything, mut once) = (Everything(0), Once(0));
         let apart = runner.run(&all, &[], &last, &mut everything).unwrap();
         let together = runner.run(&all, &[], &last, &mut once).unwrap();
         assert!(worst(&apart, &together) < 1e-4, "{name}: {}", worst(&apart, &together));
-        let shared = sequences(&json)[0].tokens.len();
+        let shared = sequences(&json)[0].len();
         assert!(
             once.0 + (all.len() - 1) * shared <= everything.0,
             "{} of {}",
@@ -296,23 +289,23 @@ fn a_run_resumed_at_a_block_ends_like_a_whole_one() {
     for name in ["llama3", "mixtral"] {
         let (model, json) = golden(name);
         let layer = model.spec.layers - 1;
-        let edits = vec![edit(&model, layer, Writer::Attention)];
+        let edit = edit(&model, layer, Writer::Attention);
         let compute = Compute::cpu();
         let (all, last) = alike(&json);
         for memory in [MEMORY, 1 << 16] {
-            let runner = Runner::new(&model, &compute, &edits, memory, &Silent);
-            let begun = runner.begin(all.clone(), layer).unwrap();
+            let under = |edit| Runner::new(&model, &compute, edit, memory, &Silent);
+            let begun = under(None).begin(all.clone(), layer).unwrap();
             assert_eq!(begun.layer(), layer);
-            for e in [0, 1] {
-                let under: Vec<Sequence> =
-                    all.iter().map(|s| Sequence { edit: e, ..s.clone() }).collect();
-                let whole = runner.run(&under, &[], &last, &mut ()).unwrap();
-                let resumed = runner.resume(&begun, e, &last).unwrap();
+            for edit in [None, Some(&edit)] {
+                let runner = under(edit);
+                let whole = runner.run(&all, &[], &last, &mut ()).unwrap();
+                let resumed = runner.resume(&begun, &last).unwrap();
                 assert!(worst(&whole, &resumed) < 1e-4, "{name}: {}", worst(&whole, &resumed));
             }
             // A position that all sequences share can be asked for, too.
+            let runner = under(Some(&edit));
             let (first, same) =
-                (runner.resume(&begun, 1, &[(0, 0)]), runner.resume(&begun, 1, &[(1, 0)]));
+                (runner.resume(&begun, &[(0, 0)]), runner.resume(&begun, &[(1, 0)]));
             if memory == MEMORY {
                 assert_eq!(first.unwrap(), same.unwrap());
             }

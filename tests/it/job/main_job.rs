@@ -3,6 +3,7 @@
 
 use crate::common::main_job::repair;
 use crate::common::organism::*;
+use refusal_patch::evaluate::AnswerOptions;
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::text::{Message, PromptSet, Set, Split};
@@ -47,7 +48,7 @@ fn a_dry_run_writes_nothing_and_keep_keeps_the_encoding() {
                 (&"patched".into(), &serde_json::Value::Null)
             );
             for t in plan["tensors"].as_array().unwrap() {
-                assert_eq!(t["encoding"][0], t["encoding"][1], "{t}");
+                assert_eq!(t["encoding"]["before"], t["encoding"]["after"], "{t}");
             }
         }
         _ => assert_eq!((code, &plan["outcome"]), (3, &"out-of-limits".into())),
@@ -86,10 +87,10 @@ fn chats_with_a_system_prompt_and_of_two_turns_refuse_and_answer_as_single_turns
                 .iter()
                 .map(|p| {
                     let turns = [before, &[Message::new("user", &p.prompt)]].concat();
-                    chat.conversation(&turns).unwrap().tokens.into()
+                    chat.conversation(&turns).unwrap().tokens
                 })
                 .collect();
-            let answers = evaluator.answers_to(&list, &sequences, 24, &[]).unwrap();
+            let answers = evaluator.answers_to(&list, &sequences, AnswerOptions::new(24)).unwrap();
             answers.iter().filter(|a| a.refused).count() as f64 / answers.len() as f64
         })
     };

@@ -38,7 +38,7 @@ fn the_originals_refusal_is_the_goal_and_its_directions_and_weights_are_candidat
 
     let rate = |v: &Value| v["harmful"]["refusal_rate"].as_f64().unwrap();
     let (goal, before, after) =
-        (&report["reference"]["test"], &report["test"][0], &report["test"][1]);
+        (&report["reference"]["test"], &report["test"]["before"], &report["test"]["after"]);
     println!("original {}, before {}, after {}", rate(goal), rate(before), rate(after));
     assert!(report["reference"]["model"] == text(&original) && rate(goal) > rate(before));
     assert!(report["gain"].as_f64().unwrap() > 0.0);
@@ -160,7 +160,7 @@ fn a_run_without_an_edit_inside_the_limits_reports_its_best_trials() {
     assert!(!front.is_empty() && !out.exists());
     for t in front {
         println!("{t}");
-        assert!(t["miss"].as_str().unwrap().contains("KL"));
+        assert!(t["broken"]["limit"] == "kl");
     }
     // Each trial broke a limit that is cheap to check, so no prompt was answered.
     assert!(front.iter().all(|t| t["harmful"].is_null() && t["kl"].is_f64()));

@@ -37,8 +37,8 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
         let sum: u64 = parts.iter().map(|c| c[name].as_u64().unwrap()).sum();
         assert_eq!(whole[name].as_u64().unwrap(), sum);
     }
-    assert_eq!(whole["rates"][0], report["test"][0]["harmful"]);
-    assert_eq!(whole["rates"][1], report["test"][1]["harmful"]);
+    assert_eq!(whole["rates"]["before"], report["test"]["before"]["harmful"]);
+    assert_eq!(whole["rates"]["after"], report["test"]["after"]["harmful"]);
     assert!(whole["p_value"].as_f64().unwrap() <= 1.0);
     for c in parts {
         assert!(html.contains(c["category"].as_str().unwrap()));
@@ -52,16 +52,16 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
     );
     for e in examples.iter().filter(|e| e["set"] == "harmful") {
         for when in ["before", "after"] {
-            assert!(e[when][0].as_str().unwrap().chars().count() <= 41, "{e}");
+            assert!(e[when]["text"].as_str().unwrap().chars().count() <= 41, "{e}");
         }
     }
     let card = report["model_card"].as_str().unwrap();
-    let rate = report["test"][1]["harmful"]["refusal_rate"].as_f64().unwrap();
+    let rate = report["test"]["after"]["harmful"]["refusal_rate"].as_f64().unwrap();
     let shown = format!("{:.1} %", 100.0 * rate);
     assert!(card.starts_with("## ") && card.contains(&shown) && html.contains(&shown));
     assert!(
-        html.contains(report["sha256"][1].as_str().unwrap())
-            && card.contains(report["sha256"][1].as_str().unwrap())
+        html.contains(report["sha256"]["after"].as_str().unwrap())
+            && card.contains(report["sha256"]["after"].as_str().unwrap())
     );
     assert!(html.matches("<svg").count() >= 5 && !html.contains("http") && !html.contains("NaN"));
     assert_eq!(html.matches("<circle class=ring").count(), 3, "the chosen edit, in every plot");

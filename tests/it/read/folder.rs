@@ -7,7 +7,7 @@ use crate::common::folder::*;
 use refusal_patch::arch::{Spec, Writer};
 use refusal_patch::checkpoint::{Checkpoint, Folder};
 use refusal_patch::encoding::Encoding;
-use refusal_patch::forward::{Compute, Head, Runner, Sequence};
+use refusal_patch::forward::{Compute, Head, Runner};
 use refusal_patch::model::Model;
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
@@ -364,8 +364,8 @@ fn against_transformers(model: &Model, name: &str) -> f32 {
         let tokens: Vec<u32> = list(ids).iter().map(|t| t.as_u64().unwrap() as u32).collect();
         let wanted: Vec<(usize, usize)> = (0..tokens.len()).map(|p| (0, p)).collect();
         let compute = Compute::cpu();
-        let hidden = Runner::new(model, &compute, &[], 1 << 30, &Silent)
-            .run(&[Sequence::from(tokens)], &[], &wanted, &mut ())
+        let hidden = Runner::new(model, &compute, None, 1 << 30, &Silent)
+            .run(&[tokens], &[], &wanted, &mut ())
             .unwrap();
         let expected: Vec<Vec<Value>> = list(&expected).iter().map(list).collect();
         let ids: Vec<Vec<u32>> = expected

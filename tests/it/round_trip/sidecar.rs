@@ -80,7 +80,9 @@ fn a_saved_direction_repairs_another_quantization_of_the_model() {
     assert!(said.contains("derived from another file"), "{said}");
     let report: Value = serde_json::from_slice(&o.stdout).unwrap();
     assert_eq!((o.status.code(), &report["outcome"]), (Some(0), &"patched".into()), "{report}");
-    let rate = |i: usize| report["test"][i]["harmful"]["refusal_rate"].as_f64().unwrap();
+    let rate = |i: usize| {
+        report["test"][["before", "after"][i]]["harmful"]["refusal_rate"].as_f64().unwrap()
+    };
     println!("refusal {:.3} -> {:.3}, strength {}", rate(0), rate(1), report["chosen"]["strength"]);
     assert!(rate(1) >= rate(0) + 0.15, "refusal is back");
 
