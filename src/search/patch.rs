@@ -1,5 +1,6 @@
 //! The main job: measure, derive, choose, fold, check, write, measure what was written.
 
+use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 
 use super::baseline::Baseline;
@@ -248,10 +249,13 @@ fn try_out(
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
     let mut tries = 0;
-    // With an original those count that refuse as it does, of the others as many again are looked
-    // at.
-    let counts = |f: &Finalist| f.reached || baseline.reference.is_none();
-    for &index in order {
+    // With an original, stop at 3 finalists that meet its rate, or 6 in all.
+    let counts = |f: &Finalist| f.meets_goal(baseline);
+    let mut queue: VecDeque<usize> = order.iter().copied().collect();
+    // The weaker edit that is tried next, as a finalist of its family overshoots the goal.
+    let mut weaker = None;
+    let mut seen = HashSet::new();
+    while let Some(index) = queue.pop_front() {
         let candidate = &candidates[index];
         let enough = finalists.iter().filter(|f| counts(f)).count() == FINALISTS;
         if enough || finalists.len() == 2 * FINALISTS || tries == TRIES {
@@ -261,16 +265,27 @@ fn try_out(
         // has a finalist.
         let done = |f: &Finalist| {
             let of = &candidates[f.index];
-            of.family == candidate.family && (counts(f) || of.strength >= candidate.strength)
+            let same = of.family == candidate.family && weaker != Some(index);
+            same && (f.reached || counts(f) || of.strength >= candidate.strength)
         };
         if dropped.iter().any(|&(f, s)| f == candidate.family && candidate.strength >= s)
             || finalists.iter().any(done)
         {
             continue;
         }
+        if !seen.insert(index) {
+            continue;
+        }
         tries += 1;
         match baseline.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
-            Tried::Kept(finalist) => finalists.push(*finalist),
+            Tried::Kept(finalist) => {
+                weaker = None;
+                if finalist.overshoot > 0.0 {
+                    weaker = weaker_of(candidates, order, &finalist, baseline);
+                    weaker.into_iter().for_each(|next| queue.push_front(next));
+                }
+                finalists.push(*finalist);
+            }
             Tried::Broke(broken) => {
                 // What an edit does grows about as its strength: those that would break it, too,
                 // are not tried.
@@ -284,8 +299,28 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// The finalist to write: the one of the greatest value by its answers; of control vectors the
-/// strongest.
+/// Of the family of a finalist that overshoots the goal, the weaker edit that should meet it: what
+/// an edit gains grows about as its strength.
+fn weaker_of(
+    candidates: &[Candidate],
+    order: &[usize],
+    finalist: &Finalist,
+    baseline: &Baseline,
+) -> Option<usize> {
+    let rates = baseline.reference.as_ref()?.rates();
+    let own = baseline.own.scores.refusal.harmful.refusal_rate;
+    let gained = finalist.scores.refusal.harmful.refusal_rate - own;
+    let of = &candidates[finalist.index];
+    let wanted = of.strength * ((rates.harmful.refusal_rate - own) / gained).clamp(0.0, 1.0);
+    let distance = |i: usize| (candidates[i].strength / wanted).ln().abs();
+    let weaker = order.iter().copied().filter(|&i| {
+        candidates[i].family == of.family && candidates[i].strength < of.strength - 1e-9
+    });
+    weaker.min_by(|&a, &b| distance(a).total_cmp(&distance(b)))
+}
+
+/// The finalist to write. With an original: one that reaches its rate, and overshoots it least.
+/// Then the one of the greatest value by its answers; of control vectors the strongest.
 fn take_best(
     finalists: &mut Vec<Finalist>,
     candidates: &[Candidate],
@@ -296,7 +331,9 @@ fn take_best(
     let size = |f: &Finalist| candidates[f.index].size;
     let better = |a: &Finalist, b: &Finalist| match baseline.settings.emit {
         Emit::ControlVector => a.gain.total_cmp(&b.gain).then(size(a).total_cmp(&size(b))),
-        _ => value(a).total_cmp(&value(b)),
+        _ => (a.reached.cmp(&b.reached))
+            .then(b.overshoot.total_cmp(&a.overshoot))
+            .then(value(a).total_cmp(&value(b))),
     };
     let (at, _) = finalists.iter().enumerate().max_by(|(_, a), (_, b)| better(a, b))?;
     Some(finalists.remove(at))

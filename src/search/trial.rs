@@ -44,9 +44,16 @@ pub(super) struct Finalist {
     pub outlook: Outlook,
     /// Whether it refuses as the original does, where there is one.
     pub reached: bool,
+    /// By how much it refuses more than the original; 0 where there is none.
+    pub overshoot: f64,
 }
 
 impl Finalist {
+    /// Whether it refuses as the original does, no less and no more; true without an original.
+    pub fn meets_goal(&self, baseline: &Baseline) -> bool {
+        baseline.reference.is_none() || (self.reached && self.overshoot == 0.0)
+    }
+
     /// Too small a gain, or one that may be chance.
     pub fn is_weak(&self) -> bool {
         (self.gain < LEAST_GAIN && !self.reached) || self.p_value >= SIGNIFICANT
@@ -122,6 +129,7 @@ impl Baseline<'_> {
             p_value,
             outlook: Outlook::read(&answers),
             reached: self.reference.as_ref().is_some_and(|r| r.is_reached(&answers)),
+            overshoot: self.reference.as_ref().map_or(0.0, |r| r.overshoot(&answers)),
         })))
     }
 
