@@ -1,32 +1,32 @@
-//! One error type for the library: a variant for each kind of actor that caused it.
+//! The library's error type: one variant for each kind of cause.
 
 use std::path::{Path, PathBuf};
 
-/// The library's result.
+/// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, where, and what to do about it.
+/// What went wrong, where, and what the user can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused: file missing, no permission, no space.
+    /// The operating system refused: a missing file, no permission, no space left.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder concerned.
+        /// The file or folder that was accessed.
         path: PathBuf,
         /// The system's own error.
         source: std::io::Error,
     },
-    /// The file's bytes are not what its format says.
+    /// The file's bytes break the rules of its format.
     #[error("{}: {what}{}", path.display(), at(*offset))]
     Format {
         /// The file.
         path: PathBuf,
-        /// Byte offset in the file, where one is known.
+        /// Byte offset in the file, if one is known.
         offset: Option<u64>,
         /// What was found, and what was expected.
         what: String,
     },
-    /// The file is in order, but this program can't do what it needs.
+    /// The file is valid, but it needs a feature that this program lacks.
     #[error("{what}; {hint}")]
     Unsupported {
         /// What is not supported.
@@ -34,13 +34,14 @@ pub enum Error {
         /// What to do instead.
         hint: String,
     },
-    /// The model contradicts itself: a missing tensor, a shape that its metadata does not allow.
+    /// The model contradicts itself: a tensor is missing, or has a shape that the metadata rule
+    /// out.
     #[error("{0}")]
     Model(String),
-    /// A limit of this machine or one that the user set.
+    /// A limit of this machine, or a limit that the user set, was reached.
     #[error("{0}")]
     Limit(String),
-    /// A gate failed (exit code 3): no edit restores refusal inside the limits.
+    /// No edit restores refusal within the limits (exit code 3).
     #[error("{0}")]
     Gate(String),
     /// The user pressed Ctrl-C (exit code 130).
@@ -53,13 +54,13 @@ fn at(offset: Option<u64>) -> String {
 }
 
 impl Error {
-    /// Wraps an I/O error with the path that it concerns.
+    /// Wraps an I/O error together with the path that was accessed.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { path, source }
     }
 
-    /// A format error at an offset.
+    /// A format error, at a byte offset if one is known.
     pub fn format(
         path: impl AsRef<Path>,
         offset: impl Into<Option<u64>>,
@@ -72,7 +73,7 @@ impl Error {
         }
     }
 
-    /// Something that this program can't do, with what to do instead.
+    /// An [`Error::Unsupported`]: what is not supported, and what to do instead.
     pub fn unsupported(what: impl Into<String>, hint: impl Into<String>) -> Error {
         Error::Unsupported { what: what.into(), hint: hint.into() }
     }

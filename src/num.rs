@@ -1,11 +1,11 @@
-//! Vectors of numbers.
+//! Vector arithmetic, and random vectors.
 
-/// Euclidean norm in f64.
+/// Euclidean norm, summed in f64.
 pub fn norm(x: &[f32]) -> f64 {
     x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Σ a·b with eight running sums, which the compiler turns into vector code.
+/// Dot product Σ aᵢ·bᵢ. It keeps eight running sums, so that the compiler can vectorize the loop.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 8];
     let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -18,7 +18,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// Cosine of two vectors; 0 where one of them is zero.
+/// Cosine of the angle between two vectors; 0 if one of them is zero.
 pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
     let dot: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
     let norms =
@@ -30,7 +30,8 @@ pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
     }
 }
 
-/// A Gaussian direction (Box–Muller over SplitMix64).
+/// A random unit vector of `n` elements: Gaussian numbers (Box–Muller over SplitMix64), divided by
+/// their norm. The same seed gives the same vector.
 pub fn random_unit(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut uniform = || {

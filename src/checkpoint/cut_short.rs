@@ -1,11 +1,11 @@
-//! What happens when another program cuts a mapped file short: one line of error, exit code 1.
+//! Handles a mapped file that another program truncates: one line of error, then exit code 1.
 //!
-//! A read past a mapped file's new end is not an error that code can handle: the system sends
-//! SIGBUS, which ends a process without a word. The handler here names the file first.
-//! Windows has no such case: a mapped file can't be cut there.
+//! A read past the new end of a mapped file returns no error. The operating system sends SIGBUS,
+//! which ends the process without a message. The handler here prints the file's name before the
+//! process ends. Windows needs no handler, because nobody can truncate a mapped file there.
 #![allow(unsafe_code)]
 
-/// A mapped range that the handler knows, for as long as this lives.
+/// Registers a mapped range with the handler until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Watched(#[cfg_attr(not(unix), allow(dead_code))] Option<usize>);
 
@@ -16,8 +16,8 @@ impl Watched {
     }
 }
 
-/// Makes this process end with a line that names the file, where it would die of SIGBUS. For a
-/// program's start: a signal's handler belongs to the whole process.
+/// Makes this process name the truncated file, and exit with code 1, where SIGBUS would kill it. A
+/// program calls this at its start, because a signal handler belongs to the whole process.
 #[cfg(not(unix))]
 pub fn name_files_cut_short() {}
 
@@ -35,14 +35,15 @@ mod unix {
 
     use super::Watched;
 
-    /// A mapped range, and what to say of it; free where the message is null.
+    /// A mapped range and its error message. A slot with a null message is free.
     struct Slot {
         start: AtomicUsize,
         len: AtomicUsize,
         message: AtomicPtr<Vec<u8>>,
     }
 
-    /// Far more than files are open at once. A file that finds no slot goes without its message.
+    /// Far more than the files that are open at once. A file that finds no free slot has no
+    /// message.
     const SLOTS: usize = 1024;
     static TABLE: [Slot; SLOTS] = [const {
         Slot {
@@ -51,28 +52,31 @@ mod unix {
             message: AtomicPtr::new(null_mut()),
         }
     }; SLOTS];
-    /// What SIGBUS did before.
-    static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
-    static SAID: AtomicBool = AtomicBool::new(false);
+    /// The handler of SIGBUS before this module's.
+    static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+    /// Whether a thread has taken on printing the message.
+    static PRINTING: AtomicBool = AtomicBool::new(false);
 
     impl Watched {
         pub(in super::super) fn new(bytes: &[u8], path: &Path) -> Watched {
-            // On a terminal the line of a progress bar stands before it.
+            // On a terminal, a progress bar may have left its line open.
             let begin = if std::io::stderr().is_terminal() { "\n" } else { "" };
-            let what =
-                "was cut short by another program while it was in use; start again with the whole file";
-            let text = format!("{begin}error: {}: {what}\n", path.display());
+            let text = format!(
+                "{begin}error: {}: was cut short by another program while it was in use; \
+                 start again with the whole file\n",
+                path.display()
+            );
             let message = Box::into_raw(Box::new(text.into_bytes()));
-            let free = |slot: &Slot| {
+            let claim = |slot: &Slot| {
                 slot.message.compare_exchange(null_mut(), message, SeqCst, SeqCst).is_ok()
             };
-            let slot = TABLE.iter().position(free);
+            let slot = TABLE.iter().position(claim);
             match slot {
                 Some(slot) => {
                     TABLE[slot].start.store(bytes.as_ptr() as usize, SeqCst);
                     TABLE[slot].len.store(bytes.len(), SeqCst);
                 }
-                // Safety: it came from a box above, and no slot took it.
+                // Safety: the pointer came from the box above, and no slot holds it.
                 None => drop(unsafe { Box::from_raw(message) }),
             }
             Watched(slot)
@@ -84,50 +88,54 @@ mod unix {
             let Some(slot) = self.0.map(|slot| &TABLE[slot]) else { return };
             slot.len.store(0, SeqCst);
             let message = slot.message.swap(null_mut(), SeqCst);
-            // Safety: it came from a box, and this slot was its only owner. The handler reads it
-            // only for a fault inside the range, whose map outlives every borrow of it.
+            // Safety: the pointer came from a box, and this slot was its only owner. The handler
+            // reads the message only after a fault inside the range, and the map outlives every
+            // borrow of that range.
             drop(unsafe { Box::from_raw(message) });
         }
     }
 
-    /// Makes this process end with a line that names the file, where it would die of SIGBUS. For a
-    /// program's start: a signal's handler belongs to the whole process.
+    /// Makes this process name the truncated file, and exit with code 1, where SIGBUS would kill
+    /// it. A program calls this at its start, because a signal handler belongs to the whole
+    /// process.
     pub fn name_files_cut_short() {
-        // Safety: both structs are plain data, for which zeros are a value; the handler has the
-        // signature that SA_SIGINFO asks for and calls only what a handler may call.
+        // Safety: all zeros are a valid value of both structs, which are plain data. The handler
+        // has the signature that SA_SIGINFO requires, and calls only functions that a handler may
+        // call.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction =
                 handle as extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            let mut before: libc::sigaction = std::mem::zeroed();
-            if libc::sigaction(libc::SIGBUS, &action, &mut before) == 0 {
-                let _ = BEFORE.set(before);
+            let mut previous: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(libc::SIGBUS, &action, &mut previous) == 0 {
+                let _ = PREVIOUS.set(previous);
             }
         }
     }
 
     extern "C" fn handle(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-        // Safety: the system passes a valid siginfo with SIGBUS.
-        let at = unsafe { (*info).si_addr() } as usize;
-        let hit = |s: &&Slot| at.wrapping_sub(s.start.load(SeqCst)) < s.len.load(SeqCst);
-        match TABLE.iter().find(hit) {
-            // Safety: only write and _exit are called, which a handler may call. The message lives
-            // as long as the map, whose bytes the interrupted code is reading.
+        // Safety: the operating system passes a valid siginfo with SIGBUS.
+        let address = unsafe { (*info).si_addr() } as usize;
+        let covers = |s: &&Slot| address.wrapping_sub(s.start.load(SeqCst)) < s.len.load(SeqCst);
+        match TABLE.iter().find(covers) {
+            // Safety: a handler may call write and _exit, the only two calls. The message lives as
+            // long as the map, whose bytes the interrupted code is reading.
             Some(slot) => unsafe {
-                // Threads fault together; one speaks, the others wait for the end.
-                while SAID.swap(true, SeqCst) {
+                // Several threads may fault at once. The first prints; the others wait for the
+                // exit.
+                while PRINTING.swap(true, SeqCst) {
                     std::hint::spin_loop();
                 }
                 let text = &*slot.message.load(SeqCst);
                 libc::write(2, text.as_ptr().cast(), text.len());
                 libc::_exit(1)
             },
-            // Not a mapped file: as without this handler, when the instruction faults again.
-            // Safety: sigaction may be called from a handler; null asks for no old value.
+            // Not a mapped file. The instruction faults again, and then the previous handler runs.
+            // Safety: a handler may call sigaction; null means that the old value isn't wanted.
             None => unsafe {
-                if let Some(before) = BEFORE.get() {
-                    libc::sigaction(libc::SIGBUS, before, null_mut());
+                if let Some(previous) = PREVIOUS.get() {
+                    libc::sigaction(libc::SIGBUS, previous, null_mut());
                 } else {
                     libc::_exit(1)
                 }

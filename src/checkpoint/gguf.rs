@@ -1,4 +1,4 @@
-//! An open GGUF file: metadata in file order, tensors, and their bytes by memory map.
+//! An open GGUF file: its metadata in file order, its tensors, and their memory-mapped bytes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,9 +20,12 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens and checks a file. Every count and length in it is checked against the bytes that
-    /// there are, so that a damaged or hostile file is one error at once. Tensors of unknown
-    /// encodings are no error.
+    /// Opens a file, and checks every count and length in its header against the file's size, so
+    /// that a damaged or hostile file fails here and not later. A tensor of an unknown encoding is
+    /// allowed.
+    ///
+    /// # Errors
+    /// The file can't be read; its header is damaged; it is one part of a split model.
     pub fn open(path: &Path) -> Result<Gguf> {
         let map = Map::open(path)?;
         let header = parse(path, map.bytes())?;
@@ -32,7 +35,7 @@ impl Gguf {
         match gguf.get("split.count").and_then(Value::as_u64) {
             Some(count) if count > 1 => Err(Error::unsupported(
                 format!("{}: is one of {count} parts of a split model", path.display()),
-                "merge them first: llama-gguf-split --merge FIRST-PART OUT",
+                "merge the parts first: llama-gguf-split --merge FIRST-PART OUT",
             )),
             _ => Ok(gguf),
         }
@@ -48,18 +51,18 @@ impl Gguf {
         self.header.version
     }
 
-    /// Tensors begin at multiples of this, counted from [`Gguf::data_start`].
+    /// The alignment in bytes: tensors begin at multiples of it, counted from [`Gguf::data_start`].
     pub fn alignment(&self) -> u64 {
         self.header.alignment
     }
 
-    /// Where the tensors' data begin. Past the end in a file without tensors that ends with its
-    /// header.
+    /// Byte offset of the data section. Lies past the end of a file that has no tensors and ends
+    /// with its header.
     pub fn data_start(&self) -> u64 {
         self.header.data_start
     }
 
-    /// The file's size.
+    /// The file's size in bytes.
     pub fn file_len(&self) -> u64 {
         self.map.bytes().len() as u64
     }
@@ -69,99 +72,105 @@ impl Gguf {
         &self.header.metadata
     }
 
-    /// The value of a key.
+    /// The value of a metadata key, if the file has the key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).map(|&i| &self.header.metadata[i].value)
     }
 
-    /// A string that is UTF-8.
+    /// The string under a key; `None` if the key is missing, or its value isn't a UTF-8 string.
     pub fn get_str(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_str()
     }
 
-    /// An integer, whatever its width and sign in the file.
+    /// The integer under a key, of any width and sign in the file; `None` if it doesn't fit.
     pub fn get_u32(&self, key: &str) -> Option<u32> {
         self.get(key)?.as_u64()?.try_into().ok()
     }
 
-    /// An integer, whatever its width and sign in the file.
+    /// The integer under a key, of any width and sign in the file; `None` if it doesn't fit.
     pub fn get_u64(&self, key: &str) -> Option<u64> {
         self.get(key)?.as_u64()
     }
 
-    /// A float, of either width in the file.
+    /// The float under a key, of either width in the file.
     pub fn get_f32(&self, key: &str) -> Option<f32> {
         self.get(key)?.as_f64().map(|x| x as f32)
     }
 
-    /// A boolean.
+    /// The boolean under a key.
     pub fn get_bool(&self, key: &str) -> Option<bool> {
         self.get(key)?.as_bool()
     }
 
-    /// An array of strings, as bytes: token texts needn't be UTF-8.
+    /// The array of strings under a key, as bytes: the text of a token needn't be UTF-8.
     pub fn get_strings(&self, key: &str) -> Option<&[Vec<u8>]> {
         self.get(key)?.as_strings()
     }
 
-    /// An array of integers.
+    /// The array of integers under a key; `None` if one of them doesn't fit.
     pub fn get_u32s(&self, key: &str) -> Option<Vec<u32>> {
         self.get(key)?.to_u32s()
     }
 
-    /// An array of floats.
+    /// The array of floats under a key.
     pub fn get_f32s(&self, key: &str) -> Option<Vec<f32>> {
         self.get(key)?.to_f32s()
     }
 
-    /// An array of booleans.
+    /// The array of booleans under a key.
     pub fn get_bools(&self, key: &str) -> Option<Vec<bool>> {
         self.get(key)?.to_bools()
     }
 
-    /// The architecture's name, which prefixes its keys.
+    /// The architecture's name, `general.architecture`. The architecture's own keys begin with it.
+    ///
+    /// # Errors
+    /// The key is missing, or isn't a UTF-8 string.
     pub fn arch(&self) -> Result<&str> {
         self.get_str("general.architecture").ok_or_else(|| {
             Error::Model(format!("{}: its metadata lack general.architecture", self.path.display()))
         })
     }
 
-    /// The tensors, in the order of the file's list.
+    /// All tensors, in the order of the file's tensor list.
     pub fn tensors(&self) -> &[Tensor] {
         &self.header.tensors
     }
 
-    /// The tensor of a name.
+    /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.names.get(name).map(|&i| &self.header.tensors[i])
     }
 
-    /// A tensor's bytes. The tensor must be one of this file's.
+    /// The bytes of tensor `t`, which must be one of this file's.
     pub fn bytes(&self, t: &Tensor) -> &[u8] {
         self.raw(t.range())
     }
 
-    /// Any bytes of the file. The range must lie inside it.
+    /// The bytes of a range of the file, which must lie inside the file.
     pub fn raw(&self, range: Range<u64>) -> &[u8] {
         &self.map.bytes()[range.start as usize..range.end as usize]
     }
 
-    /// Where the list of tensors lies in the file.
+    /// The range of the file that holds the tensor list.
     pub fn tensor_infos_span(&self) -> Range<u64> {
         self.header.infos.clone()
     }
 
-    /// Asks the system to read a tensor ahead.
+    /// Asks the operating system to read tensor `t` ahead.
     pub fn advise_will_need(&self, t: &Tensor) {
         self.map.will_need(t.range());
     }
 
-    /// Tells the system that a tensor isn't needed soon.
+    /// Tells the operating system that tensor `t` isn't needed soon.
     pub fn advise_dont_need(&self, t: &Tensor) {
         self.map.dont_need(t.range());
     }
 
-    /// Opens the file again for reading, if it is still the one that was parsed.
+    /// Opens the file again for reading, with a cursor of its own.
+    ///
+    /// # Errors
+    /// The file can't be opened, or was changed or replaced since it was parsed.
     pub fn reopen(&self) -> Result<File> {
         self.map.reopen(&self.path)
     }

@@ -1,4 +1,4 @@
-//! SHA-256 of files and of tensors: how `diff` proves that nothing else has changed.
+//! SHA-256 of files and of tensors. `diff` compares them to prove that nothing else has changed.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,11 +11,13 @@ use super::{Checkpoint, Tensors};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-/// How much is hashed between two looks at whether the user wants to stop: some milliseconds'
-/// worth.
+/// Bytes that are hashed between two checks for Ctrl-C: some milliseconds of work.
 const CHUNK: usize = 4 << 20;
 
 /// The SHA-256 of a whole file, in lower-case hex.
+///
+/// # Errors
+/// The file can't be read; `Interrupted`.
 pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let total = file.metadata().map_err(Error::io(path))?.len();
@@ -35,11 +37,11 @@ pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// What names a checkpoint: the SHA-256 of its file, or, of a folder with several safetensors
-/// files, that of the lines which `sha256sum` prints for them in order.
+/// A checkpoint's identity, in lower-case hex: the SHA-256 of its file. For a folder with several
+/// safetensors files, the SHA-256 of the lines that `sha256sum` prints for these files in order.
 ///
 /// # Errors
-/// What the file system says; `Interrupted`.
+/// A file can't be read; `Interrupted`.
 pub fn sha256_checkpoint(file: &Checkpoint, progress: &dyn Progress) -> Result<String> {
     let Checkpoint::Folder(folder) = file else { return sha256_file(file.path(), progress) };
     let mut lines = Vec::new();
@@ -54,7 +56,10 @@ pub fn sha256_checkpoint(file: &Checkpoint, progress: &dyn Progress) -> Result<S
     Ok(hex(&Sha256::digest(text)))
 }
 
-/// The SHA-256 of each tensor's bytes, in the order of the file's tensors, computed on all cores.
+/// The SHA-256 of each tensor's bytes, in the order of [`Tensors::tensors`]. Runs on all cores.
+///
+/// # Errors
+/// `Interrupted`.
 pub fn sha256_tensors(file: &impl Tensors, progress: &dyn Progress) -> Result<Vec<[u8; 32]>> {
     progress.start("hashing", file.tensors().iter().map(|t| t.len).sum(), "bytes");
     let hash = |t: &super::Tensor| {

@@ -1,4 +1,4 @@
-//! A file as a slice of memory.
+//! A file as a read-only slice of memory.
 #![allow(unsafe_code)]
 
 use std::fs::{File, Metadata};
@@ -10,10 +10,10 @@ use memmap2::Mmap;
 use super::cut_short::Watched;
 use crate::{Error, Result};
 
-/// A file, mapped read-only.
+/// A file that is mapped read-only.
 #[derive(Debug)]
 pub struct Map {
-    // Before the map: fields are dropped in order.
+    // Stands before the map, because fields are dropped in order.
     _watched: Watched,
     mmap: Mmap,
     opened: Metadata,
@@ -21,14 +21,17 @@ pub struct Map {
 
 impl Map {
     /// Maps a regular file that isn't empty.
+    ///
+    /// # Errors
+    /// The file can't be opened or mapped, is empty, or isn't a regular file.
     pub fn open(path: &Path) -> Result<Map> {
-        // Looked at before opening, which on a pipe would wait for a writer.
+        // Checked before the file is opened: opening a pipe would wait for a writer.
         let kind = std::fs::metadata(path).map_err(Error::io(path))?;
         if kind.is_dir() {
             return Err(Error::format(path, None, "is a folder; name the file inside it"));
         }
         if !kind.is_file() {
-            let what = "is not a regular file; a checkpoint is read by mapping it, which needs one";
+            let what = "is not a regular file; only a regular file can be mapped to read it";
             return Err(Error::format(path, None, what));
         }
         let file = File::open(path).map_err(Error::io(path))?;
@@ -36,11 +39,11 @@ impl Map {
         if opened.len() == 0 {
             return Err(Error::format(path, None, "is empty (0 bytes); download it again"));
         }
-        // SAFETY: the map is private to this type, read-only, and hands out only `&[u8]`. What
-        // can't be ruled out is another process that writes to or truncates the file meanwhile:
-        // bytes would change under the slice, or a read past the new end would end this process
-        // (cut_short.rs says why). No portable lock prevents it, every program that maps model
-        // files lives with it, and nothing here depends for memory safety on the bytes' values.
+        // SAFETY: the map is private to this type, read-only, and hands out only `&[u8]`. Another
+        // process may still write to the file or truncate it. Then bytes change under the slice, or
+        // a read past the new end ends this process (cut_short.rs explains how). No portable lock
+        // prevents this, and every program that maps model files has the same gap. Memory safety
+        // here never depends on the values of the bytes.
         let mmap = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         Ok(Map { _watched: Watched::new(&mmap, path), mmap, opened })
     }
@@ -50,7 +53,8 @@ impl Map {
         &self.mmap
     }
 
-    /// Asks the system to read a range ahead. Advice: nothing depends on it, errors are ignored.
+    /// Asks the operating system to read a range ahead. Errors are ignored: nothing depends on this
+    /// advice.
     pub fn will_need(&self, range: Range<u64>) {
         #[cfg(unix)]
         if let Some((at, len)) = self.clamp(range) {
@@ -60,14 +64,14 @@ impl Map {
         let _ = range;
     }
 
-    /// Tells the system that a range isn't needed soon, so that it counts no longer as this
-    /// process's memory.
+    /// Tells the operating system that a range isn't needed soon. Its pages then no longer count as
+    /// this process's memory.
     pub fn dont_need(&self, range: Range<u64>) {
         #[cfg(unix)]
         if let Some((at, len)) = self.clamp(range) {
-            // SAFETY: on a shared file mapping (which `Mmap::map` makes) the pages are dropped and
-            // read from the file again at the next access, so slices that cover them stay valid and
-            // see the same bytes.
+            // SAFETY: `Mmap::map` makes a shared file mapping. Its dropped pages are read from the
+            // file again at the next access, so slices that cover them stay valid and see the same
+            // bytes.
             let _ = unsafe {
                 self.mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, len)
             };
@@ -83,8 +87,10 @@ impl Map {
         (start < end).then(|| (start as usize, (end - start) as usize))
     }
 
-    /// Opens the file again for reading (with a cursor of its own) and makes sure that it's still
-    /// the one mapped.
+    /// Opens the file again for reading, with a cursor of its own.
+    ///
+    /// # Errors
+    /// The file can't be opened, or was changed or replaced since it was mapped.
     pub fn reopen(&self, path: &Path) -> Result<File> {
         let file = File::open(path).map_err(Error::io(path))?;
         let now = file.metadata().map_err(Error::io(path))?;
@@ -110,5 +116,5 @@ fn same_file(a: &Metadata, b: &Metadata) -> bool {
 
 #[cfg(not(unix))]
 fn same_file(_: &Metadata, _: &Metadata) -> bool {
-    true // An open map keeps other systems from replacing the file.
+    true // Off Unix, a file can't be replaced while a map of it is open.
 }

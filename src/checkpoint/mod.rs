@@ -1,5 +1,5 @@
-//! A checkpoint as bytes and names: which tensors it holds, where, and its metadata. Decodes no
-//! weights.
+//! A checkpoint as bytes and names: its metadata, its tensors, and where each tensor lies. Nothing
+//! here decodes weights.
 
 mod cut_short;
 mod folder;
@@ -30,7 +30,7 @@ pub use safetensors::dtype_id;
 pub(crate) use value::write_string;
 pub use value::{Numbers, Value};
 
-/// An open checkpoint of either kind.
+/// An open checkpoint: a GGUF file or a Hugging Face folder.
 #[derive(Debug)]
 pub enum Checkpoint {
     /// A GGUF file.
@@ -39,11 +39,11 @@ pub enum Checkpoint {
     Folder(Folder),
 }
 
-/// What holds tensors.
+/// A container of tensors.
 pub trait Tensors: Sync {
-    /// All of them, in the file's order.
+    /// All tensors, in the file's order.
     fn tensors(&self) -> &[Tensor];
-    /// The bytes of one of them.
+    /// The bytes of tensor `t`, which must be one of this container's.
     fn bytes(&self, t: &Tensor) -> &[u8];
 }
 
@@ -66,10 +66,11 @@ impl Tensors for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file, a `.safetensors` file beside its `config.json`, or a Hugging Face folder.
+    /// Opens a GGUF file, a Hugging Face folder, or a `.safetensors` file with `config.json` in the
+    /// same folder.
     ///
     /// # Errors
-    /// What [`Gguf::open`] and [`Folder::open`] say.
+    /// The errors of [`Gguf::open`] and [`Folder::open`].
     pub fn open(path: &Path) -> Result<Checkpoint> {
         let is_dir = std::fs::metadata(path).map_err(Error::io(path))?.is_dir();
         if is_dir || path.extension() == Some(OsStr::new("safetensors")) {
@@ -82,7 +83,7 @@ impl Checkpoint {
         }
     }
 
-    /// The file, where it is a GGUF.
+    /// The GGUF file, if the checkpoint is one.
     pub fn gguf(&self) -> Option<&Gguf> {
         match self {
             Checkpoint::Gguf(g) => Some(g),
@@ -90,7 +91,7 @@ impl Checkpoint {
         }
     }
 
-    /// The folder, where it is one.
+    /// The Hugging Face folder, if the checkpoint is one.
     pub fn folder(&self) -> Option<&Folder> {
         match self {
             Checkpoint::Gguf(_) => None,
@@ -106,7 +107,7 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes of the file, or of all safetensors files.
+    /// Size in bytes of the GGUF file, or of all safetensors files together.
     pub fn file_len(&self) -> u64 {
         match self {
             Checkpoint::Gguf(g) => g.file_len(),
@@ -114,7 +115,7 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors, in the order of the files.
+    /// All tensors, file by file, in the order of each file.
     pub fn tensors(&self) -> &[Tensor] {
         match self {
             Checkpoint::Gguf(g) => g.tensors(),
@@ -122,7 +123,7 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor of a name.
+    /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         match self {
             Checkpoint::Gguf(g) => g.tensor(name),
@@ -130,7 +131,7 @@ impl Checkpoint {
         }
     }
 
-    /// A tensor's bytes. The tensor must be one of this checkpoint's.
+    /// The bytes of tensor `t`, which must be one of this checkpoint's.
     pub fn bytes(&self, t: &Tensor) -> &[u8] {
         match self {
             Checkpoint::Gguf(g) => g.bytes(t),
@@ -138,7 +139,7 @@ impl Checkpoint {
         }
     }
 
-    /// Asks the system to read a tensor ahead.
+    /// Asks the operating system to read tensor `t` ahead.
     pub fn advise_will_need(&self, t: &Tensor) {
         match self {
             Checkpoint::Gguf(g) => g.advise_will_need(t),
@@ -146,7 +147,7 @@ impl Checkpoint {
         }
     }
 
-    /// Tells the system that a tensor isn't needed soon.
+    /// Tells the operating system that tensor `t` isn't needed soon.
     pub fn advise_dont_need(&self, t: &Tensor) {
         match self {
             Checkpoint::Gguf(g) => g.advise_dont_need(t),
@@ -158,34 +159,36 @@ impl Checkpoint {
 /// One tensor of a checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tensor {
-    /// Its name, as the file spells it.
+    /// The name, as the file spells it.
     pub name: String,
-    /// Its shape in GGUF's order: `dims[0]` is the length of a row (input features), `dims[1]` the
-    /// number of rows.
+    /// The shape in GGUF's order: `dims[0]` is the length of a row (input features), `dims[1]` the
+    /// number of rows (output features).
     pub dims: Vec<u64>,
-    /// The file's own number for the encoding; it may be one that this program doesn't know.
+    /// The number of the encoding: `enum ggml_type` in GGUF, the result of [`dtype_id`] in
+    /// safetensors. This program may not know the encoding.
     pub type_id: u32,
-    /// Which of the checkpoint's files holds it (0: the only one).
+    /// Index of the file that holds the tensor, among the checkpoint's files. 0 in a checkpoint of
+    /// one file.
     pub file: usize,
-    /// Where its bytes begin, from the start of that file.
+    /// Where the tensor's bytes begin, counted from the start of that file.
     pub offset: u64,
-    /// How many bytes it has. For an unknown encoding: up to the next tensor, or to the end of the
-    /// file.
+    /// Number of bytes. For an unknown encoding of GGUF: up to the next tensor, or to the end of
+    /// the file.
     pub len: u64,
 }
 
 impl Tensor {
-    /// Number of elements. Can't overflow: the reader refused such a shape.
+    /// Number of elements. The product can't overflow: the readers refuse such shapes.
     pub fn elements(&self) -> u64 {
         self.dims.iter().product()
     }
 
-    /// The encoding's name, `type 77` for an unknown one.
+    /// The encoding's name; `type 77` for an unknown encoding of that number.
     pub fn type_name(&self) -> String {
         type_name(self.type_id)
     }
 
-    /// Its bytes' place in the file.
+    /// The range of the file that holds the tensor's bytes.
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.len
     }
@@ -198,11 +201,11 @@ pub struct Entry {
     pub key: String,
     /// The value.
     pub value: Value,
-    /// Where the whole entry (key, type, value) lies in the file.
+    /// The range of the file that holds the whole entry: key, type and value.
     pub span: Range<u64>,
 }
 
-/// The name of an encoding, `type 77` for an unknown one.
+/// The name of an encoding; `type 77` for an unknown encoding of that number.
 pub fn type_name(type_id: u32) -> String {
     if let Some(name) = safetensors::dtype_name(type_id) {
         return name.to_string();
@@ -211,14 +214,17 @@ pub fn type_name(type_id: u32) -> String {
         .map_or_else(|_| format!("type {type_id}"), |t| t.name().to_string())
 }
 
-/// An encoding's block: (elements, bytes). None for an unknown encoding.
+/// Elements and bytes of an encoding's block. `None` for an encoding that GGUF doesn't have.
 pub fn block(type_id: u32) -> Option<(u64, u64)> {
     let t = GGUFTensorType::from_u32(type_id).ok()?;
     Some((t.block_size() as u64, t.block_size_bytes()? as u64))
 }
 
-/// The size in bytes of a tensor of this shape. `Ok(None)`: unknown encoding. `Err` says what is
-/// wrong with the shape.
+/// The size in bytes of a tensor of shape `dims`. `Ok(None)` for an unknown encoding.
+///
+/// # Errors
+/// The element or byte count overflows, or a row isn't a whole number of blocks. The message
+/// doesn't name the tensor.
 pub fn encoded_len(type_id: u32, dims: &[u64]) -> Result<Option<u64>, String> {
     let elements = dims
         .iter()
@@ -230,7 +236,7 @@ pub fn encoded_len(type_id: u32, dims: &[u64]) -> Result<Option<u64>, String> {
     if row % block_len != 0 {
         let name = type_name(type_id);
         return Err(format!(
-            "rows of {row} elements don't divide into {name}'s blocks of {block_len}"
+            "rows of {row} elements can't be divided into {name}'s blocks of {block_len}"
         ));
     }
     (elements / block_len)
@@ -244,8 +250,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_sizes_are_llama_cpps() {
-        // (id, elements, bytes) from ggml-common.h.
+    fn block_sizes_equal_those_of_llama_cpp() {
+        // (type id, elements, bytes) of llama.cpp's ggml-common.h.
         let table = [
             (0, 1, 4),
             (1, 1, 2),

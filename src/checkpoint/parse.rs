@@ -1,4 +1,4 @@
-//! The header of a GGUF file, from bytes that nobody vouches for.
+//! Reads the header of a GGUF file. The bytes may be damaged or hostile.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -10,19 +10,20 @@ use super::sniff::looks_like;
 use super::{encoded_len, Entry, Numbers, Tensor, Value};
 use crate::{Error, Result};
 
-/// The smallest metadata entry (empty key, a one-byte value) and tensor entry (empty name, no
-/// dimensions): what a count in the header must leave room for.
+/// Size of the smallest metadata entry: an empty key and a one-byte value. A count of entries is
+/// refused if the rest of the file can't hold that many of this size.
 const LEAST_ENTRY: u64 = 8 + 4 + 1;
+/// Size of the smallest tensor entry: an empty name and no dimensions.
 const LEAST_TENSOR: u64 = 8 + 4 + 4 + 8;
-/// Far beyond any model, and small enough that a damaged count in a large file can't take all
-/// memory.
+/// Limits far above any model's counts, and low enough that a damaged count in a large file can't
+/// take all memory.
 const MOST_ENTRIES: u64 = 1 << 20;
 const MOST_STRINGS: u64 = 1 << 26;
 const MOST_BYTES: u64 = 1 << 30;
 const MAX_DIMS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// What the header says.
+/// The content of the header.
 #[derive(Debug)]
 pub(super) struct Header {
     pub version: u32,
@@ -33,7 +34,7 @@ pub(super) struct Header {
     pub tensors: Vec<Tensor>,
 }
 
-/// Reads the header and checks that every tensor lies inside the file and on no other.
+/// Reads the header. Checks that every tensor lies inside the file and that no two overlap.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     if !bytes.starts_with(b"GGUF") {
         return Err(Error::format(path, None, looks_like(bytes)));
@@ -61,7 +62,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         tensors.push(tensor);
     }
     let infos = start..r.at as u64;
-    // Can't overflow: a file's size is below 2^63 and an alignment below 2^32.
+    // Can't overflow: a file's size is below 2^63, and an alignment below 2^32.
     let data_start = infos.end.next_multiple_of(alignment);
     place_tensors(path, &mut tensors, data_start, bytes.len() as u64)?;
     Ok(Header { version, alignment, data_start, metadata, infos, tensors })
@@ -74,7 +75,7 @@ fn check_version(path: &Path, version: u32) -> Result<()> {
             format!("{}: is GGUF version 1, which has been out of use since 2023", path.display()),
             "convert the model again, or download a current GGUF",
         )),
-        // A small number in the other byte order.
+        // The lower half is zero: a small number in the other byte order.
         v if v & 0xffff == 0 && v != 0 => Err(Error::unsupported(
             format!("{}: is a big-endian GGUF file", path.display()),
             "convert it to little-endian first (gguf-py's gguf-convert-endian)",
@@ -121,8 +122,8 @@ fn alignment(path: &Path, metadata: &[Entry]) -> Result<u64> {
     }
 }
 
-/// Reads one entry of the tensor list. Its offset is still the one in the data section, and its
-/// length is `u64::MAX` where the encoding is unknown: [`place_tensors`] knows both.
+/// Reads one entry of the tensor list. [`place_tensors`] completes it: the offset still counts from
+/// the start of the data section, and the length of an unknown encoding is `u64::MAX`.
 fn read_tensor(r: &mut Reader, alignment: u64) -> Result<Tensor> {
     let name = r.name("tensor name")?;
     r.place = format!("the entry of tensor `{name}`");
@@ -137,15 +138,16 @@ fn read_tensor(r: &mut Reader, alignment: u64) -> Result<Tensor> {
     let offset = r.u64()?;
     let len = encoded_len(type_id, &dims).map_err(|e| r.error(format!("tensor `{name}`: {e}")))?;
     if offset % alignment != 0 {
-        let what =
-            format!("tensor `{name}` has offset {offset}, which is no multiple of the alignment {alignment}");
-        return Err(r.error(what));
+        return Err(r.error(format!(
+            "tensor `{name}` has offset {offset}, which is not a multiple of the alignment \
+             {alignment}"
+        )));
     }
     Ok(Tensor { name, dims, type_id, file: 0, offset, len: len.unwrap_or(u64::MAX) })
 }
 
-/// Turns offsets into places in the file, finds the lengths of unknown encodings, and checks that
-/// no tensor overlaps another or passes the end of the file.
+/// Makes offsets count from the start of the file, and sets the lengths of unknown encodings.
+/// Checks that every tensor ends inside the file and that no two overlap.
 fn place_tensors(
     path: &Path,
     tensors: &mut [Tensor],
@@ -155,7 +157,7 @@ fn place_tensors(
     let mut missing: Option<(u64, String)> = None;
     for t in tensors.iter_mut() {
         let start = t.offset.checked_add(data_start);
-        // An unknown encoding needs at least a byte, if the tensor has elements.
+        // A tensor of an unknown encoding has at least one byte, unless it has no elements.
         let least = if t.len == u64::MAX { t.elements().min(1) } else { t.len };
         let Some((start, end)) = start.and_then(|s| Some((s, s.checked_add(least)?))) else {
             let what = format!(
@@ -171,8 +173,8 @@ fn place_tensors(
     }
     if let Some((end, name)) = missing {
         let what = format!(
-            "is cut short: tensor `{name}` ends at byte {end} and the file at {file_len}, so {} bytes are missing; \
-             download it again",
+            "is cut short: tensor `{name}` ends at byte {end} and the file at {file_len}, so {} \
+             bytes are missing; download it again",
             end - file_len
         );
         return Err(Error::format(path, None, what));
@@ -197,11 +199,13 @@ fn place_tensors(
     Ok(())
 }
 
-/// A cursor that never passes the end and says where it was when it would have.
+/// A cursor over the header. It never passes the end of the file: its error names the part of the
+/// header that is cut short.
 struct Reader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     at: usize,
+    /// The part of the header that is being read, for error messages.
     place: String,
 }
 
@@ -248,7 +252,8 @@ impl<'a> Reader<'a> {
         self.take(len)
     }
 
-    /// A key or a tensor name: unlike values, these are looked up, so they must be text.
+    /// Reads a key or a tensor name. Both are looked up by name, so they must be UTF-8, unlike
+    /// values.
     fn name(&mut self, what: &str) -> Result<String> {
         let bytes = self.string()?;
         match std::str::from_utf8(bytes) {
@@ -257,7 +262,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Checks a count before anything is allocated for it.
+    /// Checks a count before memory is allocated for it: `count` items of at least `least` bytes
+    /// must fit into the rest of the file, and `count` must not exceed `most`.
     fn room_for(&self, count: u64, least: u64, most: u64, what: &str) -> Result<()> {
         let fits = count.checked_mul(least).is_some_and(|n| n <= self.remaining());
         if fits && count <= most {
@@ -284,7 +290,7 @@ impl<'a> Reader<'a> {
             GGUFValueType::String => Ok(Value::String(self.string()?.to_vec())),
             GGUFValueType::Array => self.array_value(),
             kind => {
-                // Every other kind has a size.
+                // Every other kind has a fixed size.
                 let mut bytes = self.take(kind.size_in_bytes().unwrap_or(1) as u64)?;
                 MetadataValue::read_from(&mut bytes, kind)
                     .map(Value::Scalar)

@@ -1,34 +1,36 @@
-//! Files that were cut for upload, to be joined byte by byte: publishers of large models name them
-//! `MODEL.gguf.part1of2`, `MODEL.gguf-split-a`, `MODEL.gguf.001`.
+//! Recognizes one part of a file that was cut into pieces for upload. Publishers of large models
+//! name such parts `MODEL.gguf.part1of2`, `MODEL.gguf-split-a` or `MODEL.gguf.001`. Concatenated in
+//! order, the parts give the file.
 
 use std::path::Path;
 
-/// Endings of whole files.
+/// How the names of whole files end.
 const WHOLE: [&str; 2] = [".gguf", ".safetensors"];
 
-/// The whole file's name, where a name says that it is a part.
+/// The name of the whole file, if `name` is that of a part.
 fn part_of(name: &str) -> Option<&str> {
     let lower = name.to_ascii_lowercase();
     let end = WHOLE.iter().filter_map(|w| lower.rfind(w).map(|at| at + w.len())).max()?;
     let whole = name.get(..end)?;
-    let bare = lower[end..].trim_start_matches(['.', '-', '_']);
+    let suffix = lower[end..].trim_start_matches(['.', '-', '_']);
     let numbered = |word: &str| {
-        let rest = bare.strip_prefix(word).map(|r| r.trim_start_matches(['.', '-', '_']));
+        let rest = suffix.strip_prefix(word).map(|r| r.trim_start_matches(['.', '-', '_']));
         rest.is_some_and(|r| {
-            r.len() == 1 || r.starts_with(|c: char| c.is_ascii_digit()) || letters(r)
+            r.len() == 1 || r.starts_with(|c: char| c.is_ascii_digit()) || is_letter_count(r)
         })
     };
-    let bare_mark = !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_digit()) || letters(bare);
-    (bare_mark || ["part", "split", "chunk"].into_iter().any(numbered)).then_some(whole)
+    let counted =
+        !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit()) || is_letter_count(suffix);
+    (counted || ["part", "split", "chunk"].into_iter().any(numbered)).then_some(whole)
 }
 
-/// `a`, `b` ... or, as the tool `split` counts, `aa`, `ab` ...
-fn letters(mark: &str) -> bool {
-    matches!(mark.as_bytes(), [b'a'..=b'z'] | [b'a', b'a'..=b'z'])
+/// Whether a suffix counts in letters: `a`, `b` …, or `aa`, `ab` … as the tool `split` writes.
+fn is_letter_count(suffix: &str) -> bool {
+    matches!(suffix.as_bytes(), [b'a'..=b'z'] | [b'a', b'a'..=b'z'])
 }
 
-/// What to say of a file that can't be read where its name says that it is a part: what it is, and
-/// how to join the parts.
+/// The error for an unreadable file whose name is that of a part: what the file is, and how to join
+/// the parts. `None` for other names.
 pub(super) fn advice(path: &Path) -> Option<(String, String)> {
     let name = path.file_name()?.to_str()?;
     let whole = part_of(name)?;
@@ -36,10 +38,10 @@ pub(super) fn advice(path: &Path) -> Option<(String, String)> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = entries.filter_map(|e| e.file_name().into_string().ok());
     let mut parts: Vec<String> = names.filter(|n| part_of(n) == Some(whole)).collect();
-    // 10 goes behind 9.
+    // By length first, so that 10 comes after 9.
     parts.sort_by(|a, b| a.len().cmp(&b.len()).then(a.cmp(b)));
     let what = format!(
-        "{}: by its name it is a part of {whole}, which was cut for upload",
+        "{}: by its name it is a part of {whole}, which was cut into parts for upload",
         path.display()
     );
     let list = match parts.len() {

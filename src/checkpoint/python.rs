@@ -1,9 +1,9 @@
-//! JSON as Python's `json` module writes it.
+//! Makes the output of Python's `json` module valid JSON.
 
-/// The literals that JSON doesn't have.
+/// Literals that Python's `json` module writes and JSON doesn't have.
 const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// The text with these literals as strings; `None` where it has none.
+/// Puts [`LITERALS`] into quotes, outside of strings. `None` if the text has none.
 pub(super) fn quoted(json: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(json.len() + 16);
     let mut at = 0;

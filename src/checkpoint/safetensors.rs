@@ -1,5 +1,5 @@
-//! The header of a safetensors file: eight bytes of length, a JSON object of tensors, then their
-//! bytes without gaps.
+//! Reads the header of a safetensors file. The file holds the header's length in eight bytes, the
+//! header as a JSON object of tensors, and the tensors' bytes without gaps.
 
 use std::fmt;
 use std::path::Path;
@@ -10,11 +10,12 @@ use serde_json::Value;
 use super::Tensor;
 use crate::{Error, Result};
 
-/// Longer headers are none of real models; other readers refuse them too.
+/// Size limit of the header. No real model's header comes near it, and other readers have the same
+/// limit.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Element types: name, the number that [`Tensor::type_id`] gets, bits of an element. Those that
-/// GGUF has as well share its numbers.
+/// Element types: name, number for [`Tensor::type_id`], bits of an element. A type that GGUF has
+/// too keeps GGUF's number.
 const DTYPES: [(&str, u32, u64); 21] = [
     ("F32", 0, 32),
     ("F16", 1, 16),
@@ -38,12 +39,12 @@ const DTYPES: [(&str, u32, u64); 21] = [
     ("C64", OWN + 11, 64),
     ("F8_E4M3FNUZ", OWN + 12, 8),
 ];
-/// Numbers from here on are given here; no GGUF file has them.
+/// The first number of the types that GGUF doesn't have. GGUF's own numbers are far below.
 const OWN: u32 = 0x5AFE_0000;
-/// An element type that isn't in the table.
+/// The number of every element type that isn't in the table.
 const UNKNOWN: u32 = OWN + 0xFFFF;
 
-/// The name of an element type by its number, for those that only safetensors has.
+/// The name of an element type that only safetensors has, by its number.
 pub(super) fn dtype_name(type_id: u32) -> Option<&'static str> {
     match type_id {
         UNKNOWN => Some("an unknown type"),
@@ -52,13 +53,13 @@ pub(super) fn dtype_name(type_id: u32) -> Option<&'static str> {
     }
 }
 
-/// The number of an element type by its name in the header.
+/// The number of an element type, by its name in the header. Unknown names share one number.
 pub fn dtype_id(name: &str) -> u32 {
     DTYPES.iter().find(|d| d.0 == name).map_or(UNKNOWN, |d| d.1)
 }
 
-/// A JSON object's members in order, a name that comes twice included: readers differ in which they
-/// would take.
+/// A JSON object's members in order. A repeated name is kept, to be refused: readers differ in
+/// which of the two they take.
 struct Members(Vec<(String, Value)>);
 
 impl<'de> serde::Deserialize<'de> for Members {
@@ -84,41 +85,48 @@ impl<'de> serde::Deserialize<'de> for Members {
     }
 }
 
-/// Reads the tensors of one file, in the order of their bytes. `file` is its place in the
-/// checkpoint's list.
+/// Reads the tensors of one file, in the order of their bytes. `file` is the file's index for
+/// [`Tensor::file`].
+///
+/// # Errors
+/// The header is no JSON object of tensors, two tensors have one name, or the tensors don't fill
+/// the file exactly.
 pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor>> {
     let size = bytes.len() as u64;
-    let bad = |at: u64, what: String| Error::format(path, at, what);
+    let wrong = |at: u64, what: String| Error::format(path, at, what);
     let Some((len, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(bad(
+        return Err(wrong(
             0,
-            format!("has {size} bytes, a safetensors file has 8 and a header; download it again"),
+            format!("has {size} bytes, too few for a safetensors header; download it again"),
         ));
     };
     let len = u64::from_le_bytes(*len);
     if len > LONGEST_HEADER {
-        return Err(bad(
+        return Err(wrong(
             0,
-            format!("its header claims {len} bytes, {LONGEST_HEADER} is the most; this is no safetensors file, or a damaged one"),
+            format!(
+                "its header claims {len} bytes, {LONGEST_HEADER} is the most; this is not a \
+                 safetensors file, or a damaged one"
+            ),
         ));
     }
     let Some((header, data)) = rest.split_at_checked(len as usize) else {
         let have = rest.len();
-        return Err(bad(
+        return Err(wrong(
             0,
             format!("its header claims {len} bytes and {have} are there; download it again"),
         ));
     };
     let Members(members) = serde_json::from_slice(header).map_err(|e| {
-        bad(8, format!("its header is not a JSON object of tensors: {e}; download it again"))
+        wrong(8, format!("its header is not a JSON object of tensors: {e}; download it again"))
     })?;
     let mut tensors = Vec::with_capacity(members.len());
     for (name, value) in members {
         if name == "__metadata__" {
             continue;
         }
-        tensors
-            .push(tensor(&name, &value, data.len() as u64, len + 8, file).map_err(|e| bad(8, e))?);
+        let entry = tensor(&name, &value, data.len() as u64, len + 8, file);
+        tensors.push(entry.map_err(|e| wrong(8, e))?);
     }
     tensors.sort_by(|a, b| a.offset.cmp(&b.offset).then(a.len.cmp(&b.len)));
     let mut at = len + 8;
@@ -126,11 +134,11 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
         if t.offset != at {
             let (name, begins) = (&t.name, t.offset);
             let how = if begins < at {
-                "overlaps the one before"
+                "overlaps the tensor before it"
             } else {
-                "leaves a gap behind the one before"
+                "leaves a gap after the tensor before it"
             };
-            return Err(bad(
+            return Err(wrong(
                 begins,
                 format!("tensor `{name}` {how}, which ends at byte {at}; download it again"),
             ));
@@ -138,7 +146,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
         at += t.len;
     }
     if at != size {
-        return Err(bad(
+        return Err(wrong(
             at,
             format!("its tensors end at byte {at}, the file has {size}; download it again"),
         ));
@@ -146,7 +154,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
     let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|w| w[0] == w[1]) {
-        Some(w) => Err(bad(
+        Some(w) => Err(wrong(
             8,
             format!("tensor `{}` is in the header twice; download the file again", w[0]),
         )),
@@ -154,7 +162,11 @@ pub(super) fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Tensor
     }
 }
 
-/// One member of the header. `Err` says what is wrong with it.
+/// Reads one member of the header. `data`: size in bytes of the data section, which begins at byte
+/// `start` of the file.
+///
+/// # Errors
+/// What is wrong with the member.
 fn tensor(name: &str, value: &Value, data: u64, start: u64, file: usize) -> Result<Tensor, String> {
     let wrong = |what: &str| format!("tensor `{name}` {what}; download the file again");
     let numbers = |key: &str| -> Option<Vec<u64>> {

@@ -1,7 +1,8 @@
-//! What a file that isn't a GGUF looks like: most wrong inputs are one of a dozen well-known
-//! things.
+//! Guesses what a file is that isn't a GGUF file. Most wrong inputs are one of a dozen well-known
+//! formats.
 
-/// A description of a file by its first bytes, with what to do where that is clear.
+/// An error message about a file that isn't a GGUF file: what it is by its first bytes and, if that
+/// is clear, what the user can do.
 pub(super) fn looks_like(bytes: &[u8]) -> String {
     let head = &bytes[..bytes.len().min(4096)];
     let starts = |magic: &[u8]| head.starts_with(magic);
@@ -39,14 +40,16 @@ pub(super) fn looks_like(bytes: &[u8]) -> String {
     } else {
         let first: Vec<String> = head.iter().take(8).map(|b| format!("{b:02x}")).collect();
         return format!(
-            "is not a GGUF file (it begins with the bytes {}); expected one, or a Hugging Face folder",
+            "is not a GGUF file (it begins with the bytes {}); expected a GGUF file or a Hugging \
+             Face folder",
             first.join(" ")
         );
     };
     format!("is not a GGUF file; it looks like {known}")
 }
 
-/// A safetensors file begins with the length of its JSON header, then the header.
+/// Whether the bytes begin as a safetensors file does: eight bytes of the header's length, then the
+/// JSON header.
 fn is_safetensors(bytes: &[u8]) -> bool {
     let Some((len, rest)) = bytes.split_first_chunk::<8>() else { return false };
     rest.first() == Some(&b'{') && u64::from_le_bytes(*len) < 100_000_000

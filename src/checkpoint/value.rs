@@ -1,5 +1,5 @@
-//! Metadata values. gguf-rs-lib reads and writes the numbers; strings stay bytes, since token texts
-//! needn't be UTF-8.
+//! Metadata values. gguf-rs-lib reads and writes the numbers. Strings stay bytes, because the text
+//! of a token needn't be UTF-8.
 
 use gguf_rs_lib::format::{GGUFValueType, MetadataValue};
 
@@ -8,7 +8,7 @@ use gguf_rs_lib::format::{GGUFValueType, MetadataValue};
 pub enum Value {
     /// A number or a boolean.
     Scalar(MetadataValue),
-    /// A string, which may be other than UTF-8.
+    /// A string, which needn't be UTF-8.
     String(Vec<u8>),
     /// An array of numbers or booleans.
     Numbers(Numbers),
@@ -16,8 +16,8 @@ pub enum Value {
     Strings(Vec<Vec<u8>>),
 }
 
-/// An array of numbers of one type, kept as the file's bytes: a vocabulary has hundreds of
-/// thousands.
+/// An array of numbers of one type. It keeps the file's bytes, because a vocabulary has hundreds of
+/// thousands of numbers.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Numbers {
     kind: GGUFValueType,
@@ -25,7 +25,8 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// `bytes` must hold whole little-endian elements of a fixed-size type.
+    /// An array from its bytes, which must hold whole little-endian elements of the fixed-size type
+    /// `kind`.
     pub(super) fn new(kind: GGUFValueType, bytes: Vec<u8>) -> Numbers {
         debug_assert!(kind.size_in_bytes().is_some_and(|size| bytes.len().is_multiple_of(size)));
         Numbers { kind, bytes }
@@ -46,7 +47,8 @@ impl Numbers {
         self.bytes.is_empty()
     }
 
-    /// The elements; `None` stands for one that its type doesn't allow (a boolean of 7).
+    /// The elements. `None` stands for an element that the type doesn't allow, such as a boolean of
+    /// 7.
     pub fn iter(&self) -> impl Iterator<Item = Option<MetadataValue>> + '_ {
         let size = self.kind.size_in_bytes().unwrap_or(1);
         self.bytes.chunks_exact(size).map(|mut b| MetadataValue::read_from(&mut b, self.kind).ok())
@@ -74,7 +76,7 @@ impl Value {
         Value::Numbers(Numbers::new(GGUFValueType::U32, bytes))
     }
 
-    /// What kind of value this is, for messages: `u32`, `string`, `array of f32`.
+    /// The type of the value, for messages: `u32`, `string`, `array of f32`.
     pub fn type_name(&self) -> String {
         match self {
             Value::Scalar(v) => v.value_type().name().to_string(),
@@ -84,12 +86,12 @@ impl Value {
         }
     }
 
-    /// A string that is UTF-8.
+    /// The string, if the value is one and is UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         self.as_bytes().and_then(|b| std::str::from_utf8(b).ok())
     }
 
-    /// A string's bytes.
+    /// The string's bytes, if the value is a string.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Value::String(b) => Some(b),
@@ -97,12 +99,12 @@ impl Value {
         }
     }
 
-    /// An integer of any width and sign that fits.
+    /// The integer, if the value is one (of any width and sign) that fits into a `u64`.
     pub fn as_u64(&self) -> Option<u64> {
         self.as_integer().and_then(|i| i.try_into().ok())
     }
 
-    /// An integer of any width and sign that fits.
+    /// The integer, if the value is one (of any width and sign) that fits into an `i64`.
     pub fn as_i64(&self) -> Option<i64> {
         self.as_integer().and_then(|i| i.try_into().ok())
     }
@@ -114,7 +116,7 @@ impl Value {
         }
     }
 
-    /// A float of either width.
+    /// The float, if the value is one (of either width).
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Value::Scalar(v) => v.as_f64(),
@@ -122,7 +124,7 @@ impl Value {
         }
     }
 
-    /// A boolean.
+    /// The boolean, if the value is one.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Value::Scalar(v) => v.as_bool(),
@@ -130,7 +132,7 @@ impl Value {
         }
     }
 
-    /// An array of strings, as bytes. An empty array of anything is one.
+    /// The array of strings, as bytes. An empty array of another type counts as one.
     pub fn as_strings(&self) -> Option<&[Vec<u8>]> {
         match self {
             Value::Strings(s) => Some(s),
@@ -139,17 +141,17 @@ impl Value {
         }
     }
 
-    /// An array of integers, every one of which fits.
+    /// The array of integers, if every element fits into a `u32`.
     pub fn to_u32s(&self) -> Option<Vec<u32>> {
         self.numbers()?.collect(|v| integer(v)?.try_into().ok())
     }
 
-    /// An array of integers, every one of which fits.
+    /// The array of integers, if every element fits into an `i64`.
     pub fn to_i64s(&self) -> Option<Vec<i64>> {
         self.numbers()?.collect(|v| integer(v)?.try_into().ok())
     }
 
-    /// An array of floats (64-bit ones are rounded).
+    /// The array of floats. 64-bit floats are rounded.
     pub fn to_f32s(&self) -> Option<Vec<f32>> {
         self.numbers()?.collect(|v| match v {
             MetadataValue::F32(x) => Some(*x),
@@ -157,12 +159,12 @@ impl Value {
         })
     }
 
-    /// An array of booleans.
+    /// The array of booleans.
     pub fn to_bools(&self) -> Option<Vec<bool>> {
         self.numbers()?.collect(MetadataValue::as_bool)
     }
 
-    /// An array of numbers.
+    /// The array of numbers or booleans, if the value is one.
     pub fn numbers(&self) -> Option<&Numbers> {
         match self {
             Value::Numbers(n) => Some(n),
@@ -170,7 +172,7 @@ impl Value {
         }
     }
 
-    /// Appends the value as the file stores it: type, then content.
+    /// Appends the value in the file's format: type, then content.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
             Value::Scalar(v) => {
@@ -199,7 +201,7 @@ fn write_array_head(kind: GGUFValueType, len: usize, out: &mut Vec<u8>) {
     out.extend((len as u64).to_le_bytes());
 }
 
-/// Appends a string as the file stores it: length, then bytes.
+/// Appends a string in the file's format: length, then bytes.
 pub(crate) fn write_string(s: &[u8], out: &mut Vec<u8>) {
     out.extend((s.len() as u64).to_le_bytes());
     out.extend(s);

@@ -1,28 +1,29 @@
-//! What the block encodings whose elements have codes of their own have in common: codes spread
-//! over one or two bit planes, parameters per group.
+//! The codec of block encodings whose elements have codes of their own. A block stores codes in one
+//! or two bit planes, and parameters for groups of elements.
 
 use super::decode::{decode, spread, Levels, EACH};
 use super::Params;
 use std::marker::PhantomData;
 
-/// Whole blocks of one encoding; the slices' lengths have been checked.
+/// Decodes whole blocks of one encoding. Callers have checked the lengths of the slices.
 pub(super) trait Codec {
     /// Elements and bytes of a block.
     fn geometry(&self) -> (usize, usize);
     fn decode(&self, bytes: &[u8], out: &mut [f32]);
-    /// The codes, where every element has one of its own.
+    /// Access to the codes, if every element has a code of its own.
     fn codes(&self) -> Option<&dyn Codes>;
 }
 
-/// Whole blocks whose elements have codes of their own; the slices' lengths have been checked.
+/// Reads and writes the codes of whole blocks whose elements have codes of their own. Callers have
+/// checked the lengths of the slices.
 pub(super) trait Codes {
     fn unpack(&self, bytes: &[u8], codes: &mut [i32], params: &mut [Params]);
     fn pack(&self, bytes: &mut [u8], codes: &[i32]);
 }
 
-/// Where some bits of every code lie: from byte `at` on, fields of `bits` bits, in runs of `run`
-/// bytes. Byte `l` of a run holds the elements `l`, `l + run`, `l + 2·run` …, the first in its
-/// lowest bits.
+/// A bit plane: where some bits of every code lie in a block. Each element has a field of `bits`
+/// bits. The fields lie from byte `at` on, in runs of `run` bytes. Byte `l` of a run holds the
+/// fields of the elements `l`, `l + run`, `l + 2·run` …, the first in the lowest bits.
 #[derive(Clone, Copy)]
 pub(super) struct Plane {
     pub at: usize,
@@ -30,25 +31,27 @@ pub(super) struct Plane {
     pub run: usize,
 }
 
-/// A block of `N` bytes, its elements in `G` groups that share their parameters.
+/// An encoding with blocks of `N` bytes and `G` groups of elements. The elements of a group share
+/// their parameters.
 pub(super) trait Block<const N: usize, const G: usize> {
     /// The low bits of every code.
     const LOW: Plane;
-    /// The bits above those of `LOW`.
+    /// The bits of every code above those of `LOW`.
     const HIGH: Option<Plane> = None;
-    /// What is stored is code + BIAS (mod 256).
+    /// The stored number is code + BIAS (mod 256).
     const BIAS: u8 = 0;
-    /// The codes' levels, where these are not the codes themselves.
+    /// The level of each stored number. `None`: levels equal codes.
     const LEVELS: Option<&'static [i8; 16]> = None;
-    /// Whether nibbles are sign and magnitude; codes are in numerical order all the same.
+    /// Whether a nibble stores sign and magnitude. Codes are in numerical order all the same.
     const SIGN: bool = false;
-    /// Whether the parameters have an offset: an addition saved where they have none.
+    /// Whether the parameters have an offset. Without one, decoding saves an addition.
     const OFFSET: bool = false;
 
+    /// The parameters of the block's groups.
     fn params(block: &[u8; N]) -> [Params; G];
 }
 
-/// The codec of `B`: blocks of `L` elements.
+/// The codec of encoding `B`: blocks of `L` elements and `N` bytes, in `G` groups.
 pub(super) struct Blocks<B, const L: usize, const N: usize, const G: usize>(PhantomData<B>);
 
 impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Blocks<B, L, N, G> {
@@ -60,7 +63,7 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Levels<L, N
     const TABLE: Option<&'static [i8; 16]> = B::LEVELS;
     const OFFSET: bool = <B as Block<N, G>>::OFFSET;
 
-    /// The codes of a block as stored, BIAS included.
+    /// The stored numbers of a block, BIAS included.
     #[inline(always)]
     fn stored(block: &[u8; N], codes: &mut [u8; L]) {
         for (i, codes) in codes.chunks_exact_mut(8).enumerate() {
@@ -101,7 +104,7 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Codes for B
             <B as Levels<L, N, G>>::stored(block, &mut stored);
             for (to, from) in codes.iter_mut().zip(stored) {
                 *to = match B::SIGN {
-                    true => in_order(from),
+                    true => from_sign_and_magnitude(from),
                     false => (from.wrapping_sub(B::BIAS) as i8).into(),
                 };
             }
@@ -116,7 +119,7 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Codes for B
         for (block, codes) in blocks.iter_mut().zip(codes.chunks_exact(L)) {
             for (i, &code) in codes.iter().enumerate() {
                 let stored = match B::SIGN {
-                    true => sign_and_magnitude(code),
+                    true => to_sign_and_magnitude(code),
                     false => (code as u8).wrapping_add(B::BIAS),
                 };
                 B::LOW.put(block, i, stored);
@@ -133,14 +136,14 @@ impl Plane {
         (0xff_u16 >> (8 - self.bits)) as u8
     }
 
-    /// The byte that holds element `i`'s field, and the field's lowest bit in it.
+    /// The byte that holds the field of element `i`, and the field's lowest bit in this byte.
     #[inline(always)]
     const fn place(self, i: usize) -> (usize, usize) {
         let elements = self.run * 8 / self.bits;
         (self.at + i / elements * self.run + i % self.run, i % elements / self.run * self.bits)
     }
 
-    /// The fields of the elements `i..i + 8`, one per byte; `i` is a multiple of 8.
+    /// The fields of the elements `i..i + 8`, one per byte. `i` must be a multiple of 8.
     #[inline(always)]
     pub(super) fn fields<const N: usize>(self, block: &[u8; N], i: usize) -> u64 {
         let (byte, bit) = self.place(i);
@@ -159,15 +162,15 @@ impl Plane {
     }
 }
 
-/// The place of a nibble of sign and magnitude in numerical order: −0 is −1.
-fn in_order(nibble: u8) -> i32 {
+/// The code of a nibble that stores sign and magnitude. −0 has code −1.
+fn from_sign_and_magnitude(nibble: u8) -> i32 {
     match nibble {
         0..8 => nibble.into(),
         _ => 7 - i32::from(nibble),
     }
 }
 
-/// The nibble at a place.
-pub(super) fn sign_and_magnitude(code: i32) -> u8 {
+/// The nibble, sign and magnitude, that stores a code.
+pub(super) fn to_sign_and_magnitude(code: i32) -> u8 {
     (if code < 0 { 7 - code } else { code }) as u8 & 15
 }

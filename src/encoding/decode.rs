@@ -1,23 +1,25 @@
-//! From whole blocks to floats, for every encoding that has blocks.
+//! Decodes whole blocks to floats, for every encoding that has blocks.
 
 use super::Params;
 use std::marker::PhantomData;
 
-/// What decoding reads in a block of `N` bytes: a level for each of its `L` elements, and the
-/// parameters of each of its `G` groups.
+/// Reads a block of `N` bytes: a level for each of its `L` elements, and parameters for each of its
+/// `G` groups.
 pub(super) trait Levels<const L: usize, const N: usize, const G: usize> {
-    /// What `stored` gives is level + BIAS (mod 256).
+    /// The numbers of `stored` are level + BIAS (mod 256).
     const BIAS: u8 = 0;
-    /// The levels, where `stored` gives places in a table.
+    /// A table of levels. With a table, the numbers of `stored` are indices into it.
     const TABLE: Option<&'static [i8; 16]> = None;
-    /// Whether the parameters have an offset: an addition saved where they have none.
+    /// Whether the parameters have an offset. Without one, decoding saves an addition.
     const OFFSET: bool = false;
 
+    /// Reads a number for each element of the block, as `BIAS` and `TABLE` describe.
     fn stored(block: &[u8; N], levels: &mut [u8; L]);
+    /// The parameters of the block's groups.
     fn params(block: &[u8; N]) -> [Params; G];
 }
 
-/// Decodes whole blocks; the slices' lengths have been checked.
+/// Decodes whole blocks. Callers have checked the lengths of the slices.
 pub(super) fn decode<B, const L: usize, const N: usize, const G: usize>(
     bytes: &[u8],
     out: &mut [f32],
@@ -29,14 +31,16 @@ pub(super) fn decode<B, const L: usize, const N: usize, const G: usize>(
     pulp::Arch::new().dispatch(decoding);
 }
 
-/// Elements decoded at a time: their levels and values stay in the first-level cache.
+/// Number of elements that are decoded at a time. Their levels and values fit into the first-level
+/// cache.
 const TILE: usize = 2048;
 
 /// The decoding loops, compiled for AVX2 and AVX-512 too.
 ///
-/// Plain loops over a block decode 25 or 0.4 billion elements a second, by how far the optimizer
-/// unrolls them. These do 4 to 13 with vectors, 2 to 7 without: levels are gathered eight to an
-/// integer, converted in loops too long to unroll, and scaled in explicit vectors.
+/// A plain loop over a block decodes either 25 or 0.4 billion elements a second, depending on how
+/// far the optimizer unrolls it. These loops decode 4 to 13 billion with vectors and 2 to 7 billion
+/// without. They gather eight levels in one integer, convert levels in loops too long to unroll,
+/// and scale in explicit vectors.
 struct Decoding<'a, B, const L: usize, const N: usize, const G: usize> {
     blocks: &'a [[u8; N]],
     out: &'a mut [f32],
@@ -65,7 +69,8 @@ impl<B: Levels<L, N, G>, const L: usize, const N: usize, const G: usize> pulp::W
             for (block, out) in blocks.iter().zip(out.chunks_exact_mut(L)) {
                 for (group, p) in out.chunks_exact_mut(L / G).zip(&B::params(block)) {
                     let (scale, offset) = (simd.splat_f32s(p.scale), simd.splat_f32s(p.offset));
-                    // Groups are multiples of 16, the widest vector: nothing is left over.
+                    // The widest vector has 16 elements. Groups are multiples of 16, so no element
+                    // is left over.
                     for y in S::as_mut_simd_f32s(group).0 {
                         let scaled = simd.mul_f32s(scale, *y);
                         *y = if B::OFFSET { simd.add_f32s(scaled, offset) } else { scaled };
@@ -76,18 +81,20 @@ impl<B: Levels<L, N, G>, const L: usize, const N: usize, const G: usize> pulp::W
     }
 }
 
-/// `table[place]` as the sum of the gaps below: unlike a load, this runs on whole vectors.
+/// `table[index]`, computed as `table[0]` plus the differences between neighbouring levels up to
+/// `index`. Unlike a load from the table, this sum can be vectorized.
 #[inline(always)]
-fn look_up(table: &[i8; 16], place: u8) -> u8 {
+fn look_up(table: &[i8; 16], index: u8) -> u8 {
     let mut level = table[0] as u8;
     for i in 1..16 {
-        let gap = table[i].wrapping_sub(table[i - 1]) as u8;
-        level = level.wrapping_add(if place >= i as u8 { gap } else { 0 });
+        let difference = table[i].wrapping_sub(table[i - 1]) as u8;
+        level = level.wrapping_add(if index >= i as u8 { difference } else { 0 });
     }
     level
 }
 
-/// `std::array::from_fn`, which is not inlined into code for other instruction sets.
+/// The parameters of all groups of a block. Stands in for `std::array::from_fn`, which isn't
+/// inlined into functions that are compiled for another instruction set.
 #[inline(always)]
 pub(super) fn groups<const G: usize>(f: impl Fn(usize) -> Params) -> [Params; G] {
     let mut out = [Params::default(); G];
@@ -109,11 +116,12 @@ pub(super) fn scale_only(scale: f32) -> Params {
     Params { scale, offset: -0.0 }
 }
 
-/// One in each byte of a word.
+/// A word with 1 in each of its bytes.
 pub(super) const EACH: u64 = 0x0101_0101_0101_0101;
 
-/// The eight bits of a byte, one per byte: copies of it, masked to one bit each, which 0x7f then
-/// carries to the top.
+/// Spreads the eight bits of `byte` over the eight bytes of a word, as 0 or 1. Every byte of the
+/// word gets a copy of `byte` and keeps one bit of it. Adding 0x7f carries that bit to the top, and
+/// the shift brings it down to the lowest bit.
 #[inline(always)]
 pub(super) fn spread(byte: u8) -> u64 {
     let alone = (byte as u64 * EACH) & 0x8040_2010_0804_0201;

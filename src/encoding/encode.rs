@@ -1,12 +1,12 @@
-//! Quantizing from scratch. Only for tensors that change their encoding, or new ones: a fold steps
-//! codes instead.
+//! Quantizes from scratch. Only tensors that are new or change their encoding need this: a fold
+//! steps existing codes.
 
 use super::{fp4, iquant, Encoding};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 
-/// Encodes whole blocks; the slices' lengths have been checked.
+/// Encodes whole blocks. Callers have checked the lengths of the slices.
 pub(super) fn encode(encoding: Encoding, values: &[f32], out: &mut [u8]) {
     let dtype = match encoding {
         Encoding::F32 => return each(values, out, |x| x.to_le_bytes()),
@@ -26,12 +26,15 @@ pub(super) fn encode(encoding: Encoding, values: &[f32], out: &mut [u8]) {
         Encoding::Q4K => GgmlDType::Q4K,
         Encoding::Q5K => GgmlDType::Q5K,
         Encoding::Q6K => GgmlDType::Q6K,
-        Encoding::IQ1S | Encoding::IQ1M | Encoding::IQ2XXS | Encoding::IQ2XS | Encoding::IQ2S => {
-            encoding.no_codes()
-        }
-        Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => {
-            encoding.no_codes()
-        }
+        Encoding::IQ1S
+        | Encoding::IQ1M
+        | Encoding::IQ2XXS
+        | Encoding::IQ2XS
+        | Encoding::IQ2S
+        | Encoding::IQ3XXS
+        | Encoding::IQ3S
+        | Encoding::TQ1_0
+        | Encoding::TQ2_0 => encoding.no_codes(),
     };
     let quantized = Tensor::from_slice(values, values.len(), &Device::Cpu)
         .and_then(|t| QTensor::quantize(&t, dtype))
@@ -39,23 +42,29 @@ pub(super) fn encode(encoding: Encoding, values: &[f32], out: &mut [u8]) {
     out.copy_from_slice(&quantized.data().expect("data on the CPU"));
 }
 
+/// Encodes floats one by one, `N` bytes each.
 fn each<const N: usize>(values: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
     for (out, &x) in out.chunks_exact_mut(N).zip(values) {
         out.copy_from_slice(&bytes(x));
     }
 }
 
-/// `scales` writes a block's scales and returns its codes.
-fn blocks(e: Encoding, values: &[f32], out: &mut [u8], scales: fn(&[f32], &mut [u8]) -> Vec<i32>) {
+/// Encodes block by block. `quantize` writes the scales of a block and returns its codes.
+fn blocks(
+    e: Encoding,
+    values: &[f32],
+    out: &mut [u8],
+    quantize: fn(&[f32], &mut [u8]) -> Vec<i32>,
+) {
     for (x, block) in values.chunks_exact(e.block_len()).zip(out.chunks_exact_mut(e.block_bytes()))
     {
-        let codes = scales(x, block);
+        let codes = quantize(x, block);
         e.pack(block, &codes);
     }
 }
 
-/// The codes come from the unrounded scale, and ties go away from zero, as in llama.cpp's
-/// reference.
+/// Writes the scale of one Q8_0 block and returns its codes. As in llama.cpp's reference, the codes
+/// are computed from the scale before it is rounded, and ties are rounded away from zero.
 fn q8_0(x: &[f32], block: &mut [u8]) -> Vec<i32> {
     let d = x.iter().fold(0.0_f32, |a, x| a.max(x.abs())) / 127.0;
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };

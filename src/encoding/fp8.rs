@@ -1,9 +1,9 @@
-//! 8-bit floats. A code is a float's place in numerical order, as with the wider floats: −0.0 is −1
-//! and +0.0 is 0.
+//! 8-bit floats. A code is the float's rank in numerical order, as for wider floats: −0.0 has code
+//! −1 and +0.0 has code 0.
 
 use std::sync::LazyLock;
 
-/// Which 8-bit float.
+/// The two formats of 8-bit floats (OCP).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fp8 {
     /// 4 bits of exponent, 3 of mantissa, no infinities.
@@ -12,15 +12,15 @@ pub enum Fp8 {
     E5M2,
 }
 
-/// The place of a float's bits in numerical order.
-pub(super) fn order(bits: u8) -> i32 {
+/// The code of a float's bits.
+pub(super) fn code(bits: u8) -> i32 {
     let b = bits as i8;
     (b ^ ((b >> 7) & 0x7f)).into()
 }
 
-/// The bits at a place.
-pub(super) fn bits(code: i32) -> u8 {
-    order(code as u8) as u8
+/// The float's bits of a code. The map between bits and codes is its own inverse.
+pub(super) fn bits(c: i32) -> u8 {
+    code(c as u8) as u8
 }
 
 impl Fp8 {
@@ -33,6 +33,7 @@ impl Fp8 {
         TABLES[self as usize][usize::from(bits(code))]
     }
 
+    /// The value of a float's bits.
     fn decode(self, b: u8) -> f32 {
         let (exponent, mantissa) = match self {
             Fp8::E4M3 => ((b >> 3) & 15, b & 7),
@@ -58,7 +59,7 @@ impl Fp8 {
         sign * size
     }
 
-    /// The lowest and the highest code of a finite value.
+    /// The codes of the lowest and the highest finite value.
     pub(super) fn code_range(self) -> (i32, i32) {
         let high = match self {
             Fp8::E4M3 => 0x7e,
@@ -67,7 +68,8 @@ impl Fp8 {
         (!high, high)
     }
 
-    /// The first code whose value is not below `x`.
+    /// The lowest code whose value is at least `x`, or the highest code if there is none. The
+    /// caller compares the neighbouring codes too.
     pub(super) fn nearest(self, x: f32) -> i32 {
         let (mut low, mut high) = self.code_range();
         while low < high {
@@ -87,15 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_ascend_and_know_their_bits() {
+    fn values_ascend_with_codes_and_bits_round_trip() {
         for kind in [Fp8::E4M3, Fp8::E5M2] {
             let (low, high) = kind.code_range();
             for code in low..high {
                 assert!(kind.value(code) <= kind.value(code + 1), "{kind:?} {code}");
-                assert_eq!(order(bits(code)), code);
+                assert_eq!(super::code(bits(code)), code);
             }
         }
-        // The limits and the smallest numbers of OCP's specification.
+        // The largest and the smallest positive numbers of OCP's specification.
         assert_eq!((Fp8::E4M3.value(0x7e), Fp8::E4M3.value(1)), (448.0, 2f32.powi(-9)));
         assert_eq!((Fp8::E5M2.value(0x7b), Fp8::E5M2.value(1)), (57344.0, 2f32.powi(-16)));
         assert!(Fp8::E4M3.value(0x7f).is_nan() && Fp8::E5M2.value(0x7c).is_infinite());

@@ -1,19 +1,20 @@
-//! IQ4_NL and IQ4_XS: nibbles that index a table of sixteen uneven levels.
+//! IQ4_NL and IQ4_XS: nibbles that index a table of sixteen unevenly spaced levels.
 //!
-//! The other i-quants take their levels from lattices of 4 or 8 elements: no element has a code of
-//! its own.
+//! The other i-quants are lattice types, in which one stored code stands for 4 or 8 elements: see
+//! [`lattice`](super::lattice).
 
 use super::block::{Block, Plane};
 use super::decode::{groups, half_at, scale_only};
 use super::Params;
 
-/// The levels, ascending: finer where weights are dense.
+/// The levels in ascending order. They lie closer together near zero, where weights are dense.
 pub(super) const LEVELS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// scale d; 16 bytes of nibbles.
+/// Block layout: scale d; 16 bytes of nibbles.
 pub(super) struct IQ4NL;
-/// d; top two bits of eight scales (u16); their low nibbles (4 bytes); 128 bytes of nibbles.
+/// Block layout: d; the top two bits of eight scales (u16); the low four bits of the scales (4
+/// bytes); 128 bytes of nibbles.
 pub(super) struct IQ4XS;
 
 impl Block<18, 1> for IQ4NL {
@@ -47,14 +48,14 @@ pub(super) fn level(code: i32) -> f32 {
     LEVELS[code as usize & 15].into()
 }
 
-/// The code whose level is nearest; 0 for a NaN.
+/// The code whose level is nearest to `x`; 0 for a NaN.
 pub(super) fn nearest(x: f32) -> i32 {
-    // Levels are integers: twice the midpoint between two is their sum.
+    // Compares with the midpoints. Twice the midpoint between two levels is their sum, an integer.
     LEVELS.windows(2).filter(|w| 2.0 * x > w[0] as f32 + w[1] as f32).count() as i32
 }
 
-/// The scale that fits `x` best in least squares, of those that put its largest element near either
-/// end.
+/// The scale with the least squared error, among scales that put the largest element of `x` near
+/// either end of the table.
 fn fit(x: &[f32]) -> f32 {
     let peak = x.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
     if peak == 0.0 {
@@ -69,7 +70,7 @@ fn fit(x: &[f32]) -> f32 {
             xq += x * q;
             qq += q * q;
         }
-        // With the scale xq / qq the squared error is Σx² − xq² / qq.
+        // The scale xq / qq leaves the squared error Σx² − xq² / qq.
         if xq * xq / qq > best.0 {
             best = (xq * xq / qq, xq / qq);
         }
@@ -77,11 +78,13 @@ fn fit(x: &[f32]) -> f32 {
     best.1
 }
 
+/// The codes of the elements `x` under a scale.
 fn codes(x: &[f32], scale: f32) -> impl Iterator<Item = i32> + '_ {
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     x.iter().map(move |x| nearest(x * inverse))
 }
 
+/// Rounds to half precision: the bytes, and their value.
 fn half(x: f32) -> ([u8; 2], f32) {
     let h = half::f16::from_f32(x);
     (h.to_le_bytes(), h.to_f32())
@@ -98,7 +101,8 @@ pub(super) fn encode_nl(x: &[f32], block: &mut [u8]) -> Vec<i32> {
 pub(super) fn encode_xs(x: &[f32], block: &mut [u8]) -> Vec<i32> {
     let scales: Vec<f32> = x.chunks_exact(32).map(fit).collect();
     let peak = scales.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
-    // A stored scale is −32..31: the largest takes the longer, negative end.
+    // A group's scale is stored as −32 to 31. The largest one is stored as −32, the end with one
+    // step more.
     let (bytes, d) = half(peak / -32.0);
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
     block[..8].fill(0);

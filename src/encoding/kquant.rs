@@ -1,23 +1,27 @@
-//! The k-quants: 256 elements, one or two half-precision scales, and small integer scales per
-//! group.
+//! The k-quants: super-blocks of 256 elements, with one or two half-precision scales, and a small
+//! integer scale for each group.
 //!
-//! A half has 11 significant bits, a group scale 7, a code 5: every product is exact in an `f32`,
-//! in any order, and only the subtraction of a minimum rounds, so the values are the same on
-//! machines with and without fused instructions.
+//! A half-precision scale has 11 significant bits, a group's scale 7, a code 5. Every product of
+//! the three is exact in an `f32`, in any order. Only the subtraction of a minimum rounds. So
+//! machines with and without fused multiply-add give the same values.
 
 use super::block::{Block, Plane};
 use super::decode::{groups, half_at, scale_only};
 use super::Params;
 
-/// 16 bytes: scale in the low nibble, minimum in the high one; 64 bytes of 2-bit codes; d, dmin.
+/// Block layout: 16 bytes with a scale in the low nibble and a minimum in the high nibble; 64 bytes
+/// of 2-bit codes; d, dmin.
 pub(super) struct Q2K;
-/// 32 bytes of third bits; 64 bytes of 2-bit codes; 12 bytes of 6-bit scales; d.
+/// Block layout: 32 bytes of the codes' third bits; 64 bytes of their low two bits; 12 bytes of
+/// 6-bit scales; d.
 pub(super) struct Q3K;
-/// d, dmin; 12 bytes of 6-bit scales and minimums; 128 bytes of nibbles.
+/// Block layout: d, dmin; 12 bytes of 6-bit scales and minimums; 128 bytes of nibbles.
 pub(super) struct Q4K;
-/// d, dmin; 12 bytes of 6-bit scales and minimums; 32 bytes of fifth bits; 128 bytes of nibbles.
+/// Block layout: d, dmin; 12 bytes of 6-bit scales and minimums; 32 bytes of the codes' fifth bits;
+/// 128 bytes of their low four bits.
 pub(super) struct Q5K;
-/// 128 bytes of nibbles; 64 bytes of the two bits above; 16 signed scales; d.
+/// Block layout: 128 bytes of the codes' low four bits; 64 bytes of their top two bits; 16 signed
+/// scales; d.
 pub(super) struct Q6K;
 
 impl Block<84, 16> for Q2K {
@@ -46,8 +50,8 @@ impl Block<110, 16> for Q3K {
         groups(
             #[inline(always)]
             |g| {
-                // Low four bits: the nibbles of bytes 0..8, like a plane of run 8. High two: bytes
-                // 8..12, run 4.
+                // The scales' low four bits: bytes 0..8, laid out as a plane of run 8. Their top
+                // two bits: bytes 8..12, a plane of run 4.
                 let low = (packed[g % 8] >> (4 * (g / 8))) & 15;
                 let high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
                 scale_only(d * ((low | (high << 4)) as i8 - 32) as f32)
@@ -56,10 +60,11 @@ impl Block<110, 16> for Q3K {
     }
 }
 
-/// Q4_K and Q5_K begin alike: d, dmin and eight pairs of a 6-bit scale and a 6-bit minimum in 12
-/// bytes. Groups 0..4 have theirs whole in the low six bits of bytes 0..4 and 4..8; groups 4..8
-/// have the low four bits in the nibbles of bytes 8..12, and the two above in the spare top bits of
-/// bytes 0..8.
+/// The parameters of Q4_K and Q5_K, whose blocks begin alike: d, dmin, then a 6-bit scale and a
+/// 6-bit minimum for each of eight groups, packed into 12 bytes. Groups 0..4: the scales are the
+/// low six bits of bytes 0..4, the minimums those of bytes 4..8. Groups 4..8: bytes 8..12 hold the
+/// low four bits of a scale in the low nibble and those of a minimum in the high nibble; the top
+/// two bits are the top bits of bytes 0..4 (scales) and 4..8 (minimums).
 #[inline(always)]
 fn scales_and_minimums(block: &[u8]) -> [Params; 8] {
     let (d, dmin, packed) = (half_at(block, 0), half_at(block, 2), &block[4..16]);

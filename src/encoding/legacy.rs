@@ -1,18 +1,21 @@
-//! The 32-element encodings: one half-precision scale, with or without a minimum.
+//! llama.cpp's oldest encodings: blocks of 32 elements with one half-precision scale, with or
+//! without a minimum.
 
 use super::block::{Block, Plane};
 use super::decode::{half_at, scale_only};
 use super::Params;
 
-/// scale d; 16 bytes of nibbles.
+/// Block layout: scale d; 16 bytes of nibbles.
 pub(super) struct Q4_0;
-/// scale d, minimum m; 16 bytes of nibbles.
+/// Block layout: scale d, minimum m; 16 bytes of nibbles.
 pub(super) struct Q4_1;
-/// scale d; 32 fifth bits in element order; 16 bytes of nibbles.
+/// Block layout: scale d; the codes' fifth bits in element order (4 bytes); 16 bytes of their low
+/// four bits.
 pub(super) struct Q5_0;
-/// scale d, minimum m; 32 fifth bits in element order; 16 bytes of nibbles.
+/// Block layout: scale d, minimum m; the codes' fifth bits in element order (4 bytes); 16 bytes of
+/// their low four bits.
 pub(super) struct Q5_1;
-/// scale d; 32 signed bytes.
+/// Block layout: scale d; 32 signed bytes.
 pub(super) struct Q8_0;
 
 const fn nibbles(at: usize) -> Plane {

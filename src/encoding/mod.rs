@@ -1,11 +1,13 @@
-//! How weights are stored: bytes to `f32` and back, and steps of single quantization codes.
+//! How weights are stored: decoding bytes to `f32`, encoding `f32`, and changing single
+//! quantization codes.
 //!
 //! [`Encoding::decode`] is the hot path of the forward pass. [`Encoding::unpack`] and
-//! [`Encoding::pack`] open a block for editing: every element has an integer code, `value = scale ·
-//! level(code) + offset`, and changing a code changes that element only, because scales and
-//! minimums stay as they are.
+//! [`Encoding::pack`] open blocks for editing. Every element has an integer code, and its value is
+//! `scale · level(code) + offset`. Changing a code changes that element only, because scales and
+//! offsets stay as they are.
 //!
-//! The lattice types (IQ1_S to IQ3_S, TQ1_0, TQ2_0) are only decoded: see [`Encoding::has_codes`].
+//! The lattice types (IQ1_S to IQ3_S, TQ1_0, TQ2_0) can only be decoded: see
+//! [`Encoding::has_codes`].
 
 mod block;
 mod decode;
@@ -24,7 +26,8 @@ use lattice::Lattice;
 
 pub use fp8::Fp8;
 
-/// How one tensor's elements are stored. Blocks run along a row (input features).
+/// How a tensor's elements are stored. A block holds neighbouring elements of a row (input
+/// features).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Encoding {
     /// 32-bit float.
@@ -43,7 +46,7 @@ pub enum Encoding {
     Q5_1,
     /// 8 bits, `d·q`, 32 elements.
     Q8_0,
-    /// 2 bits, a scale and a minimum (4 bits each) per 16 of 256 elements.
+    /// 2 bits, a scale and a minimum (4 bits each) per 16 of the block's 256 elements.
     Q2K,
     /// 3 bits, a 6-bit scale per 16 of 256 elements.
     Q3K,
@@ -53,44 +56,44 @@ pub enum Encoding {
     Q5K,
     /// 6 bits, an 8-bit scale per 16 of 256 elements.
     Q6K,
-    /// 4 bits into a table of 16 uneven levels, 32 elements.
+    /// 4 bits that index a table of 16 unevenly spaced levels, 32 elements.
     IQ4NL,
-    /// The same table, a 6-bit scale per 32 of 256 elements.
+    /// The table of `IQ4NL`, a 6-bit scale per 32 of 256 elements.
     IQ4XS,
     /// 4-bit floats, an exponent per 32 elements.
     MXFP4,
     /// 4-bit floats, an 8-bit float as the scale per 16 of 64 elements.
     NVFP4,
-    /// 1.6 bits: points of 8 elements, a 3-bit scale per 32 of 256 elements.
+    /// 1.6 bits: lattice points of 8 elements, a 3-bit scale per 32 of 256 elements.
     IQ1S,
-    /// 1.8 bits: the same points, a 3-bit scale per 16 of 256 elements.
+    /// 1.8 bits: the lattice points of `IQ1S`, a 3-bit scale per 16 of 256 elements.
     IQ1M,
-    /// 2.1 bits: 256 points of 8 elements, a 4-bit scale per 32 of 256 elements.
+    /// 2.1 bits: 256 lattice points of 8 elements, a 4-bit scale per 32 of 256 elements.
     IQ2XXS,
-    /// 2.3 bits: 512 points of 8 elements, a 4-bit scale per 16 of 256 elements.
+    /// 2.3 bits: 512 lattice points of 8 elements, a 4-bit scale per 16 of 256 elements.
     IQ2XS,
-    /// 2.6 bits: 1024 points of 8 elements, a 4-bit scale per 16 of 256 elements.
+    /// 2.6 bits: 1024 lattice points of 8 elements, a 4-bit scale per 16 of 256 elements.
     IQ2S,
-    /// 3.1 bits: 256 points of 4 elements, a 4-bit scale per 32 of 256 elements.
+    /// 3.1 bits: 256 lattice points of 4 elements, a 4-bit scale per 32 of 256 elements.
     IQ3XXS,
-    /// 3.4 bits: 512 points of 4 elements, a 4-bit scale per 32 of 256 elements.
+    /// 3.4 bits: 512 lattice points of 4 elements, a 4-bit scale per 32 of 256 elements.
     IQ3S,
-    /// 1.7 bits: `d·q` with q from −1 to 1, five of them in a byte, 256 elements.
+    /// 1.7 bits: `d·q` with q from −1 to 1, five elements to a byte, 256 elements.
     TQ1_0,
     /// 2.1 bits: `d·q` with q from −1 to 1, 256 elements.
     TQ2_0,
 }
 
-/// What an element's code means: `value = scale · level(code) + offset`. Floats need none.
+/// What turns an element's code into its value: `value = scale · level(code) + offset`. The value
+/// of a float depends on its code alone.
 ///
-/// Encodings without a minimum carry the offset −0.0, the one number that leaves every float as it
-/// is, −0.0 too.
+/// Encodings without a minimum have the offset −0.0. Adding −0.0 changes no float, not even −0.0.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub struct Params {
-    /// Value per level; negative and zero both occur in real files. Zero: no code changes this
-    /// element.
+    /// Factor of the level. Negative scales and zero scales both occur in real files. Under a zero
+    /// scale, no code changes the element.
     pub scale: f32,
-    /// Added after scaling.
+    /// Added to the scaled level.
     pub offset: f32,
 }
 
@@ -104,12 +107,12 @@ impl Encoding {
         ]
     };
 
-    /// The encoding that a GGUF file means by this type id.
+    /// The encoding with this type id in GGUF files; `None` if this program doesn't know the id.
     pub fn from_ggml(id: u32) -> Option<Encoding> {
         Self::ALL.into_iter().find(|e| e.ggml_id() == id)
     }
 
-    /// The type id in a GGUF file (`enum ggml_type`).
+    /// The type id in GGUF files (llama.cpp, `enum ggml_type`).
     pub fn ggml_id(self) -> u32 {
         self.identity().0
     }
@@ -119,33 +122,34 @@ impl Encoding {
         self.identity().1
     }
 
-    /// Elements that share a block (floats: 1).
+    /// Number of elements in a block (1 for floats).
     pub fn block_len(self) -> usize {
         self.codec().geometry().0
     }
 
-    /// Bytes of a block.
+    /// Number of bytes in a block.
     pub fn block_bytes(self) -> usize {
         self.codec().geometry().1
     }
 
-    /// Bytes of a row of `elements`, a last incomplete block counted whole.
+    /// Number of bytes in a row of `elements` elements. An incomplete last block counts as a whole
+    /// one.
     pub fn bytes_for(self, elements: usize) -> usize {
         let (len, bytes) = self.codec().geometry();
         elements.div_ceil(len) * bytes
     }
 
-    /// Whether every element has a code of its own, which a fold can step. Where codes stand for
-    /// points of a lattice, or for digits of a byte, there are none: such an encoding can be
-    /// decoded, but not unpacked, packed or encoded.
+    /// Whether every element has a code of its own, which a fold can step. In a lattice type one
+    /// stored code stands for several elements. A lattice type can be decoded, but not unpacked,
+    /// packed or encoded.
     pub fn has_codes(self) -> bool {
         self.codec().codes().is_some()
     }
 
-    /// Decodes whole blocks, bit for bit as llama.cpp's `dequantize_row_*`.
+    /// Decodes whole blocks. The values equal those of llama.cpp's `dequantize_row_*` bit for bit.
     ///
     /// # Panics
-    /// When `bytes` and `out` are not the same number of whole blocks.
+    /// If `bytes` and `out` don't hold the same number of whole blocks.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         self.check(bytes.len(), out.len());
         self.codec().decode(bytes, out);
@@ -153,64 +157,108 @@ impl Encoding {
 
     /// Reads the codes and parameters of whole blocks, one of each per element.
     ///
-    /// A float's code is its bit pattern made monotone: +1 is the next float up, +0.0 has code 0
-    /// and −0.0 code −1 (4-bit floats too).
+    /// A float's code is its rank in numerical order: code + 1 is the next larger float, +0.0 has
+    /// code 0 and −0.0 has code −1. This holds for 4-bit floats too.
     ///
     /// # Panics
-    /// When the three slices are not the same number of whole blocks, or the encoding has no codes.
+    /// If the three slices don't hold the same number of whole blocks, or the encoding has no
+    /// codes.
     pub fn unpack(self, bytes: &[u8], codes: &mut [i32], params: &mut [Params]) {
         self.check(bytes.len(), codes.len());
         assert_eq!(codes.len(), params.len(), "one Params per code");
         self.codes().unpack(bytes, codes, params);
     }
 
-    /// Overwrites the codes of whole blocks, nothing else: `pack` of what `unpack` gave changes no
-    /// bit. Codes must lie in [`code_range`](Self::code_range), or come from `unpack` (a float's
-    /// NaN and infinities).
+    /// Overwrites the codes of whole blocks, and nothing else. Packing the codes that `unpack` gave
+    /// changes no bit. A code must lie in [`code_range`](Self::code_range) or come from `unpack`,
+    /// which also gives the codes of infinities and NaNs.
     ///
     /// # Panics
-    /// When `bytes` and `codes` are not the same number of whole blocks, or the encoding has no
+    /// If `bytes` and `codes` don't hold the same number of whole blocks, or the encoding has no
     /// codes.
     pub fn pack(self, bytes: &mut [u8], codes: &[i32]) {
         self.check(bytes.len(), codes.len());
         self.codes().pack(bytes, codes);
     }
 
-    /// What `decode` gives for this code, bit for bit. No lattice type has codes to ask for.
-    pub fn value(self, p: Params, code: i32) -> f32 {
-        match self {
-            Encoding::F32 | Encoding::F16 | Encoding::BF16 => plain::value(self, code),
-            Encoding::IQ4NL | Encoding::IQ4XS => p.scale * iquant::level(code) + p.offset,
-            Encoding::MXFP4 | Encoding::NVFP4 => p.scale * fp4::level(code) + p.offset,
-            _ => p.scale * code as f32 + p.offset,
-        }
-    }
-
-    /// The code in range whose value is nearest to `x`. Any code will do for a NaN or where the
-    /// scale is zero.
+    /// The value that `decode` gives an element with this code, bit for bit.
     ///
     /// # Panics
-    /// When the encoding has no codes.
+    /// If the encoding has no codes.
+    pub fn value(self, p: Params, code: i32) -> f32 {
+        // One arm for each encoding and no `_`: a new encoding must say what its codes mean.
+        let level = match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => return plain::value(self, code),
+            Encoding::IQ4NL | Encoding::IQ4XS => iquant::level(code),
+            Encoding::MXFP4 | Encoding::NVFP4 => fp4::level(code),
+            Encoding::Q4_0
+            | Encoding::Q4_1
+            | Encoding::Q5_0
+            | Encoding::Q5_1
+            | Encoding::Q8_0
+            | Encoding::Q2K
+            | Encoding::Q3K
+            | Encoding::Q4K
+            | Encoding::Q5K
+            | Encoding::Q6K => code as f32,
+            Encoding::IQ1S
+            | Encoding::IQ1M
+            | Encoding::IQ2XXS
+            | Encoding::IQ2XS
+            | Encoding::IQ2S
+            | Encoding::IQ3XXS
+            | Encoding::IQ3S
+            | Encoding::TQ1_0
+            | Encoding::TQ2_0 => self.no_codes(),
+        };
+        p.scale * level + p.offset
+    }
+
+    /// The code in range whose value is nearest to `x`. For a NaN, or under a zero scale, the
+    /// result is an arbitrary code in range.
+    ///
+    /// # Panics
+    /// If the encoding has no codes.
     pub fn nearest(self, p: Params, x: f32) -> i32 {
         let level = ((x as f64 - p.offset as f64) / p.scale as f64) as f32;
         let guess = match self {
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => return plain::nearest(self, x),
             Encoding::IQ4NL | Encoding::IQ4XS => iquant::nearest(level),
             Encoding::MXFP4 | Encoding::NVFP4 => fp4::nearest(level),
-            _ => level.round() as i32,
+            Encoding::Q4_0
+            | Encoding::Q4_1
+            | Encoding::Q5_0
+            | Encoding::Q5_1
+            | Encoding::Q8_0
+            | Encoding::Q2K
+            | Encoding::Q3K
+            | Encoding::Q4K
+            | Encoding::Q5K
+            | Encoding::Q6K => level.round() as i32,
+            Encoding::IQ1S
+            | Encoding::IQ1M
+            | Encoding::IQ2XXS
+            | Encoding::IQ2XS
+            | Encoding::IQ2S
+            | Encoding::IQ3XXS
+            | Encoding::IQ3S
+            | Encoding::TQ1_0
+            | Encoding::TQ2_0 => self.no_codes(),
         };
         let (low, high) = self.code_range();
         let guess = guess.clamp(low, high);
-        // The division rounds, and so does the decoded value: near a tie a neighbour can be closer.
+        // Both the division and the decoded value are rounded: near a tie, a neighbour can be
+        // closer.
         let error = |&code: &i32| (self.value(p, code) as f64 - x as f64).abs();
         let around = [guess, (guess - 1).max(low), (guess + 1).min(high)];
         around.into_iter().min_by(|a, b| error(a).total_cmp(&error(b))).unwrap_or(guess)
     }
 
-    /// The lowest and the highest code; for floats those of the finite values.
+    /// The lowest and the highest code. For floats: the codes of the lowest and the highest finite
+    /// value.
     ///
     /// # Panics
-    /// When the encoding has no codes.
+    /// If the encoding has no codes.
     pub fn code_range(self) -> (i32, i32) {
         match self {
             Encoding::IQ4NL | Encoding::IQ4XS | Encoding::Q4_1 | Encoding::Q4K => (0, 15),
@@ -226,18 +274,20 @@ impl Encoding {
             | Encoding::IQ1M
             | Encoding::IQ2XXS
             | Encoding::IQ2XS
-            | Encoding::IQ2S => self.no_codes(),
-            Encoding::IQ3XXS | Encoding::IQ3S | Encoding::TQ1_0 | Encoding::TQ2_0 => {
-                self.no_codes()
-            }
+            | Encoding::IQ2S
+            | Encoding::IQ3XXS
+            | Encoding::IQ3S
+            | Encoding::TQ1_0
+            | Encoding::TQ2_0 => self.no_codes(),
         }
     }
 
-    /// Quantizes whole blocks from scratch: floats, Q8_0, MXFP4 and NVFP4 exactly as llama.cpp's
-    /// reference does, the others by a search of the same quality, not the same bits.
+    /// Quantizes whole blocks from scratch. Floats, Q8_0, MXFP4 and NVFP4 get the same bits as from
+    /// llama.cpp's reference. The other encodings get other bits, found by a search of the same
+    /// quality.
     ///
     /// # Panics
-    /// When `values` and `out` are not the same number of whole blocks, or the encoding has no
+    /// If `values` and `out` don't hold the same number of whole blocks, or the encoding has no
     /// codes.
     pub fn encode(self, values: &[f32], out: &mut [u8]) {
         self.check(out.len(), values.len());
@@ -292,7 +342,8 @@ impl Encoding {
         }
     }
 
-    /// The geometry is in the types: elements, bytes and groups of a block.
+    /// The encoding's codec. Its type parameters give a block's elements, bytes and groups; a
+    /// [`Lattice`] block always has 256 elements.
     fn codec(self) -> &'static dyn Codec {
         match self {
             Encoding::F32 => &plain::F32,

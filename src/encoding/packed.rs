@@ -1,6 +1,6 @@
-//! Weights whose codes, scales and zero points lie in tensors of their own, as quantized Hugging
-//! Face checkpoints have them: `value = scale · (level(code) − zero)`, rounded to the type in which
-//! the format's own library computes it.
+//! Packed weights, as quantized Hugging Face checkpoints store them: codes, scales and zero points
+//! lie in separate tensors. `value = scale · (level(code) − zero)`, rounded to the type in which
+//! the format's own library computes the value.
 
 use std::ops::Range;
 
@@ -9,78 +9,79 @@ use half::{bf16, f16};
 use super::fp8::{self, Fp8};
 use super::{plain, Encoding, Params};
 
-/// Where an element's code lies among the tensor's bytes.
+/// Where an element's code lies in the bytes of the code tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
-    /// `[rows, words]` of 32 bits, each with as many whole codes of neighbouring inputs as fit:
-    /// compressed-tensors.
+    /// 32-bit words `[rows, words]`. A word holds the codes of neighbouring inputs, as many as fit
+    /// whole: compressed-tensors.
     AlongRow,
-    /// `[words, rows]` of 32 bits; an output's codes run down its column of words without gaps:
-    /// GPTQ.
+    /// 32-bit words `[words, rows]`. An output's codes run down its column of words without gaps,
+    /// and a code may cross from one word into the next: GPTQ.
     DownColumn,
-    /// `[cols, rows / 8]` of 32 bits with the codes of eight neighbouring outputs, interleaved:
-    /// AWQ.
+    /// 32-bit words `[cols, rows / 8]`. A word holds the codes of eight neighbouring outputs,
+    /// interleaved: AWQ.
     Interleaved,
-    /// `[rows, cols]` of bytes, or of floats.
+    /// One byte per element, or one float per element, `[rows, cols]`.
     Bytes,
-    /// All elements in one row, two to a byte, the first in the upper half: bitsandbytes.
+    /// Two elements to a byte, row by row, the first in the upper half: bitsandbytes.
     Nibbles,
-    /// The same with the first in the lower half: NVFP4 and MXFP4.
+    /// Two elements to a byte, row by row, the first in the lower half: NVFP4 and MXFP4.
     LowNibbles,
 }
 
-/// The place of the eight outputs of a word in AWQ.
+/// The position, in a word of AWQ, of each of its eight outputs.
 const AWQ: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// What a code means before zero point and scale.
+/// The level of a code: its meaning before zero point and scale are applied.
 #[derive(Clone, Copy, Debug)]
 pub enum Levels {
-    /// The code itself, stored without sign.
+    /// The level is the code, stored as an unsigned number.
     Unsigned,
-    /// The code itself, a signed byte.
+    /// The level is the code, stored as a signed byte.
     Signed,
-    /// An 8-bit float; the code is its place in numerical order.
+    /// The level is an 8-bit float, and the code its rank in numerical order.
     Float(Fp8),
-    /// A wider float; the code is its place in numerical order.
+    /// The level is a wider float, and the code its rank in numerical order.
     Plain(Encoding),
-    /// Sixteen levels in ascending order, and the stored code of each.
+    /// Sixteen levels in ascending order, indexed by code, and the stored number of each.
     Table([f32; 16], [u8; 16]),
 }
 
 impl Levels {
-    /// 4-bit floats, OCP's E2M1: a sign, two bits of exponent, one of mantissa. Both zeros are
-    /// codes.
+    /// 4-bit floats, OCP's E2M1: a sign, two bits of exponent, one of mantissa. −0.0 and +0.0 have
+    /// a code each.
     pub const E2M1: Levels = Levels::Table(
         [-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
         [15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7],
     );
 }
 
-/// Numbers that are stored as floats or as 8-bit codes into a table.
+/// A list of numbers, such as scales, in one of several formats.
 #[derive(Clone, Copy, Debug)]
 pub enum Numbers<'a> {
     /// Floats.
     Plain(Encoding, &'a [u8]),
     /// 8-bit floats: the scales of NVFP4.
     Float(Fp8, &'a [u8]),
-    /// Exponents, a byte e for 2^(e − 127): OCP's E8M0, the scales of MX formats.
+    /// Exponents, OCP's E8M0: a byte e stands for 2^(e − 127). The scales of MX formats.
     Exponents(&'a [u8]),
-    /// `table[code] · scale of the block + offset`: nested quantization of bitsandbytes, all F32.
+    /// Nested quantization of bitsandbytes: `table[code] · scale of the block + offset`.
     Nested {
-        /// A byte for each number.
+        /// One byte for each number.
         codes: &'a [u8],
-        /// 256 levels.
+        /// 256 levels, F32.
         table: &'a [u8],
-        /// A scale for each block.
+        /// One scale for each block of numbers, F32.
         scales: &'a [u8],
-        /// Numbers in a block.
+        /// How many numbers share a scale.
         block: usize,
-        /// Added to all.
+        /// Added to every number.
         offset: f32,
     },
 }
 
 impl Numbers<'_> {
+    /// The `i`-th number.
     fn at(&self, i: usize) -> f32 {
         let f32_at = |b: &[u8], i: usize| {
             f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]])
@@ -90,8 +91,8 @@ impl Numbers<'_> {
             Numbers::Plain(Encoding::F16, b) => f16::from_bits(bits(b, i)).to_f32(),
             Numbers::Plain(Encoding::BF16, b) => bf16::from_bits(bits(b, i)).to_f32(),
             Numbers::Plain(_, b) => f32_at(b, i),
-            Numbers::Float(kind, b) => kind.value(fp8::order(b[i])),
-            // 2^−127 has no exponent of its own as a float.
+            Numbers::Float(kind, b) => kind.value(fp8::code(b[i])),
+            // The byte 0 stands for 2^−127, a subnormal float.
             Numbers::Exponents(b) => f32::from_bits((u32::from(b[i]) << 23).max(1 << 22)),
             Numbers::Nested { codes, table, scales, block, offset } => {
                 f32_at(table, codes[i].into()) * f32_at(scales, i / block) + offset
@@ -100,40 +101,41 @@ impl Numbers<'_> {
     }
 }
 
-/// Zero points, by output and group.
+/// The zero point of each output and group.
 #[derive(Clone, Copy, Debug)]
 pub enum Zeros<'a> {
-    /// The same everywhere.
+    /// One zero point for all elements.
     All(i32),
-    /// `[groups, rows]` of `bits`, packed along the outputs; `plus` is added (1 in GPTQ's first
-    /// version).
+    /// GPTQ: `[groups, rows]`, each of the code's width, packed along the outputs into 32-bit
+    /// words.
     Gptq {
         /// The packed words.
         words: &'a [u8],
-        /// Added to what is stored, within the bits.
+        /// Added to every stored zero point, modulo 2^bits: 1 in GPTQ's first version, else 0.
         plus: u32,
     },
-    /// `[groups, rows / 8]`, interleaved.
+    /// AWQ: 32-bit words `[groups, rows / 8]`, interleaved.
     Awq(&'a [u8]),
-    /// `[rows / codes of a word, groups]`, packed down the outputs: compressed-tensors.
+    /// compressed-tensors: 32-bit words `[rows / zero points in a word, groups]`, packed down the
+    /// outputs.
     DownRows(&'a [u8]),
-    /// `[rows, groups]` of signed bytes.
+    /// Signed bytes `[rows, groups]`.
     Bytes(&'a [u8]),
 }
 
-/// How elements share scales: the scale of (row, column) has index
-/// `row / rows · by_row + group(column) · by_group`.
+/// Which elements share a scale. The scale of element (row, column) has the index `row / rows ·
+/// by_row + group(column) · by_group`.
 #[derive(Clone, Copy, Debug)]
 pub struct Groups<'a> {
-    /// Outputs that share a scale.
+    /// How many neighbouring outputs share a scale.
     pub rows: usize,
-    /// Inputs that share one, where `index` does not say.
+    /// How many neighbouring inputs share a scale. Not used with `index`.
     pub cols: usize,
-    /// Step of the index from one block of outputs to the next.
+    /// Step of the scale's index from one block of outputs to the next.
     pub by_row: usize,
-    /// Step of the index from one group of inputs to the next.
+    /// Step of the scale's index from one group of inputs to the next.
     pub by_group: usize,
-    /// The group of each input, I32: inputs in the order in which they were quantized.
+    /// The group of each input, I32, for inputs that weren't quantized in their order.
     pub index: Option<&'a [u8]>,
 }
 
@@ -149,18 +151,19 @@ impl Groups<'_> {
     }
 }
 
-/// Which elements of a pruned matrix are there at all: only these have codes, one row's after
-/// another's.
+/// Which elements of a pruned matrix are stored. Only stored elements have codes, and the codes lie
+/// row after row.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask<'a> {
-    /// A bit for each element, the first the lowest; rows begin at whole bytes.
+    /// One bit for each element, the first in the lowest bit of a byte. Every row begins at a whole
+    /// byte.
     pub bits: &'a [u8],
-    /// Where each row's codes begin, I64; none: half of every row is there.
+    /// Where each row's codes begin, I64. `None`: half of every row is stored.
     pub starts: Option<&'a [u8]>,
 }
 
 impl Mask<'_> {
-    /// How many of a row's elements before `col` are there.
+    /// How many of a row's elements before `col` are stored.
     fn before(&self, cols: usize, row: usize, col: usize) -> usize {
         let bits = &self.bits[row * cols.div_ceil(8)..][..cols.div_ceil(8)];
         let whole: u32 = bits[..col / 8].iter().map(|b| b.count_ones()).sum();
@@ -168,10 +171,12 @@ impl Mask<'_> {
         (whole + rest) as usize
     }
 
+    /// Whether an element is stored.
     fn has(&self, cols: usize, row: usize, col: usize) -> bool {
         self.bits[row * cols.div_ceil(8) + col / 8] >> (col % 8) & 1 == 1
     }
 
+    /// Where a row's codes begin.
     fn start(&self, cols: usize, row: usize) -> usize {
         match self.starts {
             Some(b) => (0..8).rev().fold(0, |n, i| n << 8 | usize::from(b[8 * row + i])),
@@ -183,77 +188,82 @@ impl Mask<'_> {
     pub fn fits(&self, rows: usize, cols: usize, codes: usize) -> bool {
         let sizes = self.bits.len() == rows * cols.div_ceil(8)
             && self.starts.is_none_or(|b| b.len() == 8 * rows)
-            && (cols.is_multiple_of(8) || rows == 0 || (0..rows).all(|r| self.ends(cols, r)));
+            && (cols.is_multiple_of(8)
+                || rows == 0
+                || (0..rows).all(|r| self.padding_is_zero(cols, r)));
         let mut at = 0;
         sizes
             && (0..rows).all(|row| {
-                let here = self.start(cols, row) == at;
+                let contiguous = self.start(cols, row) == at;
                 at += self.before(cols, row, cols);
-                here
+                contiguous
             })
             && at == codes
     }
 
-    /// Whether a row's last byte has no bits behind the row.
-    fn ends(&self, cols: usize, row: usize) -> bool {
+    /// Whether the bits after a row's end, in its last byte, are zero.
+    fn padding_is_zero(&self, cols: usize, row: usize) -> bool {
         self.bits[(row + 1) * cols.div_ceil(8) - 1] >> (cols % 8) == 0
     }
 }
 
-/// A packed matrix without its codes, which a fold replaces. Whoever builds one has checked that
-/// every index lies inside.
+/// A packed matrix without its codes, which a fold replaces. The builder of this value has checked
+/// that every index stays within its slice.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
     /// The packing's name.
     pub name: &'static str,
-    /// Outputs.
+    /// Output features.
     pub rows: usize,
-    /// Inputs.
+    /// Input features.
     pub cols: usize,
-    /// Bits of a code; a byte can hold fewer than eight.
+    /// Bits of a code. A code that is stored in a byte may have fewer than eight.
     pub bits: u32,
-    /// Where codes lie.
+    /// Where the codes lie.
     pub layout: Layout,
-    /// What they mean.
+    /// The levels of the codes.
     pub levels: Levels,
-    /// Scales.
+    /// The scales.
     pub scales: Numbers<'a>,
-    /// Multiplies every scale.
+    /// Every scale is multiplied by this.
     pub factor: f32,
-    /// Divides every scale.
+    /// Every scale is divided by this.
     pub divisor: f32,
-    /// Zero points.
+    /// The zero points.
     pub zeros: Zeros<'a>,
-    /// Which elements share them.
+    /// Which elements share scales and zero points.
     pub groups: Groups<'a>,
-    /// Which elements have codes; none: all. The others are zero, and no code changes them.
+    /// Which elements are stored; `None`: all. The other elements are zero, and no code changes
+    /// them.
     pub mask: Option<Mask<'a>>,
-    /// The type that values are rounded to.
+    /// The float type that values are rounded to.
     pub round: Encoding,
 }
 
+/// The `i`-th 32-bit word.
 fn word(bytes: &[u8], i: usize) -> u32 {
     u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
 }
 
-/// Overwrites the bits of `mask` in a word.
+/// Overwrites the bits of `mask` in the `i`-th word.
 fn put(bytes: &mut [u8], i: usize, mask: u32, value: u32) {
     let new = (word(bytes, i) & !mask) | (value & mask);
     bytes[4 * i..4 * i + 4].copy_from_slice(&new.to_le_bytes());
 }
 
 impl Packed<'_> {
-    fn mask(&self) -> u32 {
+    /// The mask of a code: its lowest `bits` bits are set.
+    fn ones(&self) -> u32 {
         u32::MAX >> (32 - self.bits)
     }
 
-    /// Codes that a word of compressed-tensors holds.
+    /// How many codes a word of compressed-tensors holds.
     fn per_word(&self) -> usize {
         (32 / self.bits) as usize
     }
 
-    /// The word that a code begins in, its lowest bit there, and how many words on the code goes
-    /// on.
+    /// The word that holds a code's lowest bit, the position of that bit in the word, and the
+    /// distance to the word in which the code continues.
     fn place(&self, row: usize, col: usize) -> (usize, u32, usize) {
         match self.layout {
             Layout::AlongRow => {
@@ -269,7 +279,7 @@ impl Packed<'_> {
         }
     }
 
-    /// The byte of a nibble and its lowest bit there.
+    /// The byte that holds an element's nibble, and the nibble's lowest bit in this byte.
     fn nibble(&self, row: usize, col: usize) -> (usize, usize) {
         let i = row * self.cols + col;
         match self.layout {
@@ -278,7 +288,7 @@ impl Packed<'_> {
         }
     }
 
-    /// Bytes of an element, where elements are whole bytes.
+    /// Bytes of an element in [`Layout::Bytes`].
     fn width(&self) -> usize {
         match self.levels {
             Levels::Plain(e) => e.block_bytes(),
@@ -286,8 +296,9 @@ impl Packed<'_> {
         }
     }
 
-    /// Some columns of a row as (column, row and column of its code): with a mask, codes lie in one
-    /// row, and some elements have none.
+    /// Where the codes of some columns of a row lie: (column, row and column of its code). With a
+    /// mask, the codes of the whole matrix lie in one row, and an element that isn't stored has no
+    /// code.
     fn places(
         &self,
         row: usize,
@@ -305,6 +316,7 @@ impl Packed<'_> {
         })
     }
 
+    /// Reads the stored number at a code's place.
     fn stored(&self, bytes: &[u8], row: usize, col: usize) -> u32 {
         match self.layout {
             Layout::Bytes => {
@@ -322,11 +334,12 @@ impl Packed<'_> {
                 if shift + self.bits > 32 {
                     code |= word(bytes, at + next) << (32 - shift);
                 }
-                code & self.mask()
+                code & self.ones()
             }
         }
     }
 
+    /// Writes the stored number at a code's place.
     fn store(&self, bytes: &mut [u8], row: usize, col: usize, stored: u32) {
         match self.layout {
             Layout::Bytes => {
@@ -340,14 +353,15 @@ impl Packed<'_> {
             }
             _ => {
                 let (at, shift, next) = self.place(row, col);
-                put(bytes, at, self.mask() << shift, stored << shift);
+                put(bytes, at, self.ones() << shift, stored << shift);
                 if shift + self.bits > 32 {
-                    put(bytes, at + next, self.mask() >> (32 - shift), stored >> (32 - shift));
+                    put(bytes, at + next, self.ones() >> (32 - shift), stored >> (32 - shift));
                 }
             }
         }
     }
 
+    /// The zero point of an output and a group.
     fn zero(&self, row: usize, group: usize) -> i32 {
         let bits = self.bits as usize;
         match self.zeros {
@@ -359,7 +373,7 @@ impl Packed<'_> {
                 if bit % 32 + bits > 32 {
                     zero |= word(words, at + 1) << (32 - bit % 32);
                 }
-                ((zero & self.mask()).wrapping_add(plus) & self.mask()) as i32
+                ((zero & self.ones()).wrapping_add(plus) & self.ones()) as i32
             }
             Zeros::Awq(words) => {
                 ((word(words, group * (self.rows / 8) + row / 8) >> (4 * AWQ[row % 8])) & 15) as i32
@@ -367,7 +381,7 @@ impl Packed<'_> {
             Zeros::DownRows(words) => {
                 let n = self.per_word();
                 let at = row / n * self.groups.by_row + group;
-                ((word(words, at) >> ((row % n) * bits)) & self.mask()) as i32
+                ((word(words, at) >> ((row % n) * bits)) & self.ones()) as i32
             }
             Zeros::Bytes(bytes) => (bytes[row * self.groups.by_row + group] as i8).into(),
         }
@@ -381,7 +395,9 @@ impl Packed<'_> {
         }
     }
 
-    /// The codes and parameters of some columns of a row. The offset is the zero point.
+    /// Reads the codes and parameters of some columns of a row, one of each per column.
+    /// [`Params::offset`] holds the zero point. An element that isn't stored gets code 0 and scale
+    /// 0.
     pub fn unpack(
         &self,
         bytes: &[u8],
@@ -390,6 +406,7 @@ impl Packed<'_> {
         codes: &mut [i32],
         params: &mut [Params],
     ) {
+        // The group of the last element, and its parameters.
         let mut last = (usize::MAX, Params::default());
         for (((col, place), code), p) in self.places(row, cols).zip(codes).zip(params) {
             let Some((row_of_code, col_of_code)) = place else {
@@ -405,16 +422,16 @@ impl Packed<'_> {
             *code = match &self.levels {
                 Levels::Unsigned => stored as i32,
                 Levels::Signed => (stored as u8 as i8).into(),
-                Levels::Float(_) => fp8::order(stored as u8),
-                Levels::Plain(e) => plain::order(*e, stored),
-                Levels::Table(_, order) => {
-                    order.iter().position(|&c| u32::from(c) == stored).unwrap_or(0) as i32
+                Levels::Float(_) => fp8::code(stored as u8),
+                Levels::Plain(e) => plain::code(*e, stored),
+                Levels::Table(_, numbers) => {
+                    numbers.iter().position(|&n| u32::from(n) == stored).unwrap_or(0) as i32
                 }
             };
         }
     }
 
-    /// Overwrites the codes of some columns of a row, nothing else.
+    /// Overwrites the codes of some columns of a row, and nothing else.
     pub fn pack(&self, bytes: &mut [u8], row: usize, cols: Range<usize>, codes: &[i32]) {
         for ((_, place), &code) in self.places(row, cols).zip(codes) {
             let Some((row, col)) = place else { continue };
@@ -423,12 +440,13 @@ impl Packed<'_> {
                 Levels::Signed => (code as i8 as u8).into(),
                 Levels::Float(_) => fp8::bits(code).into(),
                 Levels::Plain(e) => plain::bits(*e, code),
-                Levels::Table(_, order) => order[code as usize & 15].into(),
+                Levels::Table(_, numbers) => numbers[code as usize & 15].into(),
             };
             self.store(bytes, row, col, stored);
         }
     }
 
+    /// The level of a code.
     fn level(&self, code: i32) -> f32 {
         match &self.levels {
             Levels::Unsigned | Levels::Signed => code as f32,
@@ -438,7 +456,7 @@ impl Packed<'_> {
         }
     }
 
-    /// The value of a code.
+    /// The value of a code under the parameters `p`.
     pub fn value(&self, p: Params, code: i32) -> f32 {
         let exact = p.scale * (self.level(code) - p.offset);
         match self.round {
@@ -466,11 +484,11 @@ impl Packed<'_> {
         around.into_iter().min_by(|a, b| error(a).total_cmp(&error(b))).unwrap_or(guess)
     }
 
-    /// The lowest and the highest code.
+    /// The lowest and the highest code that a fold may write.
     pub fn code_range(&self) -> (i32, i32) {
         match &self.levels {
-            Levels::Unsigned => (0, self.mask() as i32),
-            // −128 is a code that symmetric quantizers don't use.
+            Levels::Unsigned => (0, self.ones() as i32),
+            // Symmetric quantizers don't use the code −128.
             Levels::Signed if self.bits == 8 => (-127, 127),
             Levels::Signed => (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1),
             Levels::Float(kind) => kind.code_range(),
@@ -479,7 +497,7 @@ impl Packed<'_> {
         }
     }
 
-    /// Decodes some columns of a row.
+    /// Decodes some columns of a row into `out`, `[cols.len()]`.
     pub fn decode(&self, bytes: &[u8], row: usize, cols: Range<usize>, out: &mut [f32]) {
         const TILE: usize = 512;
         let (mut codes, mut params) = ([0; TILE], [Params::default(); TILE]);

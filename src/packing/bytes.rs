@@ -1,4 +1,4 @@
-//! Packings of bytes: FP8, INT8, and bitsandbytes' two codes a byte.
+//! Packings with one code per byte (FP8, INT8), and the two codes per byte of bitsandbytes.
 
 use serde_json::Value;
 
@@ -10,7 +10,9 @@ use crate::error::Result;
 use crate::weights::Matrix;
 
 impl<'a> Module<'a, '_> {
-    /// Scales of bytes: one for all, one an output, one a group of inputs, or one a block.
+    /// Reads scales, and finds from their shape which elements share one: all elements, those of an
+    /// output, of an output's group of inputs, or of a `block` (outputs, inputs). Returns the
+    /// scales, their float type, and the grouping.
     pub(super) fn by_scale(
         &self,
         scale: &'a Tensor,
@@ -22,7 +24,7 @@ impl<'a> Module<'a, '_> {
             |r, c, by_row, by_group| Groups { rows: r, cols: c, by_row, by_group, index: None };
         let n = scale.elements() as usize;
         let (numbers, round) = match scale.type_name().as_str() {
-            // Exponents: MXFP8.
+            // MXFP8 stores scales as exponents.
             "U8" | "F8_E8M0" => (Numbers::Exponents(self.bytes(scale)), Encoding::BF16),
             _ => self.scales(scale, n)?,
         };
@@ -53,7 +55,7 @@ impl<'a> Module<'a, '_> {
         Ok((numbers, round, found))
     }
 
-    /// Outputs and inputs of a block, where scales are of blocks.
+    /// The block size (outputs, inputs) of packings that have a scale per block.
     pub(super) fn block(&self) -> (usize, usize) {
         [
             &self.config["weight_block_size"],
@@ -64,8 +66,8 @@ impl<'a> Module<'a, '_> {
         .unwrap_or((128, 128))
     }
 
-    /// FP8 with `weight_scale` (compressed-tensors, vLLM) or `weight_scale_inv` (DeepSeek, Qwen),
-    /// both multipliers.
+    /// FP8 with `weight_scale` (compressed-tensors, vLLM) or `weight_scale_inv` (DeepSeek, Qwen).
+    /// Both are multipliers.
     pub(super) fn float8(&self, t: &'a Tensor, kind: Fp8) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.shape(t)?;
         let Some(scale) = self.get("weight_scale_inv").or(self.get("weight_scale")) else {
@@ -96,8 +98,8 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// Signed bytes: bitsandbytes with `SCB` (an output's largest weight), or compressed-tensors'
-    /// `int-quantized`.
+    /// Signed bytes: bitsandbytes with `SCB` (the largest magnitude of each output), or format
+    /// `int-quantized` of compressed-tensors.
     pub(super) fn int8(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.shape(t)?;
         let scb = self.get("SCB");
@@ -132,8 +134,9 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// bitsandbytes NF4 and FP4: `weight` `[rows · cols / 2, 1]`, `absmax` by block (itself
-    /// quantized where `nested_absmax` is there), `quant_map`, and `quant_state` as JSON.
+    /// NF4 and FP4 of bitsandbytes: `weight` `[rows · cols / 2, 1]`; `absmax`, a scale for each
+    /// block, itself quantized if there is a `nested_absmax`; `quant_map`, the levels; and
+    /// `quant_state`, JSON.
     pub(super) fn bitsandbytes(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let states =
             ["nf4", "fp4"].map(|k| (k, self.get(&format!("weight.quant_state.bitsandbytes__{k}"))));
@@ -176,9 +179,9 @@ impl<'a> Module<'a, '_> {
             .map(|(b, i)| (f32::from_le_bytes([b[0], b[1], b[2], b[3]]), i))
             .collect();
         levels.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (mut table, mut order) = ([0.0; 16], [0; 16]);
-        for (i, (level, code)) in levels.into_iter().enumerate() {
-            (table[i], order[i]) = (level, code);
+        let (mut table, mut stored) = ([0.0; 16], [0; 16]);
+        for (code, (level, number)) in levels.into_iter().enumerate() {
+            (table[code], stored[code]) = (level, number);
         }
         Ok(self.matrix(
             t,
@@ -188,7 +191,7 @@ impl<'a> Module<'a, '_> {
                 cols,
                 bits: 4,
                 layout: Layout::Nibbles,
-                levels: Levels::Table(table, order),
+                levels: Levels::Table(table, stored),
                 scales,
                 factor: 1.0,
                 divisor: 1.0,

@@ -1,4 +1,4 @@
-//! 4-bit floats (OCP's E2M1), two to a byte along a row: NVFP4 and MXFP4.
+//! NVFP4 and MXFP4: 4-bit floats (OCP's E2M1), two to a byte along a row.
 
 use super::{shown, Module};
 use crate::checkpoint::{Folder, Tensor};
@@ -7,11 +7,12 @@ use crate::encoding::{Encoding, Fp8};
 use crate::error::Result;
 use crate::weights::Matrix;
 
-/// Inputs that share a scale.
+/// How many inputs share a scale in NVFP4.
 const NVFP4: usize = 16;
+/// How many inputs share a scale in MXFP4.
 const MXFP4: usize = 32;
 
-/// A matrix of E2M1 codes with a scale for each `group` of a row's inputs.
+/// A packed matrix of E2M1 codes, with a scale for each `group` neighbouring inputs of a row.
 fn fours<'a>(
     name: &'static str,
     (rows, cols): (usize, usize),
@@ -37,9 +38,9 @@ fn fours<'a>(
 }
 
 impl<'a> Module<'a, '_> {
-    /// compressed-tensors' `nvfp4-pack-quantized` (`weight_packed` `[rows, cols / 2]`,
-    /// `weight_scale` in FP8, and `weight_global_scale`, a divisor) and `mxfp4-pack-quantized`
-    /// (`weight_scale` as exponents).
+    /// Two formats of compressed-tensors, both with `weight_packed` `[rows, cols / 2]`.
+    /// `nvfp4-pack-quantized` has `weight_scale` in FP8 and `weight_global_scale`, a divisor.
+    /// `mxfp4-pack-quantized` has `weight_scale` as exponents.
     pub(super) fn compressed_fours(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let (rows, cols) = self.halves(t)?;
         let scale = self.need("weight_scale")?;
@@ -74,8 +75,8 @@ impl<'a> Module<'a, '_> {
         Ok(self.matrix(t, packed))
     }
 
-    /// ModelOpt's NVFP4: `weight` `[rows, cols / 2]`, `weight_scale` in FP8, and `weight_scale_2`,
-    /// a multiplier.
+    /// NVFP4 of ModelOpt: `weight` `[rows, cols / 2]`, `weight_scale` in FP8, and `weight_scale_2`,
+    /// a multiplier. `second` is `weight_scale_2`.
     pub(super) fn modelopt(
         &self,
         t: &'a Tensor,
@@ -90,7 +91,7 @@ impl<'a> Module<'a, '_> {
         Ok(self.matrix(t, Packed { factor: self.number(second)?, ..plain }))
     }
 
-    /// Rows and columns of a matrix with two columns to a byte.
+    /// Rows and columns of a matrix that stores two columns to a byte.
     fn halves(&self, t: &Tensor) -> Result<(usize, usize)> {
         let (rows, bytes) = self.shape(t)?;
         match bytes.checked_mul(2) {
@@ -99,7 +100,7 @@ impl<'a> Module<'a, '_> {
         }
     }
 
-    /// Scales of 8 bits, `[rows, cols / group]`.
+    /// 8-bit scales `[rows, cols / group]`: exponents if `kind` is U8, else FP8.
     fn by_group(
         &self,
         t: &'a Tensor,
@@ -118,7 +119,7 @@ impl<'a> Module<'a, '_> {
         })
     }
 
-    /// A tensor of a single number.
+    /// The number in a tensor that must hold a single positive one.
     fn number(&self, t: &'a Tensor) -> Result<f32> {
         let b = self.exact(t, &["F32"], 1)?;
         let number = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
@@ -132,12 +133,12 @@ impl<'a> Module<'a, '_> {
     }
 }
 
-/// One of a stack of experts in MXFP4, outputs by inputs, as gpt-oss has them: `NAME_blocks`
+/// One expert of a stack in MXFP4, outputs by inputs, as gpt-oss stores experts: `NAME_blocks`
 /// `[experts, rows, cols / 32, 16]` and `NAME_scales` `[experts, rows, cols / 32]`, both U8. The
-/// matrix' bytes are the expert's part of the blocks.
+/// bytes of the returned matrix are the expert's part of `NAME_blocks`, which is returned too.
 ///
 /// # Errors
-/// No such tensors, no such expert, or shapes that don't fit.
+/// The tensors are missing, the stack has no such expert, or shapes don't fit.
 pub fn packed_expert<'a>(
     folder: &'a Folder,
     name: &str,
@@ -145,14 +146,15 @@ pub fn packed_expert<'a>(
 ) -> Result<(Matrix<'a>, &'a Tensor)> {
     let config = super::configuration(folder);
     let m = Module { folder, name, config };
-    let part = |end: &str| {
-        let name = format!("{name}{end}");
+    let part = |suffix: &str| {
+        let name = format!("{name}{suffix}");
         folder.tensor(&name).ok_or_else(|| m.wrong(&format!("tensor {name} is missing")))
     };
     let (blocks, scales) = (part("_blocks")?, part("_scales")?);
     let ([16, groups, rows, experts], [g, r, e]) = (&blocks.dims[..], &scales.dims[..]) else {
         return Err(m.wrong(&format!(
-            "tensor {} has the shape {:?} and its scales {:?}, expected [experts, rows, groups, 16] and the same without 16",
+            "tensor {} has the shape {:?} and its scales {:?}, expected \
+             [experts, rows, groups, 16] and the same without 16",
             blocks.name,
             shown(blocks),
             shown(scales)
@@ -160,7 +162,7 @@ pub fn packed_expert<'a>(
     };
     if (groups, rows, experts) != (g, r, e) || expert as u64 >= *experts {
         return Err(m.wrong(&format!(
-            "tensor {} has the shape {:?}, its scales {:?}: no expert {expert} there",
+            "tensor {} has the shape {:?} and its scales {:?}: there is no expert {expert}",
             blocks.name,
             shown(blocks),
             shown(scales)

@@ -1,4 +1,4 @@
-//! Finds a module's weights in a Hugging Face folder, whatever they are packed in: which tensors
+//! Finds a module's weights in a Hugging Face folder, in any supported packing: which tensors
 //! belong together, and whether their shapes and values fit.
 
 mod bytes;
@@ -18,19 +18,20 @@ pub use fours::packed_expert;
 
 const HINT: &str = "use a checkpoint of the same model in another packing, or its GGUF file";
 
-/// A module's tensors.
+/// A module (a linear layer) of a folder: its tensors are named `NAME.weight`, `NAME.weight_scale`
+/// and so on.
 struct Module<'a, 'n> {
     folder: &'a Folder,
     name: &'n str,
-    /// `quantization_config`.
+    /// The folder's `quantization_config`.
     config: &'a Value,
 }
 
-/// The matrix of a module that isn't stored as plain floats: what it is, and the tensor that holds
-/// its codes.
+/// The packed matrix of a module, and the tensor that holds its codes. `None` if the module's
+/// weights are plain floats.
 ///
 /// # Errors
-/// A packing that can't be read; tensors that are missing or don't fit together.
+/// The packing can't be read; tensors are missing or don't fit together.
 pub(super) fn find<'a>(folder: &'a Folder, name: &str) -> Result<Option<(Matrix<'a>, &'a Tensor)>> {
     let m = Module { folder, name, config: configuration(folder) };
     if let Some(t) = m.get("weight_packed") {
@@ -68,14 +69,14 @@ pub(super) fn find<'a>(folder: &'a Folder, name: &str) -> Result<Option<(Matrix<
     }
 }
 
-/// The packing of a module, and the tensor that holds its codes; none for plain floats and what
-/// can't be read.
+/// The name of a module's packing, and the tensor that holds the codes. `None` for plain floats,
+/// and for a packing that can't be read.
 pub fn packing_of<'a>(folder: &'a Folder, module: &str) -> Option<(&'static str, &'a Tensor)> {
     let (matrix, codes) = find(folder, module).ok()??;
     Some((matrix.encoding.name(), codes))
 }
 
-/// `quantization_config`.
+/// The folder's `quantization_config`; null if there is none.
 fn configuration(folder: &Folder) -> &Value {
     [folder.config(), folder.text_config()]
         .into_iter()
@@ -84,13 +85,14 @@ fn configuration(folder: &Folder) -> &Value {
         .unwrap_or(&Value::Null)
 }
 
-/// What tensors a module has, for an error about one that can't be read.
+/// A list of a module's tensors and their types, for an error about a packing that can't be read.
+/// `None` if the module has no tensors.
 pub(super) fn unknown(folder: &Folder, name: &str) -> Option<String> {
-    let begin = format!("{name}.");
+    let prefix = format!("{name}.");
     let mut list: Vec<String> = folder
         .tensors()
         .iter()
-        .filter_map(|t| Some(format!("{} {}", t.name.strip_prefix(&begin)?, t.type_name())))
+        .filter_map(|t| Some(format!("{} {}", t.name.strip_prefix(&prefix)?, t.type_name())))
         .collect();
     list.sort();
     list.truncate(8);
@@ -98,10 +100,12 @@ pub(super) fn unknown(folder: &Folder, name: &str) -> Option<String> {
 }
 
 impl<'a> Module<'a, '_> {
+    /// The module's tensor `part`, such as `weight_scale`.
     fn get(&self, part: &str) -> Option<&'a Tensor> {
         self.folder.tensor(&format!("{}.{part}", self.name))
     }
 
+    /// The module's tensor `part`, which must exist.
     fn need(&self, part: &str) -> Result<&'a Tensor> {
         self.get(part).ok_or_else(|| self.wrong(&format!("tensor {}.{part} is missing", self.name)))
     }
@@ -110,6 +114,7 @@ impl<'a> Module<'a, '_> {
         self.folder.bytes(t)
     }
 
+    /// The error for a damaged checkpoint.
     fn wrong(&self, what: &str) -> Error {
         Error::Model(format!(
             "{}: {what}; download the checkpoint again",
@@ -117,6 +122,7 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
+    /// The error for a packing that this program doesn't read.
     fn unreadable(&self, t: &Tensor, what: &str) -> Error {
         let path = self.folder.path().display();
         Error::unsupported(
@@ -125,7 +131,7 @@ impl<'a> Module<'a, '_> {
         )
     }
 
-    /// Rows and columns of a matrix, as Hugging Face has them.
+    /// The shape of a tensor that must be a matrix, in Hugging Face's order: rows, columns.
     fn shape(&self, t: &Tensor) -> Result<(usize, usize)> {
         match t.dims[..] {
             [cols, rows] => Ok((rows as usize, cols as usize)),
@@ -137,7 +143,8 @@ impl<'a> Module<'a, '_> {
         }
     }
 
-    /// A tensor that must have this type and so many elements.
+    /// The bytes of a tensor that must have one of the types `kinds` and the given number of
+    /// elements.
     fn exact(&self, t: &'a Tensor, kinds: &[&str], elements: usize) -> Result<&'a [u8]> {
         if !kinds.contains(&t.type_name().as_str()) || t.elements() != elements as u64 {
             return Err(self.wrong(&format!(
@@ -151,21 +158,21 @@ impl<'a> Module<'a, '_> {
         Ok(self.bytes(t))
     }
 
-    /// Whole numbers, I64 or I32.
+    /// The whole numbers of a tensor, I64 or I32.
     fn numbers(&self, t: &Tensor) -> Vec<u64> {
         let width = if t.type_name() == "I64" { 8 } else { 4 };
         let number = |b: &[u8]| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
         self.bytes(t).chunks_exact(width).map(number).collect()
     }
 
-    /// The formats that compressed-tensors' configuration names.
+    /// The formats that the configuration of compressed-tensors names.
     fn formats(&self) -> Vec<&str> {
         let groups = self.config["config_groups"].as_object();
         let of_groups = groups.into_iter().flat_map(|g| g.values()).map(|g| &g["format"]);
         [&self.config["format"]].into_iter().chain(of_groups).filter_map(Value::as_str).collect()
     }
 
-    /// The type in which the model computes.
+    /// The float type in which the model computes.
     fn dtype(&self) -> Encoding {
         let configs = [self.folder.text_config(), self.folder.config()];
         let named = configs.iter().find_map(|c| c["dtype"].as_str().or(c["torch_dtype"].as_str()));
@@ -176,14 +183,15 @@ impl<'a> Module<'a, '_> {
         }
     }
 
-    /// Scales: floats of any width.
+    /// The scales in a tensor of floats, and the type of these floats.
     fn scales(&self, t: &'a Tensor, elements: usize) -> Result<(Numbers<'a>, Encoding)> {
         let bytes = self.exact(t, &["F32", "F16", "BF16"], elements)?;
         let encoding = Encoding::from_ggml(t.type_id).unwrap_or(Encoding::F32);
         Ok((Numbers::Plain(encoding, bytes), encoding))
     }
 
-    /// The group of each input; checked, because rows are decoded without looking.
+    /// The group of each input. The group numbers are checked here, because decoding doesn't check
+    /// them.
     fn index(&self, t: Option<&'a Tensor>, cols: usize, groups: usize) -> Result<Option<&'a [u8]>> {
         let Some(t) = t.filter(|t| t.elements() > 0) else { return Ok(None) };
         let bytes = self.exact(t, &["I32"], cols)?;
@@ -198,13 +206,14 @@ impl<'a> Module<'a, '_> {
         Ok(Some(bytes))
     }
 
+    /// The matrix whose codes lie in tensor `t`, together with `t`.
     fn matrix(&self, t: &'a Tensor, packed: Packed<'a>) -> (Matrix<'a>, &'a Tensor) {
         let (rows, cols) = (packed.rows, packed.cols);
         (Matrix { rows, cols, encoding: Storage::Packed(packed), bytes: self.bytes(t) }, t)
     }
 
-    /// compressed-tensors' `pack-quantized`: `weight_packed`, `weight_scale`, `weight_shape`, and
-    /// for asymmetric codes `weight_zero_point`.
+    /// Format `pack-quantized` of compressed-tensors: `weight_packed`, `weight_scale`,
+    /// `weight_shape` and, for asymmetric codes, `weight_zero_point`.
     fn compressed(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         if t.type_name() != "I32" || self.get("scale_packed").is_some() {
             let formats = self.formats().join(", ");
@@ -227,13 +236,14 @@ impl<'a> Module<'a, '_> {
             );
             return Err(self.wrong(&what));
         };
-        // Codes of other widths go over the edges of words in some versions and not in others.
+        // Codes of other widths cross the boundaries of words in some versions of the library, and
+        // don't in others.
         if ![2, 4, 8].contains(&bits) {
             return Err(self.unreadable(t, &format!("compressed-tensors of {bits} bits")));
         }
         let scale = self.need("weight_scale")?;
         let groups = (scale.elements() as usize / rows.max(1)).max(1);
-        // −1 says that inputs are in order.
+        // A first number of −1 says that the inputs were quantized in their order.
         let ordered = |t: &&Tensor| self.bytes(t).first_chunk() != Some(&(-1i32).to_le_bytes());
         let index = self.index(self.get("weight_g_idx").filter(ordered), cols, groups)?;
         let (scales, round) = self.scales(scale, rows * groups)?;
@@ -273,7 +283,7 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// The width of the codes: of those that the configuration names the one that the shape fits.
+    /// The bits of a code: the first width in the configuration that fits the shape.
     fn bits(&self, rows: usize, cols: usize, words: usize) -> Option<u32> {
         let groups = self.config["config_groups"].as_object()?;
         let named =
@@ -295,7 +305,8 @@ impl<'a> Module<'a, '_> {
         };
         let (words, rows) = self.shape(t)?;
         let zeros = self.need("qzeros")?;
-        // Bits and groups may differ by module: the shapes say what this one has.
+        // With `dynamic`, bits and groups differ from module to module: the shapes say what this
+        // module has.
         let dynamic = self.config["dynamic"].as_object().is_some_and(|d| !d.is_empty());
         let bits = match dynamic {
             true => self.shape(zeros)?.1 * 32 / rows.max(1),
@@ -405,7 +416,7 @@ impl<'a> Module<'a, '_> {
     }
 }
 
-/// A shape as Hugging Face writes it.
+/// A tensor's shape in Hugging Face's order.
 fn shown(t: &Tensor) -> Vec<u64> {
     t.dims.iter().rev().copied().collect()
 }

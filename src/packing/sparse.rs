@@ -1,5 +1,5 @@
-//! compressed-tensors' pruned matrices without their zeros: `sparse-bitmask` and
-//! `sparse-24-bitmask`.
+//! Pruned matrices that are stored without their zeros: formats `sparse-bitmask` and
+//! `sparse-24-bitmask` of compressed-tensors.
 
 use super::Module;
 use crate::checkpoint::Tensor;
@@ -8,12 +8,13 @@ use crate::encoding::{Encoding, Fp8};
 use crate::error::Result;
 use crate::weights::Matrix;
 
-/// One: what floats are scaled by.
+/// The number 1.0, the scale of plain floats.
 const ONE: &[u8] = &1f32.to_le_bytes();
 
 impl<'a> Module<'a, '_> {
-    /// `compressed` (what is left, one row after another), `bitmask` `[rows, cols / 8]`, `shape`,
-    /// for other patterns than 2:4 `row_offsets`, and for FP8 `weight_scale`.
+    /// The tensors are `compressed` (the stored elements, row after row), `bitmask` `[rows, cols /
+    /// 8]` and `shape`; for other patterns than 2:4 also `row_offsets`; for FP8 also
+    /// `weight_scale`.
     pub(super) fn sparse(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let shape = self.need("shape")?;
         let numbers = self.numbers(shape);
@@ -22,7 +23,7 @@ impl<'a> Module<'a, '_> {
         };
         let bits = self.need("bitmask")?;
         let (rows, cols) = (rows as usize, cols as usize);
-        // A shape that doesn't fit the mask is caught before anything is multiplied.
+        // The shape is compared with the mask's before its numbers are multiplied: no overflow.
         let [across, down] = bits.dims[..] else {
             return Err(self.wrong(&format!("tensor {} must be a matrix", bits.name)));
         };

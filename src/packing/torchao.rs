@@ -1,4 +1,4 @@
-//! torchao's tensors as transformers saves them: `_weight_qdata`, `_weight_scale`,
+//! The packing of torchao, as transformers saves it: `_weight_qdata`, `_weight_scale` and
 //! `_weight_zero_point`.
 
 use super::Module;
@@ -9,9 +9,9 @@ use crate::error::Result;
 use crate::weights::Matrix;
 
 impl<'a> Module<'a, '_> {
-    /// `Int8Tensor`, `Float8Tensor` and `IntxUnpackedToInt8Tensor`: an element a byte. Scales are
-    /// of one weight, one output, one group of inputs or one block; values are rounded to the
-    /// model's type.
+    /// `Int8Tensor`, `Float8Tensor` and `IntxUnpackedToInt8Tensor`, which store one element per
+    /// byte. There is a scale for the whole tensor, for each output, for each group of inputs, or
+    /// for each block. Values are rounded to the model's float type.
     pub(super) fn torchao(&self, t: &'a Tensor) -> Result<(Matrix<'a>, &'a Tensor)> {
         let kind = t.type_name();
         let levels = match kind.as_str() {
@@ -63,8 +63,8 @@ impl<'a> Module<'a, '_> {
         ))
     }
 
-    /// The narrowest `weight_dtype` that the configuration names: a byte can hold codes of fewer
-    /// bits.
+    /// The bits of a code: the narrowest `weight_dtype` in the configuration. A byte may hold a
+    /// code of fewer than eight bits.
     fn intx_bits(&self) -> u32 {
         fn least(v: &serde_json::Value) -> u32 {
             match v {

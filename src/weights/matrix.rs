@@ -1,5 +1,5 @@
-//! A matrix as it is stored, whatever that is: rows to decode for the forward pass, codes to step
-//! for the fold.
+//! A matrix in stored form, in any encoding or packing. The forward pass decodes its rows, and a
+//! fold steps its codes.
 
 use std::ops::Range;
 
@@ -7,13 +7,13 @@ use crate::encoding::packed::Packed;
 use crate::encoding::{Encoding, Params};
 
 /// How a matrix's elements are stored.
-// A matrix lives on the stack for one product: its size doesn't matter.
+// A matrix lives on the stack for one product, so the size of this enum doesn't matter.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy, Debug)]
 pub enum Storage<'a> {
-    /// Blocks along a row, or floats, in one tensor.
+    /// One tensor of blocks along the rows, or of floats.
     Blocks(Encoding),
-    /// Codes in one tensor, scales and zero points in others.
+    /// One tensor of codes; other tensors hold the scales and zero points.
     Packed(Packed<'a>),
 }
 
@@ -24,7 +24,7 @@ impl From<Encoding> for Storage<'_> {
 }
 
 impl Storage<'_> {
-    /// The encoding's or the packing's name.
+    /// The name of the encoding or of the packing.
     pub fn name(&self) -> &'static str {
         match self {
             Storage::Blocks(e) => e.name(),
@@ -32,7 +32,7 @@ impl Storage<'_> {
         }
     }
 
-    /// The encoding, where the matrix lies in one tensor.
+    /// The encoding of a matrix in one tensor; `None` for a packed matrix.
     pub fn blocks(&self) -> Option<Encoding> {
         match self {
             Storage::Blocks(e) => Some(*e),
@@ -45,7 +45,10 @@ impl Storage<'_> {
         self.blocks().is_none_or(Encoding::has_codes)
     }
 
-    /// The value of a code.
+    /// The value of a code under the parameters `p`.
+    ///
+    /// # Panics
+    /// If the encoding has no codes.
     pub fn value(&self, p: Params, code: i32) -> f32 {
         match self {
             Storage::Blocks(e) => e.value(p, code),
@@ -54,6 +57,9 @@ impl Storage<'_> {
     }
 
     /// The code in range whose value is nearest to `x`.
+    ///
+    /// # Panics
+    /// If the encoding has no codes.
     pub fn nearest(&self, p: Params, x: f32) -> i32 {
         match self {
             Storage::Blocks(e) => e.nearest(p, x),
@@ -62,6 +68,9 @@ impl Storage<'_> {
     }
 
     /// The lowest and the highest code.
+    ///
+    /// # Panics
+    /// If the encoding has no codes.
     pub fn code_range(&self) -> (i32, i32) {
         match self {
             Storage::Blocks(e) => e.code_range(),
@@ -70,21 +79,21 @@ impl Storage<'_> {
     }
 }
 
-/// A matrix as it is stored: `rows` outputs by `cols` inputs.
+/// A matrix in stored form: `rows` outputs by `cols` inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     /// Output features.
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// How its elements are stored.
+    /// How the elements are stored.
     pub encoding: Storage<'a>,
-    /// The bytes of its codes.
+    /// The bytes of the tensor that holds the codes.
     pub bytes: &'a [u8],
 }
 
 impl Matrix<'_> {
-    /// The bytes of one row; on average, where rows share bytes.
+    /// Number of bytes in one row; the average if rows share bytes.
     pub fn row_bytes(&self) -> usize {
         match self.encoding {
             Storage::Blocks(e) => e.bytes_for(self.cols),
@@ -97,7 +106,7 @@ impl Matrix<'_> {
         self.decode(row, 0..self.cols, out);
     }
 
-    /// The bytes of some columns of a row, whole blocks; none where they don't lie in one tensor.
+    /// The bytes of some columns of a row. `cols` must be whole blocks. Empty for a packed matrix.
     pub fn stored(&self, row: usize, cols: Range<usize>) -> &[u8] {
         match self.encoding {
             Storage::Blocks(e) => &self.bytes[self.span(e, row, &cols)],
@@ -105,7 +114,7 @@ impl Matrix<'_> {
         }
     }
 
-    /// Decodes some columns of a row, whole blocks, into `out`, `[cols.len()]`.
+    /// Decodes some columns of a row into `out`, `[cols.len()]`. `cols` must be whole blocks.
     pub fn decode(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
         match self.encoding {
             Storage::Blocks(e) => e.decode(&self.bytes[self.span(e, row, &cols)], out),
@@ -113,7 +122,8 @@ impl Matrix<'_> {
         }
     }
 
-    /// The codes and parameters of some columns of a row, whole blocks.
+    /// Reads the codes and parameters of some columns of a row, one of each per column. `cols` must
+    /// be whole blocks.
     pub fn unpack(&self, row: usize, cols: Range<usize>, codes: &mut [i32], params: &mut [Params]) {
         match self.encoding {
             Storage::Blocks(e) => e.unpack(&self.bytes[self.span(e, row, &cols)], codes, params),
@@ -121,7 +131,8 @@ impl Matrix<'_> {
         }
     }
 
-    /// Overwrites these codes in `bytes`, which are laid out as this matrix's own.
+    /// Overwrites the codes of some columns of a row in `bytes`, which have the layout of this
+    /// matrix's own bytes.
     pub fn pack(&self, bytes: &mut [u8], row: usize, cols: Range<usize>, codes: &[i32]) {
         match self.encoding {
             Storage::Blocks(e) => e.pack(&mut bytes[self.span(e, row, &cols)], codes),
@@ -129,6 +140,7 @@ impl Matrix<'_> {
         }
     }
 
+    /// The range of the bytes that holds some columns of a row.
     fn span(&self, e: Encoding, row: usize, cols: &Range<usize>) -> Range<usize> {
         let at = row * self.row_bytes() + e.bytes_for(cols.start);
         at..at + e.bytes_for(cols.len())

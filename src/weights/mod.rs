@@ -1,4 +1,5 @@
-//! A weight matrix as it is stored: rows that are decoded where they are needed, and their codes.
+//! Weight matrices in stored form. Rows are decoded on demand, and single codes can be read and
+//! overwritten.
 
 mod matrix;
 pub mod pruned;

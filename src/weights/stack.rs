@@ -1,11 +1,11 @@
-//! Several matrices of one tensor, as experts are stored.
+//! Several matrices in one tensor, as the experts of a block are often stored.
 
 use super::{Matrix, Storage};
 
-/// The matrices of a tensor, of equal shape and encoding: one, or one an expert.
+/// The matrices of a tensor, all of the same shape and encoding: a single one, or one per expert.
 #[derive(Clone, Copy, Debug)]
 pub struct Stack<'a> {
-    /// All of them: the shape of one, the bytes of all.
+    /// The shape of one matrix, with the bytes of all.
     all: Matrix<'a>,
     count: usize,
 }
@@ -17,13 +17,13 @@ impl<'a> From<Matrix<'a>> for Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    /// `all`: the shape of one matrix, and the bytes of `count`.
+    /// A stack of `count` matrices. `all` has the shape of one matrix and the bytes of all.
     pub fn new(all: Matrix<'a>, count: usize) -> Stack<'a> {
         Stack { all, count }
     }
 
     /// How many matrices there are.
-    #[allow(clippy::len_without_is_empty)] // A tensor without any is no stack.
+    #[allow(clippy::len_without_is_empty)] // A stack is never empty.
     pub fn len(&self) -> usize {
         self.count
     }
@@ -37,22 +37,22 @@ impl<'a> Stack<'a> {
         Matrix { bytes: &self.all.bytes[i * size..(i + 1) * size], ..self.all }
     }
 
-    /// Rows and columns of each.
+    /// Rows and columns of each matrix.
     pub fn shape(&self) -> (usize, usize) {
         (self.all.rows, self.all.cols)
     }
 
-    /// How they are stored.
+    /// How the matrices are stored.
     pub fn encoding(&self) -> Storage<'a> {
         self.all.encoding
     }
 
-    /// Matrices of the same shape with other bytes.
+    /// A stack of the same shape and count, with another encoding and other bytes.
     pub fn with<'b>(&self, encoding: Storage<'b>, bytes: &'b [u8]) -> Stack<'b> {
         Stack { all: Matrix { encoding, bytes, ..self.all }, count: self.count }
     }
 
-    /// One after the other.
+    /// The matrices in order.
     pub fn iter(&self) -> impl Iterator<Item = Matrix<'a>> + '_ {
         (0..self.count).map(|i| self.get(i))
     }

@@ -1,4 +1,4 @@
-"""Writes grids.bin, the lattice points of llama.cpp's i-quants, from its header.
+"""Writes grids.bin, the lattice points of llama.cpp's i-quants, from llama.cpp's header.
 
     python grids.py PATH/TO/llama.cpp/ggml/src/ggml-common.h
 

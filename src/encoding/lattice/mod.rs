@@ -1,8 +1,10 @@
-//! The lattice types: a code is a point of 4 or 8 elements, or a byte of base-3 digits.
+//! The lattice types. A stored code selects a lattice point, which gives the levels of 4 or 8
+//! elements; in the ternary types TQ1_0 and TQ2_0, a byte holds base-3 or 2-bit digits.
 //!
-//! No element has a code of its own, so that nothing can be stepped: these types are only decoded.
-//! Values are llama.cpp's (ggml/src/ggml-quants.c, `dequantize_row_iq2_xxs` to `_iq1_m`, `_tq1_0`,
-//! `_tq2_0`): all products are exact in an `f32`, so their order does not matter.
+//! These types can only be decoded. An edit steps codes, and a code here changes several elements
+//! at once. The values equal llama.cpp's (ggml/src/ggml-quants.c, `dequantize_row_iq2_xxs` to
+//! `_iq1_m`, `_tq1_0`, `_tq2_0`): all products are exact in an `f32`, so their order does not
+//! matter.
 
 mod grids;
 
@@ -11,32 +13,36 @@ use super::decode::{decode, groups, half_at, scale_only, spread, Levels, EACH};
 use super::Params;
 use std::marker::PhantomData;
 
-/// Elements of a block.
+/// Number of elements in a block.
 const LEN: usize = 256;
 
-/// d; per 32 elements four points (u8), then a word: four signs of 7 bits, a scale of 4 bits.
+/// Block layout: d; for each 32 elements, four points (u8) and a 32-bit word of four sign fields (7
+/// bits each) and a scale (4 bits).
 pub(super) struct IQ2XXS;
-/// d; per 8 elements a u16: a point of 9 bits, a sign of 7; per 16 elements a scale of 4 bits.
+/// Block layout: d; for each 8 elements, a u16 of a point (9 bits) and a sign field (7 bits); for
+/// each 16 elements, a scale (4 bits).
 pub(super) struct IQ2XS;
-/// d; low bytes of 32 points; 32 bytes of signs; the points' upper 2 bits; scales as in IQ2_XS.
+/// Block layout: d; the low bytes of 32 points; 32 bytes of signs; the points' upper 2 bits; scales
+/// as in IQ2_XS.
 pub(super) struct IQ2S;
-/// d; 64 points (u8); per 32 elements a word of signs and scale as in IQ2_XXS.
+/// Block layout: d; 64 points (u8); for each 32 elements, a word of signs and scale as in IQ2_XXS.
 pub(super) struct IQ3XXS;
-/// d; low bytes of 64 points; their ninth bits; 32 bytes of signs; per 32 elements a scale of 4
-/// bits.
+/// Block layout: d; the low bytes of 64 points; the points' ninth bits; 32 bytes of signs; for each
+/// 32 elements, a scale (4 bits).
 pub(super) struct IQ3S;
-/// d; low bytes of 32 points; per 32 elements a u16: the points' upper 3 bits, a scale of 3 bits,
-/// the shift's sign.
+/// Block layout: d; the low bytes of 32 points; for each 32 elements, a u16 of the points' upper 3
+/// bits, a scale (3 bits) and the sign of the shift.
 pub(super) struct IQ1S;
-/// Low bytes of 32 points; per point a nibble: its upper 3 bits, the shift's sign; per 64 elements
-/// a u16: four scales of 3 bits, and a nibble of d.
+/// Block layout: the low bytes of 32 points; for each point, a nibble of its upper 3 bits and the
+/// sign of the shift; for each 64 elements, a u16 of four scales (3 bits each) and a nibble of d.
 pub(super) struct IQ1M;
-/// Bytes of five digits for 160, then 80 elements; 4 bytes of four digits; d.
+/// Block layout: 32 bytes of five base-3 digits, for 160 elements; 16 bytes of five digits, for 80
+/// elements; 4 bytes of four digits, for 16 elements; d.
 pub(super) struct TQ1;
-/// 64 bytes of 2-bit digits; d.
+/// Block layout: 64 bytes of 2-bit digits; d.
 pub(super) struct TQ2;
 
-/// The codec of `B`, which has blocks of `N` bytes.
+/// The codec of lattice type `B`: blocks of `N` bytes and `LEN` elements, in `G` groups.
 pub(super) struct Lattice<B, const N: usize, const G: usize>(PhantomData<B>);
 
 impl<B, const N: usize, const G: usize> Lattice<B, N, G> {
@@ -57,7 +63,8 @@ impl<B: Levels<LEN, N, G>, const N: usize, const G: usize> Codec for Lattice<B, 
     }
 }
 
-/// Fills a block with words of eight elements.
+/// Fills the levels of a block from words of eight levels, one per byte: `word(i)` holds those of
+/// the elements `8·i..8·i + 8`.
 #[inline(always)]
 fn eights(levels: &mut [u8; LEN], word: impl Fn(usize) -> u64) {
     for (i, levels) in levels.chunks_exact_mut(8).enumerate() {
@@ -65,17 +72,17 @@ fn eights(levels: &mut [u8; LEN], word: impl Fn(usize) -> u64) {
     }
 }
 
-/// A point whose elements are negative where a bit is set. None of them is zero: no carry leaves
-/// its byte.
+/// A point with the elements negated whose bit in `signs` is set. No element of a point is zero, so
+/// the addition never carries into the next byte.
 #[inline(always)]
 fn signed(point: u64, signs: u8) -> u64 {
     let minus = spread(signs);
     (point ^ (0xff * minus)) + minus
 }
 
-/// Eight signs of which seven are stored: an even number is negative.
+/// Eight signs from the seven that are stored. The eighth makes the number of negative signs even.
 #[inline(always)]
-fn even(signs: u32) -> u8 {
+fn with_even_parity(signs: u32) -> u8 {
     let seven = signs as u8 & 0x7f;
     seven | ((seven.count_ones() as u8 & 1) << 7)
 }
@@ -90,7 +97,7 @@ fn u32_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
-/// The `i`-th nibble from byte `at` on.
+/// The `i`-th nibble, counted from byte `at`.
 #[inline(always)]
 fn nibble(block: &[u8], at: usize, i: usize) -> u8 {
     (block[at + i / 2] >> (4 * (i % 2))) & 15
@@ -104,7 +111,7 @@ impl Levels<LEN, 66, 8> for IQ2XXS {
             #[inline(always)]
             |i| {
                 let (at, l) = (2 + i / 4 * 8, i % 4);
-                let signs = even(u32_at(block, at + 4) >> (7 * l));
+                let signs = with_even_parity(u32_at(block, at + 4) >> (7 * l));
                 signed(grids::IQ2_XXS[usize::from(block[at + l])], signs)
             },
         )
@@ -120,9 +127,9 @@ impl Levels<LEN, 66, 8> for IQ2XXS {
     }
 }
 
-/// IQ2_XS's and IQ2_S's scales, which begin at byte `at`.
+/// The parameters of IQ2_XS and IQ2_S. Their scales begin at byte `at`.
 #[inline(always)]
-fn sixteenths(block: &[u8], at: usize) -> [Params; 16] {
+fn iq2_params(block: &[u8], at: usize) -> [Params; 16] {
     let d = half_at(block, 0);
     groups(
         #[inline(always)]
@@ -138,14 +145,15 @@ impl Levels<LEN, 74, 16> for IQ2XS {
             #[inline(always)]
             |i| {
                 let code = u16_at(block, 2 + 2 * i);
-                signed(grids::IQ2_XS[usize::from(code & 511)], even(u32::from(code >> 9)))
+                let signs = with_even_parity(u32::from(code >> 9));
+                signed(grids::IQ2_XS[usize::from(code & 511)], signs)
             },
         )
     }
 
     #[inline(always)]
     fn params(block: &[u8; 74]) -> [Params; 16] {
-        sixteenths(block, 66)
+        iq2_params(block, 66)
     }
 }
 
@@ -164,7 +172,7 @@ impl Levels<LEN, 82, 16> for IQ2S {
 
     #[inline(always)]
     fn params(block: &[u8; 82]) -> [Params; 16] {
-        sixteenths(block, 74)
+        iq2_params(block, 74)
     }
 }
 
@@ -176,7 +184,7 @@ impl Levels<LEN, 98, 8> for IQ3XXS {
             #[inline(always)]
             |i| {
                 let point = |j: usize| grids::IQ3_XXS[usize::from(block[2 + j])];
-                let signs = even(u32_at(block, 66 + i / 4 * 4) >> (7 * (i % 4)));
+                let signs = with_even_parity(u32_at(block, 66 + i / 4 * 4) >> (7 * (i % 4)));
                 signed(point(2 * i) | point(2 * i + 1) << 32, signs)
             },
         )
@@ -218,23 +226,24 @@ impl Levels<LEN, 110, 8> for IQ3S {
     }
 }
 
-/// A point of the 1-bit types, shifted by an eighth up or down. A level is eight times the element,
-/// and `EIGHTHS` above zero: bytes stay from 0 to 18.
+/// The levels of a point of the 1-bit types, shifted up or down by an eighth of an element. Levels
+/// count eighths, plus `IQ1_BIAS`, so that bytes lie from 0 to 18.
 #[inline(always)]
 fn shifted(index: usize, down: bool) -> u64 {
     grids::IQ1[index & 2047] + if down { 0 } else { 2 * EACH }
 }
 
-const EIGHTHS: u8 = 9;
+/// Added to the levels of the 1-bit types, which run from −9 to 9 eighths.
+const IQ1_BIAS: u8 = 9;
 
-/// A scale of 3 bits, for levels of eighths.
+/// The parameters of the 1-bit types from a 3-bit scale. A level is an eighth.
 #[inline(always)]
-fn eighths(d: f32, scale: u16) -> Params {
+fn iq1_params(d: f32, scale: u16) -> Params {
     scale_only(d * f32::from(2 * (scale & 7) + 1) * 0.125)
 }
 
 impl Levels<LEN, 50, 8> for IQ1S {
-    const BIAS: u8 = EIGHTHS;
+    const BIAS: u8 = IQ1_BIAS;
 
     #[inline(always)]
     fn stored(block: &[u8; 50], levels: &mut [u8; LEN]) {
@@ -254,13 +263,13 @@ impl Levels<LEN, 50, 8> for IQ1S {
         let d = half_at(block, 0);
         groups(
             #[inline(always)]
-            |g| eighths(d, u16_at(block, 34 + 2 * g) >> 12),
+            |g| iq1_params(d, u16_at(block, 34 + 2 * g) >> 12),
         )
     }
 }
 
 impl Levels<LEN, 56, 16> for IQ1M {
-    const BIAS: u8 = EIGHTHS;
+    const BIAS: u8 = IQ1_BIAS;
 
     #[inline(always)]
     fn stored(block: &[u8; 56], levels: &mut [u8; LEN]) {
@@ -281,7 +290,7 @@ impl Levels<LEN, 56, 16> for IQ1M {
         let d = half::f16::from_bits(d).to_f32();
         groups(
             #[inline(always)]
-            |g| eighths(d, scales(g / 4) >> (3 * (g % 4))),
+            |g| iq1_params(d, scales(g / 4) >> (3 * (g % 4))),
         )
     }
 }
@@ -304,8 +313,9 @@ impl Levels<LEN, 54, 1> for TQ1 {
     }
 }
 
-/// Base-3 digits of `R` bytes, the first digit of every byte before the second of any. A byte is a
-/// fraction of 256, so that three times it carries the first digit out.
+/// The base-3 digits of `R` bytes: the first digit of every byte, then the second of every byte,
+/// and so on. A byte is a fraction in units of 1/256. Three times this fraction has the first digit
+/// as its whole part.
 #[inline(always)]
 fn digits<const R: usize>(bytes: &[u8], levels: &mut [u8]) {
     let mut power = 1u8;
