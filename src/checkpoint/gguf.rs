@@ -1,80 +1,78 @@
-//! An open GGUF file: its metadata in file order, its tensors, and their memory-mapped bytes.
+//! An open GGUF model: metadata in file order, tensors, and their bytes by memory map.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::parse::{parse, Header};
-use super::{Entry, Map, Tensor, Value};
+use super::{split, Entry, Shard, Tensor, Value};
 use crate::{Error, Result};
 
-/// A GGUF file (version 2 or 3), mapped read-only.
+/// A GGUF model (version 2 or 3) in one file or in shards, mapped read-only.
 #[derive(Debug)]
 pub struct Gguf {
-    path: PathBuf,
-    map: Map,
-    header: Header,
+    /// One at least.
+    shards: Vec<Shard>,
     keys: HashMap<String, usize>,
+    tensors: Vec<Tensor>,
     names: HashMap<String, usize>,
 }
 
 impl Gguf {
-    /// Opens a file, and checks every count and length in its header against the file's size, so
-    /// that a damaged or hostile file fails here and not later. A tensor of an unknown encoding is
-    /// allowed.
+    /// Opens and checks a file. Every count and length in it is checked against the bytes that
+    /// there are, so that a damaged or hostile file is one error at once. Tensors of unknown
+    /// encodings are no error.
+    /// Any shard of a split model opens all of it.
     ///
     /// # Errors
-    /// The file can't be read; its header is damaged; it is one part of a split model.
+    /// A file that is missing or damaged; shards that don't belong together.
     pub fn open(path: &Path) -> Result<Gguf> {
-        let map = Map::open(path)?;
-        let header = parse(path, map.bytes())?;
-        let keys = header.metadata.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
-        let names = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        let gguf = Gguf { path: path.to_path_buf(), map, header, keys, names };
-        match gguf.get("split.count").and_then(Value::as_u64) {
-            Some(count) if count > 1 => Err(Error::unsupported(
-                format!("{}: is one of {count} parts of a split model", path.display()),
-                "merge the parts first: llama-gguf-split --merge FIRST-PART OUT",
-            )),
-            _ => Ok(gguf),
-        }
+        let shards = split::open(path)?;
+        let tensors: Vec<Tensor> = shards.iter().flat_map(Shard::tensors).cloned().collect();
+        let metadata = shards[0].metadata();
+        let keys = metadata.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
+        let names = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(Gguf { shards, keys, tensors, names })
     }
 
-    /// The path that was opened.
+    /// Its files in order, those of [`Tensor::file`]: one, or the shards of a split model.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// The path of the file, of a split model that of its first shard.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.shards[0].path()
     }
 
     /// The format's version: 2 or 3.
     pub fn version(&self) -> u32 {
-        self.header.version
+        self.shards[0].version()
     }
 
-    /// The alignment in bytes: tensors begin at multiples of it, counted from [`Gguf::data_start`].
+    /// The first file's tensors begin at multiples of this, counted from [`Gguf::data_start`].
     pub fn alignment(&self) -> u64 {
-        self.header.alignment
+        self.shards[0].alignment()
     }
 
-    /// Byte offset of the data section. Lies past the end of a file that has no tensors and ends
-    /// with its header.
+    /// Where the data of the first file's tensors begin. Past the end in a file without tensors
+    /// that ends with its header.
     pub fn data_start(&self) -> u64 {
-        self.header.data_start
+        self.shards[0].data_start()
     }
 
-    /// The file's size in bytes.
+    /// The size of its files together.
     pub fn file_len(&self) -> u64 {
-        self.map.bytes().len() as u64
+        self.shards.iter().map(Shard::file_len).sum()
     }
 
-    /// The metadata, in file order.
+    /// The metadata, in file order: of a split model those of its first shard.
     pub fn metadata(&self) -> &[Entry] {
-        &self.header.metadata
+        self.shards[0].metadata()
     }
 
     /// The value of a metadata key, if the file has the key.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.keys.get(key).map(|&i| &self.header.metadata[i].value)
+        self.keys.get(key).map(|&i| &self.metadata()[i].value)
     }
 
     /// The string under a key; `None` if the key is missing, or its value isn't a UTF-8 string.
@@ -128,50 +126,45 @@ impl Gguf {
     /// The key is missing, or isn't a UTF-8 string.
     pub fn arch(&self) -> Result<&str> {
         self.get_str("general.architecture").ok_or_else(|| {
-            Error::Model(format!("{}: its metadata lack general.architecture", self.path.display()))
+            Error::Model(format!(
+                "{}: its metadata lack general.architecture",
+                self.path().display()
+            ))
         })
     }
 
-    /// All tensors, in the order of the file's tensor list.
+    /// The tensors, file by file in the order of each file's list.
     pub fn tensors(&self) -> &[Tensor] {
-        &self.header.tensors
+        &self.tensors
     }
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.names.get(name).map(|&i| &self.header.tensors[i])
+        self.names.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// The bytes of tensor `t`, which must be one of this file's.
+    /// A tensor's bytes. The tensor must be one of this model's.
     pub fn bytes(&self, t: &Tensor) -> &[u8] {
-        self.raw(t.range())
+        self.shards[t.file].raw(t.range())
     }
 
-    /// The bytes of a range of the file, which must lie inside the file.
+    /// Any bytes of the first file. The range must lie inside it.
     pub fn raw(&self, range: Range<u64>) -> &[u8] {
-        &self.map.bytes()[range.start as usize..range.end as usize]
+        self.shards[0].raw(range)
     }
 
-    /// The range of the file that holds the tensor list.
+    /// Where the list of tensors lies in the first file.
     pub fn tensor_infos_span(&self) -> Range<u64> {
-        self.header.infos.clone()
+        self.shards[0].tensor_infos_span()
     }
 
     /// Asks the operating system to read tensor `t` ahead.
     pub fn advise_will_need(&self, t: &Tensor) {
-        self.map.will_need(t.range());
+        self.shards[t.file].map().will_need(t.range());
     }
 
     /// Tells the operating system that tensor `t` isn't needed soon.
     pub fn advise_dont_need(&self, t: &Tensor) {
-        self.map.dont_need(t.range());
-    }
-
-    /// Opens the file again for reading, with a cursor of its own.
-    ///
-    /// # Errors
-    /// The file can't be opened, or was changed or replaced since it was parsed.
-    pub fn reopen(&self) -> Result<File> {
-        self.map.reopen(&self.path)
+        self.shards[t.file].map().dont_need(t.range());
     }
 }

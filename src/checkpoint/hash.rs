@@ -19,31 +19,43 @@ const CHUNK: usize = 4 << 20;
 /// # Errors
 /// The file can't be read; `Interrupted`.
 pub fn sha256_file(path: &Path, progress: &dyn Progress) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let total = file.metadata().map_err(Error::io(path))?.len();
+    sha256_files(&[path], progress)
+}
+
+/// The SHA-256 of files one after the other, as `cat FILES | sha256sum` prints it.
+///
+/// # Errors
+/// What the file system says; `Interrupted`.
+pub fn sha256_files(paths: &[impl AsRef<Path>], progress: &dyn Progress) -> Result<String> {
+    let len = |p: &Path| std::fs::metadata(p).map(|m| m.len()).map_err(Error::io(p));
+    let total = paths.iter().map(|p| len(p.as_ref())).sum::<Result<u64>>()?;
     progress.start("hashing", total, "bytes");
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK];
-    loop {
-        progress.check()?;
-        let n = file.read(&mut buffer).map_err(Error::io(path))?;
-        if n == 0 {
-            break;
+    for path in paths {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        loop {
+            progress.check()?;
+            let n = file.read(&mut buffer).map_err(Error::io(path))?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+            progress.advance(n as u64);
         }
-        hasher.update(&buffer[..n]);
-        progress.advance(n as u64);
     }
     progress.finish();
     Ok(hex(&hasher.finalize()))
 }
 
-/// A checkpoint's identity, in lower-case hex: the SHA-256 of its file. For a folder with several
-/// safetensors files, the SHA-256 of the lines that `sha256sum` prints for these files in order.
+/// What names a checkpoint: the SHA-256 of its file, of a split GGUF that of its shards one after
+/// the other (`cat NAME-*-of-00003.gguf | sha256sum`, whatever their names), of a folder with
+/// several safetensors files that of the lines which `sha256sum` prints for them in order.
 ///
 /// # Errors
 /// A file can't be read; `Interrupted`.
 pub fn sha256_checkpoint(file: &Checkpoint, progress: &dyn Progress) -> Result<String> {
-    let Checkpoint::Folder(folder) = file else { return sha256_file(file.path(), progress) };
+    let Checkpoint::Folder(folder) = file else { return sha256_files(&file.paths(), progress) };
     let mut lines = Vec::new();
     for (path, _) in folder.files() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -10,7 +10,9 @@ mod parse;
 mod parts;
 mod python;
 mod safetensors;
+mod shard;
 mod sniff;
+mod split;
 mod value;
 
 use std::ffi::OsStr;
@@ -24,16 +26,19 @@ use crate::{Error, Result};
 pub use cut_short::name_files_cut_short;
 pub use folder::{read_json, Folder};
 pub use gguf::Gguf;
-pub use hash::{hex, sha256_checkpoint, sha256_file, sha256_tensors};
+pub use hash::{hex, sha256_checkpoint, sha256_file, sha256_files, sha256_tensors};
 pub use map::Map;
 pub use safetensors::dtype_id;
+pub use shard::Shard;
+pub use split::ShardName;
+pub(crate) use split::TENSORS as SPLIT_TENSORS;
 pub(crate) use value::write_string;
 pub use value::{Numbers, Value};
 
 /// An open checkpoint: a GGUF file or a Hugging Face folder.
 #[derive(Debug)]
 pub enum Checkpoint {
-    /// A GGUF file.
+    /// A GGUF file, or the shards of a split one.
     Gguf(Box<Gguf>),
     /// A Hugging Face folder.
     Folder(Folder),
@@ -66,8 +71,8 @@ impl Tensors for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file, a Hugging Face folder, or a `.safetensors` file with `config.json` in the
-    /// same folder.
+    /// Opens a GGUF file (any shard of a split one opens all of it), a `.safetensors` file beside
+    /// its `config.json`, or a Hugging Face folder.
     ///
     /// # Errors
     /// The errors of [`Gguf::open`] and [`Folder::open`].
@@ -99,7 +104,7 @@ impl Checkpoint {
         }
     }
 
-    /// The path that was opened.
+    /// The path that was opened, of a split GGUF that of its first shard.
     pub fn path(&self) -> &Path {
         match self {
             Checkpoint::Gguf(g) => g.path(),
@@ -107,7 +112,17 @@ impl Checkpoint {
         }
     }
 
-    /// Size in bytes of the GGUF file, or of all safetensors files together.
+    /// The files of weights; of a folder also the path that was opened.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Checkpoint::Gguf(g) => g.shards().iter().map(Shard::path).collect(),
+            Checkpoint::Folder(f) => {
+                std::iter::once(f.path()).chain(f.files().map(|(path, _)| path)).collect()
+            }
+        }
+    }
+
+    /// The bytes of all files of weights.
     pub fn file_len(&self) -> u64 {
         match self {
             Checkpoint::Gguf(g) => g.file_len(),

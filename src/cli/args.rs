@@ -42,10 +42,11 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct PatchArgs {
-    /// The model to patch: a GGUF file. It is only read.
+    /// The model to patch: a GGUF file, any shard of a split one. It is only read.
     #[arg(value_name = "IN", required = true)]
     pub input: Option<PathBuf>,
-    /// Where the patched model goes
+    /// Where the patched model goes. Of a split IN: the name of a shard, as IN has them, or a name
+    /// without a number (out.gguf stands for out-00001-of-00003.gguf and its siblings)
     #[arg(value_name = "OUT", required = true)]
     pub output: Option<PathBuf>,
     /// What OUT is: IN with the edit folded in, or the edit beside it as a LoRA adapter or a

@@ -65,6 +65,7 @@ pub fn run(args: InspectArgs) -> Result<u8> {
             .collect();
         super::print_json(json!({
             "file": args.model.display().to_string(),
+            "shards": file.gguf().map(|g| g.shards().len()),
             "architecture": architecture,
             "supported": spec.is_ok(),
             "experts": spec.as_ref().ok().and_then(|s| Some((s, s.experts.as_ref()?))).map(|(s, e)| json!({
@@ -99,7 +100,10 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         "{}: {}, {}, architecture {architecture}\n",
         args.model.display(),
         match &file {
-            Checkpoint::Gguf(g) => format!("GGUF v{}", g.version()),
+            Checkpoint::Gguf(g) => match g.shards().len() {
+                1 => format!("GGUF v{}", g.version()),
+                n => format!("GGUF v{} in {n} shards", g.version()),
+            },
             Checkpoint::Folder(f) => format!("{} safetensors files", f.files().len()),
         },
         bytes(file.file_len())

@@ -3,7 +3,7 @@
 use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::{categories, AnswerOptions, Evaluator, Rate};
 use refusal_patch::output::Emit;
-use refusal_patch::output::{preflight, write_direction, Sidecar};
+use refusal_patch::output::{preflight_beside, write_direction, Sidecar};
 use refusal_patch::search::{self, Derived, LayerScore, Settings, Toward};
 use refusal_patch::text::{PromptRecord, Set, Split};
 use refusal_patch::{Error, Result};
@@ -19,7 +19,7 @@ pub const NO_LOG_ODDS: &str =
 
 pub fn derive(args: DeriveArgs) -> Result<u8> {
     let session = open(&args.model, &args.run)?;
-    preflight(session.model.file.path(), &args.output, 1 << 20, args.force)?;
+    preflight_beside(&session.model.file, &args.output, 1 << 20, args.force)?;
     let prompts = prompts(&args.run)?;
     let settings =
         Settings { max_new_tokens: usize::from(args.run.max_new_tokens), ..Settings::default() };

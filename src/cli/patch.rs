@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use refusal_patch::checkpoint::Checkpoint;
+use refusal_patch::checkpoint::{Checkpoint, ShardName};
 use refusal_patch::edit::Method;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::{Scores, THOUGHT};
@@ -53,7 +53,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
         // They may take the space that the new file needs.
         say(&clear_leftovers(output));
         // OUT before what is named after it.
-        preflight_checkpoint(&session.model.file, output, bytes, args.force)?;
+        preflight_checkpoint(&session.model.file, settings.emit, output, bytes, args.force)?;
         for path in [&html, &json_path] {
             if path == output {
                 return Err(Error::Model(format!(
@@ -100,7 +100,15 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             say(&summary(p, seconds));
             if let (Some(out), false) = (&p.out, args.run.json) {
                 let load = p.load.as_ref().map_or(String::new(), |l| format!("load it: {l}\n"));
-                say(&format!("\nwritten: {}\nreport:  {}\n{load}", out.display(), html.display()));
+                let more = match session.model.file.gguf().map_or(1, |g| g.shards().len()) {
+                    n if n > 1 && p.emit == Emit::Weights => format!(", the first of {n} shards"),
+                    _ => String::new(),
+                };
+                say(&format!(
+                    "\nwritten: {}{more}\nreport:  {}\n{load}",
+                    out.display(),
+                    html.display()
+                ));
             }
             0
         }
@@ -190,9 +198,11 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
 /// PATH.html and PATH.json, or beside OUT. Endings are added, not replaced: names have dots in
 /// them.
 fn report_paths(out: &Path, wanted: Option<&Path>) -> (PathBuf, PathBuf) {
+    // All shards of a split model have one report.
+    let whole = ShardName::of(out).map(|name| name.prefix);
     let (path, known, middle) = match wanted {
         Some(p) => (p, ".html", ""),
-        None => (out, ".gguf", ".report"),
+        None => (whole.as_deref().unwrap_or(out), ".gguf", ".report"),
     };
     let text = path.to_string_lossy();
     let stem = text.strip_suffix(known).unwrap_or(&text);

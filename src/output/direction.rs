@@ -55,7 +55,7 @@ pub fn write_direction(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<()> {
-    place::check_target(model.file.path(), path, force)?;
+    place::check_beside(&model.file, path, force)?;
     let mut bytes: Vec<(String, Vec<u8>)> = Vec::new();
     for layer in 0..model.spec.layers {
         let rows = || directions.iter().filter(move |d| d.layer == layer);

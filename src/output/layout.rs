@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::{Added, Patch, Plan, BLOCK};
-use crate::checkpoint::{encoded_len, type_name, write_string, Tensor, Value};
+use super::parts::{Part, Patches};
+use super::BLOCK;
+use crate::checkpoint::{write_string, Tensor, Value};
 use crate::{Error, Result};
 
 /// The key whose value only fills the header up, so that the tensors keep their place within a
@@ -46,16 +47,11 @@ pub(super) struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Checks the plan and lays the file out.
-    pub fn new(plan: &'a Plan<'a>) -> Result<Layout<'a>> {
-        let patches = check_patches(plan)?;
-        check_added(plan)?;
-        let same_types = plan.source.tensors().iter().all(|t| new_type(&patches, t) == t.type_id);
-        let keeps_places = same_types && plan.added.is_empty();
-        let entries = entries(plan)?;
-        let pieces = match keeps_places {
-            true => in_place(plan, &patches, entries),
-            false => moved(plan, &patches, entries),
+    /// Lays the file out.
+    pub fn new(part: &Part<'a>) -> Result<Layout<'a>> {
+        let pieces = match part.is_unchanged() {
+            true => vec![Piece::Source(0..part.source.file_len())],
+            false => pieces(part)?,
         };
         Ok(Layout { pieces: pieces.into_iter().filter(|p| p.len() > 0).collect() })
     }
@@ -66,92 +62,44 @@ impl<'a> Layout<'a> {
     }
 }
 
-type Patches<'a> = HashMap<&'a str, &'a Patch>;
+fn pieces<'a>(part: &Part<'a>) -> Result<Vec<Piece<'a>>> {
+    let mut tensors = part.source.tensors().iter();
+    let same_types = tensors.all(|t| new_type(&part.patches, t) == t.type_id);
+    let entries = entries(part)?;
+    Ok(match same_types && part.added.is_empty() {
+        true => in_place(part, entries),
+        false => moved(part, entries),
+    })
+}
 
 fn new_type(patches: &Patches, t: &Tensor) -> u32 {
     patches.get(t.name.as_str()).map_or(t.type_id, |p| p.type_id)
 }
 
-fn check_patches<'a>(plan: &'a Plan) -> Result<Patches<'a>> {
-    let mut patches = Patches::new();
-    for p in &plan.patches {
-        let tensor = plan
-            .source
-            .tensor(&p.tensor)
-            .ok_or_else(|| wrong(plan, &p.tensor, "is not in the file"))?;
-        let expected = match p.type_id == tensor.type_id {
-            true => tensor.len,
-            false => match encoded_len(p.type_id, &tensor.dims) {
-                Ok(Some(len)) => len,
-                Ok(None) => {
-                    return Err(wrong(
-                        plan,
-                        &p.tensor,
-                        "can't be re-encoded: the new type is unknown",
-                    ))
-                }
-                Err(e) => return Err(wrong(plan, &p.tensor, &e)),
-            },
-        };
-        if p.bytes.len() as u64 != expected {
-            let (n, name) = (p.bytes.len(), type_name(p.type_id));
-            return Err(wrong(
-                plan,
-                &p.tensor,
-                &format!("needs {expected} bytes as {name} and is given {n}"),
-            ));
-        }
-        if patches.insert(p.tensor.as_str(), p).is_some() {
-            return Err(wrong(plan, &p.tensor, "is patched twice"));
-        }
-    }
-    Ok(patches)
-}
-
-fn check_added(plan: &Plan) -> Result<()> {
-    for (i, Added { name, dims, type_id, bytes }) in plan.added.iter().enumerate() {
-        if plan.source.tensor(name).is_some() || plan.added[..i].iter().any(|a| a.name == *name) {
-            return Err(wrong(plan, name, "is to be added and is there already"));
-        }
-        if encoded_len(*type_id, dims) != Ok(Some(bytes.len() as u64)) {
-            return Err(wrong(
-                plan,
-                name,
-                &format!("is given {} bytes for the shape {dims:?}", bytes.len()),
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn wrong(plan: &Plan, tensor: &str, what: &str) -> Error {
-    Error::Model(format!("{}: tensor `{tensor}` {what}", plan.source.path().display()))
-}
-
 /// The new file's metadata entries as bytes: the source's verbatim, unless set or removed, then the
 /// new ones.
-fn entries<'a>(plan: &'a Plan) -> Result<Vec<Cow<'a, [u8]>>> {
+fn entries<'a>(part: &Part<'a>) -> Result<Vec<Cow<'a, [u8]>>> {
     let mut set: HashMap<&str, &Value> = HashMap::new();
-    for (key, value) in &plan.metadata {
+    for (key, value) in &part.metadata {
         if set.insert(key, value).is_some() {
             return Err(Error::Model(format!("metadata key `{key}` is set twice")));
         }
     }
-    let removed: HashSet<&str> = plan.remove.iter().map(String::as_str).collect();
+    let removed: HashSet<&str> = part.remove.iter().map(String::as_str).collect();
     if set.contains_key("general.alignment") || removed.contains("general.alignment") {
         return Err(Error::Model(
             "general.alignment can't be changed: all tensors lie by it".to_string(),
         ));
     }
     let mut entries = Vec::new();
-    for e in plan.source.metadata() {
+    for e in part.source.metadata() {
         if let Some(value) = set.remove(e.key.as_str()) {
             entries.push(Cow::Owned(entry(&e.key, value)));
         } else if !removed.contains(e.key.as_str()) && e.key != PADDING_KEY {
-            entries.push(Cow::Borrowed(plan.source.raw(e.span.clone())));
+            entries.push(Cow::Borrowed(part.source.raw(e.span.clone())));
         }
     }
-    let new = plan.metadata.iter().filter(|(key, _)| set.contains_key(key.as_str()));
+    let new = part.metadata.iter().filter(|(key, _)| set.contains_key(key));
     entries.extend(new.map(|(key, value)| Cow::Owned(entry(key, value))));
     Ok(entries)
 }
@@ -163,39 +111,35 @@ fn entry(key: &str, value: &Value) -> Vec<u8> {
     out
 }
 
-fn header(plan: &Plan, entries: &[Cow<[u8]>], infos: &[u8]) -> Vec<u8> {
+fn header(part: &Part, entries: &[Cow<[u8]>], infos: &[u8]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
-    out.extend(plan.source.version().to_le_bytes());
-    out.extend(((plan.source.tensors().len() + plan.added.len()) as u64).to_le_bytes());
+    out.extend(part.source.version().to_le_bytes());
+    out.extend(((part.source.tensors().len() + part.added.len()) as u64).to_le_bytes());
     out.extend((entries.len() as u64).to_le_bytes());
     entries.iter().for_each(|e| out.extend_from_slice(e));
     out.extend(infos);
-    out.resize(out.len().next_multiple_of(plan.source.alignment() as usize), 0);
+    out.resize(out.len().next_multiple_of(part.source.alignment() as usize), 0);
     out
 }
 
 /// No tensor changes its size: a new header, then the source's data with the patched ranges
 /// replaced.
-fn in_place<'a>(
-    plan: &'a Plan,
-    patches: &Patches<'a>,
-    mut entries: Vec<Cow<[u8]>>,
-) -> Vec<Piece<'a>> {
-    let source = plan.source;
+fn in_place<'a>(part: &Part<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
+    let source = part.source;
     let infos = source.raw(source.tensor_infos_span());
-    let mut head = header(plan, &entries, infos);
+    let mut head = header(part, &entries, infos);
     // Where IN's data begin at a place that can't be mapped, at one that can.
     let place =
         if source.data_start().is_multiple_of(MAPPED) { source.data_start() % BLOCK } else { 0 };
     if head.len() as u64 % BLOCK != place {
-        head = padded(plan, &mut entries, infos, place);
+        head = padded(part, &mut entries, infos, place);
     }
     let mut pieces = vec![Piece::Bytes(Cow::Owned(head))];
     let mut at = source.data_start();
     let mut tensors: Vec<&Tensor> = source.tensors().iter().collect();
     tensors.sort_by_key(|t| t.offset);
     for t in tensors {
-        if let Some(patch) = patches.get(t.name.as_str()) {
+        if let Some(patch) = part.patches.get(t.name.as_str()) {
             pieces.push(Piece::Source(at..t.offset));
             pieces.push(Piece::Bytes(Cow::Borrowed(&patch.bytes)));
             at = t.range().end;
@@ -207,10 +151,10 @@ fn in_place<'a>(
 }
 
 /// A header that ends at this place within a block.
-fn padded(plan: &Plan, entries: &mut Vec<Cow<[u8]>>, infos: &[u8], place: u64) -> Vec<u8> {
+fn padded(part: &Part, entries: &mut Vec<Cow<[u8]>>, infos: &[u8], place: u64) -> Vec<u8> {
     let unpadded = 24 + entries.iter().map(|e| e.len()).sum::<usize>() + infos.len();
     entries.push(Cow::Owned(padding(unpadded as u64, place)));
-    header(plan, entries, infos)
+    header(part, entries, infos)
 }
 
 /// An entry of spaces that moves the end of a header of `unpadded` bytes to the same place within a
@@ -223,16 +167,16 @@ fn padding(unpadded: u64, data_start: u64) -> Vec<u8> {
 
 /// Some tensor changes its size or is new: offsets are computed anew, without gaps, in the order of
 /// the list, as llama.cpp demands.
-fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
-    let source = plan.source;
+fn moved<'a>(part: &Part<'a>, mut entries: Vec<Cow<[u8]>>) -> Vec<Piece<'a>> {
+    let source = part.source;
     let old = source.tensors().iter().map(|t| {
-        let piece = match patches.get(t.name.as_str()) {
+        let piece = match part.patches.get(t.name.as_str()) {
             Some(p) => Piece::Bytes(Cow::Borrowed(p.bytes.as_slice())),
             None => Piece::Source(t.range()),
         };
-        (&t.name, &t.dims, new_type(patches, t), piece)
+        (&t.name, &t.dims, new_type(&part.patches, t), piece)
     });
-    let new = plan
+    let new = part
         .added
         .iter()
         .map(|a| (&a.name, &a.dims, a.type_id, Piece::Bytes(Cow::Borrowed(a.bytes.as_slice()))));
@@ -251,9 +195,9 @@ fn moved<'a>(plan: &'a Plan, patches: &Patches<'a>, mut entries: Vec<Cow<[u8]>>)
         data.push(Piece::Zeros(padded - len));
         offset += padded;
     }
-    let mut head = header(plan, &entries, &infos);
+    let mut head = header(part, &entries, &infos);
     if !(head.len() as u64).is_multiple_of(MAPPED) {
-        head = padded(plan, &mut entries, &infos, 0);
+        head = padded(part, &mut entries, &infos, 0);
     }
     let mut pieces = vec![Piece::Bytes(Cow::Owned(head))];
     pieces.extend(data);

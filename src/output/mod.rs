@@ -9,10 +9,12 @@ mod direction;
 mod folder;
 mod layout;
 mod leftovers;
+mod parts;
 mod peft;
 mod place;
 mod provenance;
 mod sidecar;
+mod split;
 mod transformers;
 
 use std::fs::File;
@@ -26,12 +28,13 @@ use crate::checkpoint::{sha256_file, Checkpoint, Gguf, Value};
 use crate::progress::Progress;
 use crate::{Error, Result};
 use layout::{Layout, Piece};
+use parts::parts;
 
 pub use carry::can_carry;
 pub use direction::{read_direction, write_direction, Saved};
 pub use folder::{check_copy, other_files, stage_folder, unpatched};
 pub use leftovers::clear_leftovers;
-pub use place::{preflight, write_whole};
+pub use place::{preflight, preflight_beside, write_whole};
 pub use provenance::{Provenance, TensorEdit};
 pub use sidecar::{Kind, Sidecar};
 pub use transformers::load_command;
@@ -127,23 +130,26 @@ pub struct Staged {
 enum Temporary {
     File(place::Held<NamedTempFile>),
     Folder(place::Held<TempDir>),
+    Shards(split::Shards),
 }
 
 impl Staged {
-    /// Where it lies for now. Close it (drop the model) before [`Staged::commit`]: Windows doesn't
-    /// rename open files.
+    /// Where it lies for now, of a split model its first shard. Close it (drop the model) before
+    /// [`Staged::commit`]: Windows doesn't rename open files.
     pub fn path(&self) -> &Path {
         match &self.temp {
             Temporary::File(f) => f.path(),
             Temporary::Folder(d) => d.path(),
+            Temporary::Shards(s) => s.first(),
         }
     }
 
-    /// Gives the file its name, at once and whole.
+    /// Gives the file its name, at once and whole; the shards of a split model theirs, all or none.
     pub fn commit(self) -> Result<Written> {
         match self.temp {
-            Temporary::File(f) => place::rename(f, &self.written.path, self.force)?,
+            Temporary::File(f) => place::rename_held(f, &self.written.path, self.force)?,
             Temporary::Folder(d) => place::rename_folder(d, &self.written.path, self.force)?,
+            Temporary::Shards(s) => split::commit(s, self.force)?,
         }
         Ok(self.written)
     }
@@ -155,48 +161,56 @@ pub fn write(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> R
     stage(plan, out, force, progress)?.commit()
 }
 
-/// Writes a plan's checkpoint next to OUT, under a temporary name, safely on disk and hashed.
+/// Writes a plan's checkpoint next to OUT, under a temporary name, safely on disk and hashed. A
+/// split model becomes as many shards: OUT names one of them (`out-00001-of-00003.gguf`) or stands
+/// for all (`out.gguf`, `out`).
 pub fn stage(plan: &Plan, out: &Path, force: bool, progress: &dyn Progress) -> Result<Staged> {
-    let layout = Layout::new(plan)?;
+    let parts = parts(plan)?;
+    let [part] = &parts[..] else {
+        return split::stage(plan.source, &parts, out, force, progress);
+    };
+    let layout = Layout::new(part)?;
     let total = layout.len();
-    place::check_target(plan.source.path(), out, force)?;
+    let path = part.source.path();
+    place::check_target(path, out, force)?;
     place::check_space(out, total)?;
-    let source = plan.source.reopen()?;
+    let source = part.source.reopen()?;
     let temp = place::temporary(out)?;
 
     progress.start("writing", total, "bytes");
     let mut done = 0;
-    let path = plan.source.path();
     copy_pieces(&layout.pieces, &source, path, temp.as_file(), out, (&mut done, total), progress)?;
     // Some systems find only now that there is no space.
     temp.as_file().sync_all().map_err(|e| place::write_error(out, done, total, e))?;
     progress.finish();
     // The source may have been replaced while it was read; a mixture of two files must not get a
     // name.
-    plan.source.reopen()?;
+    part.source.reopen()?;
     let sha256 = sha256_file(temp.path(), progress)?;
     let temp = Temporary::File(temp);
     Ok(Staged { temp, force, written: Written { path: out.to_path_buf(), bytes: total, sha256 } })
 }
 
-/// Checks that OUT could be written for a checkpoint, before hours of work: a file for a GGUF, a
-/// folder for a folder.
+/// Checks that OUT could be written for a checkpoint, before hours of work: a file or shards for a
+/// GGUF, a folder for a folder, a file for what is beside a GGUF.
 ///
 /// # Errors
 /// What is in the way.
 pub fn preflight_checkpoint(
     source: &Checkpoint,
+    emit: Emit,
     out: &Path,
     bytes: u64,
     force: bool,
 ) -> Result<()> {
     match source {
-        Checkpoint::Gguf(g) => preflight(g.path(), out, bytes, force),
-        Checkpoint::Folder(f) => {
-            folder::check_folder(f, out, force)?;
-            place::check_space(out, bytes)
+        Checkpoint::Gguf(g) if emit == Emit::Weights && g.shards().len() > 1 => {
+            split::targets(g, out, force)?;
         }
+        Checkpoint::Gguf(_) => place::check_beside(source, out, force)?,
+        Checkpoint::Folder(f) => folder::check_folder(f, out, force)?,
     }
+    place::check_space(out, bytes)
 }
 
 /// Writes pieces of `source` (at `path`) and new bytes one after the other. The last pair: bytes of

@@ -5,9 +5,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use super::leftovers::{lock, ASIDE, PREFIX, SUFFIX};
+use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
 /// Checks that a file of `bytes` could be written, before hours of work: not the input itself, not
@@ -17,13 +18,26 @@ pub fn preflight(source: &Path, out: &Path, bytes: u64, force: bool) -> Result<(
     check_space(out, bytes)
 }
 
+/// The same for a file beside a model, none of whose files it may replace.
+///
+/// # Errors
+/// What is in the way.
+pub fn preflight_beside(model: &Checkpoint, out: &Path, bytes: u64, force: bool) -> Result<()> {
+    check_beside(model, out, force)?;
+    check_space(out, bytes)
+}
+
+pub(super) fn check_beside(model: &Checkpoint, out: &Path, force: bool) -> Result<()> {
+    model.paths().into_iter().try_for_each(|path| check_target(path, out, force))
+}
+
 /// Writes a small file, whole or not at all.
 pub fn write_whole(out: &Path, bytes: &[u8], force: bool) -> Result<()> {
     let mut temp = temporary(out)?;
     io::Write::write_all(&mut *temp, bytes)
         .and_then(|()| temp.as_file().sync_all())
         .map_err(|e| write_error(out, 0, bytes.len() as u64, e))?;
-    rename(temp, out, force)
+    rename_held(temp, out, force)
 }
 
 /// The folder that OUT goes to.
@@ -213,6 +227,13 @@ impl<T: AsRef<Path>> Held<T> {
     }
 }
 
+impl Held<TempDir> {
+    /// Leaves the folder where it is.
+    pub(super) fn keep(self) {
+        let _ = self.temp.keep();
+    }
+}
+
 /// A new file in OUT's folder (a rename doesn't cross file systems), with the permissions that any
 /// program's new file would have. It is deleted when it's dropped.
 pub(super) fn temporary(out: &Path) -> Result<Held<NamedTempFile>> {
@@ -247,10 +268,15 @@ pub(super) fn write_error(out: &Path, done: u64, total: u64, e: io::Error) -> Er
     ))
 }
 
+/// Gives a finished file its name, as [`rename`] does.
+pub(super) fn rename_held(held: Held<NamedTempFile>, out: &Path, force: bool) -> Result<()> {
+    let Held { temp, _lock } = held;
+    rename(temp.into_temp_path(), out, force)
+}
+
 /// Gives a finished file its name. With `force` it replaces a file of that name; if the name is a
 /// symbolic link, the link is replaced, not the file that it leads to.
-pub(super) fn rename(held: Held<NamedTempFile>, out: &Path, force: bool) -> Result<()> {
-    let Held { temp, _lock } = held;
+pub(super) fn rename(temp: TempPath, out: &Path, force: bool) -> Result<()> {
     let persisted = if force {
         temp.persist(out)
     } else {
@@ -258,7 +284,7 @@ pub(super) fn rename(held: Held<NamedTempFile>, out: &Path, force: bool) -> Resu
             io::ErrorKind::AlreadyExists => Err(failed),
             // FAT and some network file systems can't rename without replacing; so look, then
             // rename.
-            _ if fs::symlink_metadata(out).is_err() => failed.file.persist(out),
+            _ if fs::symlink_metadata(out).is_err() => failed.path.persist(out),
             _ => Err(failed),
         })
     };
@@ -306,7 +332,7 @@ pub(super) fn rename_folder(held: Held<TempDir>, out: &Path, force: bool) -> Res
 
 /// Makes the new name survive a power cut. The file is complete and named by now, so a file system
 /// that can't do this is no reason to fail.
-fn sync_folder(dir: &Path) {
+pub(super) fn sync_folder(dir: &Path) {
     #[cfg(unix)]
     if let Ok(dir) = fs::File::open(dir) {
         let _ = dir.sync_all();

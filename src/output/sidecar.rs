@@ -99,7 +99,7 @@ impl Sidecar {
         if let Checkpoint::Folder(base) = &model.file {
             return peft::stage(self, base, model, out, force);
         }
-        place::check_target(model.file.path(), out, force)?;
+        place::check_beside(&model.file, out, force)?;
         let wrong =
             |e: GGUFError| Error::Model(format!("{}: can't be written: {e}", out.display()));
         let tensors = self.tensors(model)?;

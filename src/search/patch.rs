@@ -57,7 +57,7 @@ pub fn patch(
     }
     if let Some(out) = out {
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
-        preflight_checkpoint(file, out, bytes, settings.force)?;
+        preflight_checkpoint(file, settings.emit, out, bytes, settings.force)?;
     }
     let reference =
         reference.map(|r| Reference::take(r, evaluator, prompts, settings)).transpose()?;

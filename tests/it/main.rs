@@ -54,6 +54,7 @@ mod round_trip {
     mod experts;
     mod packings;
     mod sidecar;
+    mod split;
 }
 
 /// The main job brings refusal back inside its limits, or says why it writes nothing.
@@ -62,6 +63,7 @@ mod job {
     mod main_job;
     mod reference;
     mod report;
+    mod split;
 }
 
 /// The command line keeps its contract: exit codes, messages, JSON.

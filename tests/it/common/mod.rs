@@ -9,6 +9,7 @@ pub mod organism;
 pub mod packings;
 pub mod record;
 pub mod sidecar;
+pub mod split;
 
 use std::process::Command;
 

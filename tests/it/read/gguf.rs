@@ -230,7 +230,7 @@ fn other_versions_and_byte_orders_say_what_they_are() {
         "unknown value type 99",
     );
     let split = |n: u16| [header(3, 0, 1), entry("split.count", 2, &n.to_le_bytes())].concat();
-    refused(&split(3), "--merge");
+    refused(&split(3), "its split.count is 3 and its split.no is missing");
     assert!(open(&split(1)).is_ok());
 }
 
