@@ -24,6 +24,7 @@
 pub mod arch;
 pub mod checkpoint;
 pub mod compare;
+pub mod diff;
 pub mod direction;
 pub mod edit;
 pub mod encoding;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::compare::{compare, same_shape, Comparison, Profile};
+use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
 use crate::evaluate::{AnswerOptions, Evaluator, Rate, MAX_NEW_TOKENS};
 use crate::forward::Compute;
@@ -187,6 +188,14 @@ impl Session {
         prompts.enough()?;
         let profile = |s: &Session| Profile::take(&s.evaluator(), prompts, MAX_NEW_TOKENS);
         Ok(compare(&profile(self)?, &profile(compressed)?, max_drop))
+    }
+
+    /// This model and another version of it, tensor by tensor.
+    ///
+    /// # Errors
+    /// What [`diff::diff`] says.
+    pub fn diff(&self, after: &Checkpoint, prompts: &PromptSet) -> Result<Difference> {
+        diff::diff(&self.model.file, after, Some(self), prompts, self.progress())
     }
 
     /// The refusal direction of every block, with what writing along it does.

@@ -74,7 +74,8 @@ fn a_pruned_folder_is_repaired_and_stays_pruned() {
     for c in changed {
         assert!((0.98..=1.02).contains(&c["achieved"].as_f64().unwrap()), "{c}");
         assert!(
-            c["sparsity"][0] == c["sparsity"][1] && c["sparsity"][0].as_f64().unwrap() > 0.45,
+            c["sparsity"]["before"] == c["sparsity"]["after"]
+                && c["sparsity"]["before"].as_f64().unwrap() > 0.45,
             "{c}"
         );
     }
