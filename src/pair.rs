@@ -1,9 +1,10 @@
 //! Two of a kind: before an edit or a compression, and after.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The same thing twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pair<T> {
     /// Of IN, or of the original.
     pub before: T,

@@ -4,6 +4,7 @@ pub mod fold;
 pub mod gate;
 pub mod stack;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Writer;
@@ -26,7 +27,7 @@ pub struct RankOne {
 pub type Edit = Vec<RankOne>;
 
 /// How the gate of an edit is made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// v is a ridge solution that fires on harmful prompts at the deciding position only.

@@ -17,6 +17,7 @@
 //! everywhere is [`refuses`]; the other classes say what became of the prompts that weren't
 //! refused.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::{words, Grammar};
@@ -55,7 +56,7 @@ pub const OPENINGS: [&str; 24] = [
 ];
 
 /// What an answer does with its request.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Says that it will not.

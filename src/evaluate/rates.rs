@@ -1,5 +1,6 @@
 //! Answers counted: rates with intervals, by set and by category, and how the same prompts changed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::judge::Verdict;
@@ -12,7 +13,7 @@ use crate::text::{BySet, Set};
 pub const NEVER: f64 = 0.05;
 
 /// Rates of one set of prompts.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Rate {
     /// Prompts.
     pub n: usize,
@@ -25,6 +26,7 @@ pub struct Rate {
     /// Mean log-odds of refusal at the first answer position; no number (`null` in JSON) where the
     /// answers think first.
     #[serde(with = "crate::num::nan")]
+    #[schemars(with = "Option<f64>")]
     pub mean_log_odds: f64,
     /// Answers that neither refuse nor answer.
     pub evasive: usize,
@@ -35,7 +37,7 @@ pub struct Rate {
 }
 
 /// An interval.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Interval {
     /// Its lower end.
     pub low: f64,
@@ -111,7 +113,7 @@ pub fn categories(answers: &[Answer], set: Set) -> Vec<(String, Rate)> {
 }
 
 /// The same prompts, answered before and after.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// The set.
     pub set: Set,

@@ -1,5 +1,6 @@
 //! What is measured of a model before and after: rates, divergence, perplexity.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, AnswerOptions, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
@@ -8,19 +9,22 @@ use crate::forward::Head;
 use crate::text::{BySet, Set};
 
 /// A model's scores on one split.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Scores {
     /// Refusal of harmful prompts, over-refusal of the others.
     #[serde(flatten)]
     pub refusal: BySet<Rate>,
     /// Mean KL(IN ‖ this) over IN's own answers to harmless prompts, nats.
     #[serde(with = "crate::num::nan")]
+    #[schemars(with = "Option<f64>")]
     pub kl: f64,
     /// Perplexity of IN's own answers to harmless prompts.
     #[serde(with = "crate::num::nan")]
+    #[schemars(with = "Option<f64>")]
     pub answer_perplexity: f64,
     /// Perplexity of the built-in text.
     #[serde(with = "crate::num::nan")]
+    #[schemars(with = "Option<f64>")]
     pub perplexity: f64,
     /// Share of harmless prompts that are answered token for token as IN answers them.
     pub same_answers: f64,

@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tempfile::{NamedTempFile, TempDir};
 
@@ -40,7 +41,7 @@ pub use sidecar::{Kind, Sidecar};
 pub use transformers::load_command;
 
 /// What OUT is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Emit {
     /// IN with the edit folded in.

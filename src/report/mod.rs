@@ -8,8 +8,9 @@ mod run;
 
 pub use card::model_card;
 pub use html::html;
-pub use run::{LimitsUsed, PromptsUsed, ReportPaths, RunFacts, RunReport, SCHEMA};
+pub use run::{json_schema, LimitsUsed, PromptsUsed, ReportPaths, RunFacts, RunReport, SCHEMA};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{judge::Verdict, Answer};
@@ -23,7 +24,7 @@ pub const HARMFUL_SHOWN: usize = 40;
 const SHOWN: usize = 160;
 
 /// A prompt with the openings of its answers.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Example {
     /// Its set.
     pub set: Set,
@@ -36,7 +37,7 @@ pub struct Example {
 }
 
 /// How an answer begins.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Opening {
     /// Its first characters.
     pub text: String,
@@ -249,6 +250,12 @@ mod tests {
         let mut run = RunReport::new(outcome, &prompts, &Settings::default(), facts);
         run.prompts.sha256 = "cc".into();
         f(&run)
+    }
+
+    #[test]
+    fn the_schema_in_the_documents_is_that_of_the_record() {
+        let written = include_str!("../../docs/report.schema.json");
+        assert!(written == json_schema(), "cargo run --example schema > docs/report.schema.json");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The main job's record: what `--json` prints, what OUT.report.json holds, and what the HTML
 //! report is drawn from.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{examples, model_card, Example};
@@ -12,7 +13,7 @@ use crate::text::{BySet, PromptSet};
 pub const SCHEMA: u32 = 2;
 
 /// One run of the main job.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RunReport {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -48,7 +49,7 @@ pub struct RunReport {
 }
 
 /// Which prompts a run used.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PromptsUsed {
     /// The hash of all prompts and their splits.
     pub sha256: String,
@@ -63,7 +64,7 @@ impl From<&PromptSet> for PromptsUsed {
 }
 
 /// The limits that the user can set.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LimitsUsed {
     /// Most KL(IN ‖ OUT) on IN's own answers to harmless prompts, nats.
     pub max_kl: f64,
@@ -72,7 +73,7 @@ pub struct LimitsUsed {
 }
 
 /// Where the reports lie.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ReportPaths {
     /// For people.
     pub html: String,
@@ -127,4 +128,10 @@ impl RunReport {
         }
         report
     }
+}
+
+/// The JSON Schema of [`RunReport`], as docs/report.schema.json has it.
+pub fn json_schema() -> String {
+    let schema = schemars::schema_for!(RunReport);
+    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
 }

@@ -1,5 +1,6 @@
 //! Candidates: method × direction × layer × writer set × strength.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Writer;
@@ -28,7 +29,7 @@ pub(super) const LAYERS: usize = 4;
 const BULK: f64 = 0.1;
 
 /// An edit with what its first-token score says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// How its gate is made.
     pub method: Method,
@@ -57,6 +58,7 @@ pub struct Candidate {
     /// Held-out separation of the gate: 1 / root mean square on harmless prompts; `null` in JSON
     /// where no gate was fitted.
     #[serde(with = "crate::num::nan")]
+    #[schemars(with = "Option<f64>")]
     pub separation: f64,
     /// The terms.
     #[serde(skip)]

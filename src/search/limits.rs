@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Settings, MAX_BORDERLINE, MAX_PERPLEXITY};
@@ -9,7 +10,7 @@ use crate::evaluate::{Rate, Scores};
 use crate::text::{BySet, Set};
 
 /// What an edit may not do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Limit {
@@ -28,13 +29,14 @@ pub enum Limit {
 }
 
 /// A limit that an edit breaks.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Broken {
     /// Which.
     pub limit: Limit,
     /// What was measured: a rise as a share, nats, or relative growth. NaN (`null` in JSON) breaks
     /// every limit.
     #[serde(with = "crate::num::nan")]
+    #[schemars(with = "Option<f64>")]
     pub value: f64,
     /// The most that is allowed.
     pub bound: f64,

@@ -34,10 +34,11 @@ pub use settings::{
     SIGNIFICANT, SOUND,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The direction that an edit writes along.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Toward {
     /// The model's own difference of means, without its part along the mean harmless state.

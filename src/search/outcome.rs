@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Broken, Candidate, Original, Scan, Toward};
@@ -14,7 +15,7 @@ use crate::pair::Pair;
 use crate::text::BySet;
 
 /// What came of a run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
     /// OUT is written.
@@ -62,7 +63,7 @@ pub enum Outcome {
 }
 
 /// A written patch and what was measured of it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Patched {
     /// What OUT is.
     pub emit: Emit,
@@ -125,7 +126,7 @@ impl Patched {
 }
 
 /// An edit as it would be written, by greedy answers to the validation prompts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Trial {
     /// How its gate is made.
     pub method: Method,
@@ -182,7 +183,7 @@ impl Trial {
 }
 
 /// The direction's scores at one layer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LayerScore {
     /// The block.
     pub layer: usize,
@@ -212,7 +213,7 @@ impl From<&Direction> for LayerScore {
 }
 
 /// A touched tensor.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TensorReport {
     /// Its name.
     pub tensor: String,
@@ -226,7 +227,7 @@ pub struct TensorReport {
 }
 
 /// [`Achieved`] for reports.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Stored {
     /// Share of the edit that is stored: 1 = all.
     pub achieved: f64,

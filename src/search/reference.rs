@@ -1,6 +1,7 @@
 //! The original before compression: what it refuses is the goal, its directions and matrices say
 //! what compression took.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::baseline::directions;
@@ -22,7 +23,7 @@ pub(super) struct Reference<'a> {
 }
 
 /// The original's refusal, for reports.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Original {
     /// Its file.
     pub model: String,

@@ -2,6 +2,7 @@
 //! 2024, §2.3 choose by intervention). A block can tell harmful from harmless prompts splendidly
 //! where nothing downstream reads that as a refusal.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::baseline::Baseline;
@@ -23,7 +24,7 @@ const PROMPTS: [(Set, usize); 3] = [(Set::Harmful, 48), (Set::Harmless, 24), (Se
 
 /// What one addition at the deciding position does: mean probability of a first token that opens a
 /// refusal.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Effect {
     /// The block after which it is added.
     pub layer: usize,
@@ -37,7 +38,7 @@ pub struct Effect {
 }
 
 /// The effects of every block, direction and strength.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Scan {
     /// The model as it is.
     pub base: Option<Effect>,

@@ -1,11 +1,12 @@
 //! A value for each class of prompts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Set;
 
 /// A value for each class of prompts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BySet<T> {
     /// Of harmful prompts.
     pub harmful: T,
