@@ -240,28 +240,29 @@ fn what_must_be_written_to_add_a_direction_adds_it_behind_the_norm() {
             watch
         };
         let before = run(&[], 0);
-        let behind = model.behind(layer, writer).unwrap().unwrap();
+        let post_norm = model.post_norm(layer, writer).unwrap().unwrap();
         let (_, w) = model.writer(layer, writer).unwrap();
         let y = compute.matmul(&before.read, 1, &w).unwrap();
         let rms = (dot(&y, &y) / y.len() as f32).sqrt();
         // A direction that leaves the product's length as it is; else the norm takes a share back.
         let mut unit = wave(y.len(), 0.7);
-        if behind.is_norm() {
-            let back = behind.written(&y, 1.0);
+        if post_norm.has_norm() {
+            let back = post_norm.write_direction(&y, 1.0);
             let share = dot(&unit, &back) / dot(&back, &back);
             unit.iter_mut().zip(&back).for_each(|(u, b)| *u -= share * b);
         }
         let small: Vec<f32> = unit.iter().map(|u| 0.01 * u).collect();
         let open = dot(&before.read, &before.read);
         let v: Vec<f32> = before.read.iter().map(|x| x / open).collect();
-        let u = behind.written(&small, f64::from(rms));
+        let u = post_norm.write_direction(&small, f64::from(rms));
         let after = run(&[vec![RankOne { layer, writer, u, v }]], 1);
         let added: Vec<f32> =
             after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
         let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
         assert!(off < 0.05 * length, "{name}: {off} of {length}");
         // And what is seen along a direction of the stream is its share of the product.
-        let seen = dot(&behind.seen(&unit), &y) / if behind.is_norm() { rms } else { 1.0 };
+        let seen = dot(&post_norm.read_direction(&unit), &y)
+            / if post_norm.has_norm() { rms } else { 1.0 };
         let zero = vec![RankOne {
             layer,
             writer,
