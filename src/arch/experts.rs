@@ -6,36 +6,38 @@ use super::{from_config as config, from_gguf};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
-/// What stands in place of a block's feed-forward layer.
+/// The experts that replace a block's feed-forward layer.
 ///
-/// A token's weights are the softmax of the router's logits over all experts; the `used` largest
-/// are kept. Where they are divided by their sum, that is the softmax over the chosen ones.
+/// The router weighs the experts of a token: the weights are the softmax of its logits over all
+/// experts, and the `used` largest weights are kept. Dividing these by their sum gives the softmax
+/// over the chosen experts.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Experts {
-    /// Experts of a block.
+    /// Number of routed experts in a block.
     pub count: usize,
-    /// Experts that a token runs through.
+    /// Number of routed experts that a token runs through.
     pub used: usize,
-    /// Width of an expert.
+    /// Hidden width of a routed expert.
     pub ffn: usize,
-    /// Width of the shared expert, through which every token runs, behind a sigmoid gate; 0 where
-    /// there is none.
+    /// Hidden width of the shared expert; 0 if there is none. Every token runs through the shared
+    /// expert, which is scaled by a sigmoid gate.
     pub shared: usize,
-    /// The chosen experts' weights are divided by their sum.
+    /// Whether the weights of the chosen experts are divided by their sum.
     pub normalised: bool,
-    /// Every so many blocks one has experts, the others a plain feed-forward layer; 1: all have
-    /// some.
+    /// The last of every `every` blocks has experts; the other blocks have a plain feed-forward
+    /// layer. 1: all blocks have experts.
     pub every: usize,
-    /// Blocks that have a plain feed-forward layer all the same.
+    /// Further blocks that have a plain feed-forward layer.
     pub dense: Vec<usize>,
 }
 
 impl Experts {
-    /// Reads GGUF metadata: Mixtral is the architecture `llama` with experts. What llama.cpp
-    /// decides by architecture (`src/models/*.cpp`) is decided so here.
+    /// Reads GGUF metadata; `None` for a model without experts. Mixtral is the architecture `llama`
+    /// with experts. Values that llama.cpp sets by architecture (`src/models/*.cpp`) are set by
+    /// architecture here too.
     ///
     /// # Errors
-    /// A key that is missing or makes no sense; experts in an architecture that has none.
+    /// A key is missing or makes no sense; the architecture isn't supported with experts.
     pub(super) fn from_gguf(file: &Gguf, arch: &str) -> Result<Option<Experts>> {
         let path = file.path().display().to_string();
         let key =
@@ -82,14 +84,14 @@ impl Experts {
         experts.checked(&path).map(Some)
     }
 
-    /// Reads `config.json`.
+    /// Reads `config.json`; `None` for a model without experts. `kind` is the `model_type`.
     ///
     /// # Errors
-    /// A key that is missing or makes no sense.
+    /// A key is missing or makes no sense.
     pub(super) fn from_config(c: &Value, kind: &str, path: &str) -> Result<Option<Experts>> {
         let number = |key: &str| config::count(c, key);
         let need = |key: &str| config::needed(c, key, path);
-        // Libraries write either name.
+        // The key has either of two names, depending on the library that wrote it.
         let count = |a: &str, b: &str| number(b).map_or_else(|| need(a), Ok);
         let experts = match kind {
             "mixtral" => Experts {
@@ -102,7 +104,7 @@ impl Experts {
                 dense: Vec::new(),
             },
             "qwen2_moe" | "qwen3_moe" => {
-                let plain = c["mlp_only_layers"].as_array().into_iter().flatten();
+                let dense = c["mlp_only_layers"].as_array().into_iter().flatten();
                 Experts {
                     count: count("num_experts", "num_local_experts")?,
                     used: need("num_experts_per_tok")?,
@@ -114,7 +116,7 @@ impl Experts {
                     },
                     normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
                     every: number("decoder_sparse_step").unwrap_or(1),
-                    dense: plain.filter_map(Value::as_u64).map(|l| l as usize).collect(),
+                    dense: dense.filter_map(Value::as_u64).map(|l| l as usize).collect(),
                 }
             }
             _ => return Ok(None),
@@ -122,23 +124,26 @@ impl Experts {
         experts.checked(path).map(Some)
     }
 
+    /// Checks that a token uses no more experts than there are, and that experts have a width.
     fn checked(self, path: &str) -> Result<Experts> {
         if self.used > self.count || self.ffn == 0 {
             return Err(Error::Model(format!(
-                "{path}: {} of {} experts of width {} make no sense; expected at most as many used as there are",
+                "{path}: {} of {} experts of width {} make no sense; expected a positive width, \
+                 and no more experts in use than there are",
                 self.used, self.count, self.ffn
             )));
         }
         Ok(self)
     }
 
-    /// Whether a block routes its tokens.
+    /// Whether block `layer` has experts.
     pub fn are_in(&self, layer: usize) -> bool {
         !self.dense.contains(&layer) && (layer + 1).is_multiple_of(self.every)
     }
 
-    /// Where tokens go: for each expert the rows that it is chosen by, with the router's weights.
-    /// `logits`: `[rows, count]`. Of equal logits the lower expert goes first.
+    /// Chooses the experts of each row. Returns, for each expert, the rows that chose it, each with
+    /// the router's weight. `logits`: the router's, `[rows, count]`. Of experts with equal logits,
+    /// the lower index wins.
     pub fn route(&self, logits: &[f32]) -> Vec<Vec<(usize, f32)>> {
         let mut out = vec![Vec::new(); self.count];
         let mut order: Vec<usize> = Vec::new();
@@ -147,8 +152,8 @@ impl Experts {
             order.extend(0..self.count);
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
             let weight = |e: usize| (logits[e] - logits[order[0]]).exp();
-            let over = if self.normalised { &order[..self.used] } else { &order[..] };
-            let sum: f32 = over.iter().map(|&e| weight(e)).sum();
+            let summed = if self.normalised { &order[..self.used] } else { &order[..] };
+            let sum: f32 = summed.iter().map(|&e| weight(e)).sum();
             for &e in &order[..self.used] {
                 out[e].push((row, weight(e) / sum));
             }

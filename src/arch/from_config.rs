@@ -1,4 +1,4 @@
-//! The decoder's description from a Hugging Face `config.json`.
+//! Reads the decoder's description from a Hugging Face `config.json`.
 
 use serde_json::Value;
 
@@ -10,11 +10,12 @@ use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
 
 impl Spec {
-    /// Reads the description from `config.json`; of a multimodal model from its `text_config`.
+    /// Reads the description from `config.json`, or from its `text_config` if the model is
+    /// multimodal.
     ///
     /// # Errors
-    /// An architecture, an activation or a rope scaling that the decoder does not run; a key that
-    /// is missing or makes no sense.
+    /// The decoder doesn't run the architecture, the activation or the rope scaling; a key is
+    /// missing or makes no sense.
     pub fn from_config(folder: &Folder) -> Result<Spec> {
         let path = folder.dir().join("config.json").display().to_string();
         let kind = folder.text_config()["model_type"].as_str().unwrap_or("missing");
@@ -38,8 +39,8 @@ impl Spec {
         }
         let hidden = need("hidden_size")?;
         let heads = need("num_attention_heads")?;
-        // Of these architectures only some have as many key/value heads as heads when the file
-        // doesn't say.
+        // The classes of these models default to as many key/value heads as query heads. For the
+        // others, the file must give the number.
         let kv_heads = match kind {
             "llama" | "phi3" | "olmo2" | "olmo3" | "granite" => {
                 number("num_key_value_heads").unwrap_or(heads)
@@ -58,7 +59,8 @@ impl Spec {
         }
         let norm_eps = float(c, "rms_norm_eps", &path)?.unwrap_or(1e-6) as f32;
         let rope = rope::from_config(c, &path, arch, head_dim, "full_attention")?;
-        // Shorter texts than the window see all of it; longer ones are refused.
+        // A window in every block limits the context: a text within the window has full attention,
+        // and a longer text is refused.
         let always = ["mistral", "mixtral", "phi3", "ministral3"].contains(&kind);
         let one_window =
             arch.windows == Windows::Uniform && (always || c["use_sliding_window"] == true);
@@ -74,8 +76,9 @@ impl Spec {
         let (attends, local_rope) = windows(c, arch, layers, head_dim, &path)?;
         let shape = Shape { layers, hidden, heads, head_dim };
         let tied = |v: &Value| v["tie_word_embeddings"].as_bool();
-        // A wrapper's own word goes before the default of the text model's class.
-        let said = tied(folder.text_config()).or(tied(folder.config())).or(tied(c));
+        // What a multimodal model's outer configuration says goes before the default of the text
+        // model's class.
+        let is_tied = tied(folder.text_config()).or(tied(folder.config())).or(tied(c));
         Ok(Spec {
             arch: arch.gguf.to_string(),
             layers,
@@ -97,12 +100,12 @@ impl Spec {
             qk_norm: arch.qk_norm,
             scales: scales(c, arch, &shape, &path)?,
             context,
-            tied: said.unwrap_or(false),
+            tied: is_tied.unwrap_or(false),
         })
     }
 }
 
-/// The configuration, with what the model's class takes for keys that are left out.
+/// The configuration, completed with the defaults of the model's class in transformers.
 fn with_defaults(c: &Value, arch: &Arch) -> Value {
     let mut all = c.clone();
     let defaults: Value = serde_json::from_str(arch.defaults).unwrap_or_default();
@@ -114,7 +117,8 @@ fn with_defaults(c: &Value, arch: &Arch) -> Value {
     all
 }
 
-/// Windows, and the rotary embedding of the blocks that have one.
+/// How each block attends, and the rotary embedding of blocks with windows, if they have one of
+/// their own.
 fn windows(
     c: &Value,
     arch: &Arch,
@@ -124,10 +128,11 @@ fn windows(
 ) -> Result<(Vec<Attends>, Option<Rope>)> {
     let Windows::AllBut(every) = arch.windows else {
         let mut all = spec::attends(arch, layers, None, |_| false, false);
-        // The list of blocks that rotate, where a file has one.
+        // Despite the name of the key, 1 stands for a block with rotary embedding and 0 for one
+        // without.
         let listed = c["no_rope_layers"].as_array().filter(|_| arch.rope_free_every > 0);
-        for (block, turns) in all.iter_mut().zip(listed.into_iter().flatten()) {
-            block.turn = if *turns == 0 { Turn::Still } else { Turn::Global };
+        for (block, has_rope) in all.iter_mut().zip(listed.into_iter().flatten()) {
+            block.turn = if *has_rope == 0 { Turn::Still } else { Turn::Global };
         }
         return Ok((all, None));
     };
@@ -153,11 +158,11 @@ fn windows(
         None => every == 0 || !(layer + 1).is_multiple_of(every),
     };
     let kind = "sliding_attention";
-    let own = c["rope_parameters"][kind].is_object()
+    let has_own_rope = c["rope_parameters"][kind].is_object()
         || c["rope_local_base_freq"].is_number()
         || (arch.gguf == "olmo2" && c["rope_scaling"].is_object());
     let local = match window {
-        Some(_) if own => Some(rope::from_config(c, path, arch, head_dim, kind)?),
+        Some(_) if has_own_rope => Some(rope::from_config(c, path, arch, head_dim, kind)?),
         _ => None,
     };
     Ok((spec::attends(arch, layers, window, slides, local.is_some()), local))
@@ -165,35 +170,36 @@ fn windows(
 
 fn scales(c: &Value, arch: &Arch, shape: &Shape, path: &str) -> Result<Scales> {
     let mut scales = shape.scales(arch);
-    let cap = |key: &str| -> Result<Option<f32>> {
+    // A factor or cap of 0 counts as missing.
+    let nonzero = |key: &str| -> Result<Option<f32>> {
         Ok(float(c, key, path)?.filter(|v| *v != 0.0).map(|v| v as f32))
     };
-    if let Some(query) = cap("query_pre_attn_scalar")? {
+    if let Some(query) = nonzero("query_pre_attn_scalar")? {
         scales.attention = 1.0 / query.sqrt();
     }
     if arch.gguf == "granite" {
-        let or_one = |key: &str| -> Result<f32> { Ok(cap(key)?.unwrap_or(1.0)) };
+        let or_one = |key: &str| -> Result<f32> { Ok(nonzero(key)?.unwrap_or(1.0)) };
         scales.embedding = or_one("embedding_multiplier")?;
         scales.residual = or_one("residual_multiplier")?;
         scales.attention = or_one("attention_multiplier")?;
         scales.logits = 1.0 / or_one("logits_scaling")?;
     }
-    scales.logit_cap = cap("final_logit_softcapping")?;
-    // Gemma 3's class has the key and never reads it.
-    scales.attention_cap = cap("attn_logit_softcapping")?.filter(|_| arch.gguf == "gemma2");
+    scales.logit_cap = nonzero("final_logit_softcapping")?;
+    // Gemma 3's class has this key but never reads it.
+    scales.attention_cap = nonzero("attn_logit_softcapping")?.filter(|_| arch.gguf == "gemma2");
     scales.checked(path)
 }
 
-/// A positive whole number, where there is one.
+/// The positive whole number under a key (below 2^31); `None` if the key holds no such number.
 pub(super) fn count(c: &Value, key: &str) -> Option<usize> {
     c[key].as_u64().filter(|&v| v > 0 && v < 1 << 31).map(|v| v as usize)
 }
 
-/// A positive whole number that must be there.
+/// The positive whole number under a key that must exist.
 ///
 /// # Errors
-/// It isn't: files may leave out what equals a library's default, and this decoder has no defaults
-/// for widths.
+/// The key is missing, or holds no such number. A file may leave out a number that equals the
+/// default of the model's class; this decoder doesn't know all of these defaults.
 pub(super) fn needed(c: &Value, key: &str, path: &str) -> Result<usize> {
     let why = || match c.get(key) {
         None => {
@@ -208,10 +214,10 @@ pub(super) fn needed(c: &Value, key: &str, path: &str) -> Result<usize> {
     count(c, key).ok_or_else(|| Error::Model(why()))
 }
 
-/// A number, where the key is there.
+/// The number under a key; `None` if the key is missing or null.
 ///
 /// # Errors
-/// It is none.
+/// The key holds something other than a number.
 pub(super) fn float(c: &Value, key: &str, path: &str) -> Result<Option<f64>> {
     let wrong = |found: &Value| {
         Error::Model(format!("{path}: `{key}` is {found}, expected a number; correct it"))

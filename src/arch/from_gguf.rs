@@ -1,4 +1,4 @@
-//! The decoder's description from GGUF metadata.
+//! Reads the decoder's description from GGUF metadata.
 
 use super::row::{Arch, Windows};
 use super::spec::{attends, Attends, Scales, Shape, Spec, Turn};
@@ -7,14 +7,15 @@ use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
 impl Spec {
-    /// Reads the description from GGUF metadata (names: llama.cpp `gguf-py/gguf/constants.py`).
+    /// Reads the description from GGUF metadata. llama.cpp lists the keys in
+    /// `gguf-py/gguf/constants.py`.
     ///
     /// # Errors
-    /// An architecture or a rope scaling that the decoder does not run; a key that is missing or
-    /// makes no sense.
+    /// The file isn't a model; the decoder doesn't run the architecture or the rope scaling; a key
+    /// is missing or makes no sense.
     pub fn from_gguf(file: &Gguf) -> Result<Spec> {
         let path = file.path().display().to_string();
-        no_model(file)?;
+        refuse_companion(file)?;
         let name = file.arch()?;
         let arch = Arch::of_gguf(name).ok_or_else(|| Arch::unknown(&path, "architecture", name))?;
         let key = |k: &str| format!("{name}.{k}");
@@ -52,9 +53,10 @@ impl Spec {
                 key("attention.layer_norm_rms_epsilon")
             ))
         })?;
-        // Blocks behind the last one (multi-token prediction) don't write the main stream.
-        let behind = optional("nextn_predict_layers")?.unwrap_or(0);
-        let layers = need("block_count")?.saturating_sub(behind);
+        // The last blocks may be for multi-token prediction. They don't write to the residual
+        // stream.
+        let prediction = optional("nextn_predict_layers")?.unwrap_or(0);
+        let layers = need("block_count")?.saturating_sub(prediction);
         if layers == 0 || layers > file.tensors().len() {
             return Err(Error::Model(format!(
                 "{path}: {layers} blocks by the metadata, but the file has {} tensors in all",
@@ -77,7 +79,8 @@ impl Spec {
             heads,
             kv_heads,
             head_dim,
-            // llama.cpp has no file with both kinds of block for these architectures.
+            // In llama.cpp's files of these architectures, either all blocks have experts or none
+            // has.
             ffn: if experts.is_some() { 0 } else { need("feed_forward_length")? },
             experts,
             vocab: embedding.dims.get(1).copied().unwrap_or(0) as usize,
@@ -98,8 +101,8 @@ impl Spec {
     }
 }
 
-/// Windows, and the rotary embedding of the blocks that have one, as llama.cpp decides by
-/// architecture (`src/models/*.cpp`).
+/// How each block attends, and the rotary embedding of blocks with windows, if they have one of
+/// their own. llama.cpp decides both by architecture (`src/models/*.cpp`).
 fn windows_of_gguf(
     file: &Gguf,
     arch: &Arch,
@@ -109,9 +112,9 @@ fn windows_of_gguf(
     let key = |k: &str| format!("{}.{k}", arch.gguf);
     let Windows::AllBut(every) = arch.windows else {
         let mut all = attends(arch, layers, None, |_| false, false);
-        // A switch in Granite's files, and in no others.
-        let still = file.get_bool(&key("rope.scaling.finetuned")) == Some(false);
-        if still && arch.gguf == "granite" {
+        // In Granite's files this key switches rotary embedding off. In other files it doesn't.
+        let off = file.get_bool(&key("rope.scaling.finetuned")) == Some(false);
+        if off && arch.gguf == "granite" {
             all.iter_mut().for_each(|block| block.turn = Turn::Still);
         }
         return Ok((all, None));
@@ -119,7 +122,8 @@ fn windows_of_gguf(
     let window = number(file, &key("attention.sliding_window"))?;
     let window = match arch.gguf {
         "gemma2" => Some(window.unwrap_or(4096)),
-        // The 32B model's; whatever the others' files say of it is read by nobody.
+        // Only the 32B model, with 64 blocks, has windows. llama.cpp doesn't read the key for the
+        // others.
         "exaone4" if layers == 64 => Some(window.unwrap_or(4096)),
         "exaone4" => None,
         _ => window,
@@ -143,7 +147,7 @@ fn windows_of_gguf(
     };
     let base = file.get_f32(&key("rope.freq_base_swa"));
     let local = match arch.gguf {
-        // They are never stretched.
+        // The rotary embedding of blocks with windows is never scaled in these architectures.
         "gemma3" | "olmo2" => {
             let own = if arch.gguf == "gemma3" { 10000.0 } else { rope.theta };
             let theta = base.unwrap_or(own);
@@ -160,22 +164,23 @@ fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
     let mut scales = shape.scales(arch);
     let by_hidden = 1.0 / ((shape.hidden / shape.heads) as f32).sqrt();
     match (arch.gguf, shape.layers) {
-        // The 27B models scale by hidden / heads, which is not the width of a head.
+        // The 27B models scale attention by hidden / heads, which isn't the width of a head.
         ("gemma2", 46) | ("gemma3", 62) => scales.attention = by_hidden,
         _ => {}
     }
-    let cap = |k: &str| number(k).filter(|c| *c != 0.0);
+    // A factor or cap of 0 counts as missing.
+    let nonzero = |k: &str| number(k).filter(|c| *c != 0.0);
     match arch.gguf {
         "gemma2" => {
-            let (attention, last) = ("attn_logit_softcapping", "final_logit_softcapping");
-            scales.attention_cap = Some(cap(attention).unwrap_or(50.0));
-            scales.logit_cap = Some(cap(last).unwrap_or(30.0));
+            let (attention, logits) = ("attn_logit_softcapping", "final_logit_softcapping");
+            scales.attention_cap = Some(nonzero(attention).unwrap_or(50.0));
+            scales.logit_cap = Some(nonzero(logits).unwrap_or(30.0));
         }
-        "gemma3" => scales.logit_cap = cap("final_logit_softcapping"),
+        "gemma3" => scales.logit_cap = nonzero("final_logit_softcapping"),
         "granite" => {
-            scales.embedding = cap("embedding_scale").unwrap_or(1.0);
-            scales.residual = cap("residual_scale").unwrap_or(1.0);
-            scales.attention = cap("attention.scale").unwrap_or(scales.attention);
+            scales.embedding = nonzero("embedding_scale").unwrap_or(1.0);
+            scales.residual = nonzero("residual_scale").unwrap_or(1.0);
+            scales.attention = nonzero("attention.scale").unwrap_or(scales.attention);
             let logits = number("logit_scale").ok_or_else(|| {
                 Error::Model(format!(
                     "{}: metadata key granite.logit_scale is missing",
@@ -189,11 +194,11 @@ fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
     scales.checked(&file.path().display().to_string())
 }
 
-/// A whole number, or an array of one for each block, as files of pruned models have, where all of
-/// them are equal.
+/// The whole number under a key; `None` if the key holds none. Files of pruned models hold an array
+/// with one number for each block: its number, if all are equal.
 ///
 /// # Errors
-/// Blocks of different sizes.
+/// The numbers of the blocks differ.
 pub(super) fn number(file: &Gguf, key: &str) -> Result<Option<usize>> {
     let Some(all) = file.get_u32s(key) else { return Ok(file.get_u32(key).map(|v| v as usize)) };
     match (all.iter().min(), all.iter().max()) {
@@ -209,8 +214,9 @@ pub(super) fn number(file: &Gguf, key: &str) -> Result<Option<usize>> {
     }
 }
 
-/// That a file is a model, not what goes beside one.
-fn no_model(file: &Gguf) -> Result<()> {
+/// Refuses a file that belongs to a model but isn't one: an adapter, a control vector, a projector
+/// or an importance matrix.
+fn refuse_companion(file: &Gguf) -> Result<()> {
     let kind = file.get_str("general.type").unwrap_or("model");
     let (what, hint) = match (kind, file.get_str("general.architecture")) {
         ("adapter", _) => {

@@ -1,5 +1,5 @@
-//! What the decoder is, as data: one row of the table for each architecture, a [`Spec`] from the
-//! checkpoint's metadata, and the names of tensors by what they do.
+//! The description of the decoder, as data: a table with one row per architecture, a [`Spec`] that
+//! is read from a checkpoint's metadata, and the names of tensors by role.
 
 mod experts;
 mod from_config;

@@ -1,29 +1,29 @@
-//! What a role's tensor is called in each kind of checkpoint.
+//! The names of tensors, by role, in GGUF files and in Hugging Face folders.
 
 use super::row::{Arch, NormNames};
 use super::{Role, Writer};
 use crate::checkpoint::Checkpoint;
 
-/// A checkpoint's way to name its tensors.
+/// How a checkpoint names its tensors.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Names {
     /// `blk.3.ffn_down.weight`
     Gguf,
     /// `model.layers.3.mlp.down_proj.weight`
     HuggingFace {
-        /// What is in front of `layers.`: `model.`, of a multimodal model `model.language_model.`
-        /// and the like.
+        /// The part of the names before `layers.`: `model.`, or `model.language_model.` and the
+        /// like in a multimodal model.
         prefix: String,
-        /// The output matrix, where the model has one of its own.
+        /// The output matrix, if the model has one apart from the embedding.
         head: String,
-        /// What a block calls its experts' module: `mlp`, of Mixtral `block_sparse_moe`.
+        /// The module of a block that holds its experts: `mlp`, or `block_sparse_moe` in Mixtral.
         moe: &'static str,
-        /// What a block calls its norms.
+        /// The modules of a block's norms.
         norms: NormNames,
     },
 }
 
-/// The prefixes of language models, with their output matrices.
+/// The known prefixes, each with the name of the output matrix.
 const PREFIXES: [(&str, &str); 5] = [
     ("model.", "lm_head.weight"),
     ("model.language_model.", "lm_head.weight"),
@@ -33,20 +33,20 @@ const PREFIXES: [(&str, &str); 5] = [
 ];
 
 impl Names {
-    /// The names that fit a checkpoint.
+    /// The names in this checkpoint.
     pub fn of(file: &Checkpoint) -> Names {
         let Checkpoint::Folder(folder) = file else { return Names::Gguf };
         let has = |prefix: &str| folder.tensor(&format!("{prefix}embed_tokens.weight")).is_some();
         let (prefix, head) = PREFIXES.into_iter().find(|(p, _)| has(p)).unwrap_or(PREFIXES[0]);
         let mixtral = folder.tensors().iter().any(|t| t.name.contains(".block_sparse_moe."));
         let moe = if mixtral { "block_sparse_moe" } else { "mlp" };
-        // Of an unknown architecture nothing is run, whatever it calls its norms.
-        let plain = ["input_layernorm", "", "post_attention_layernorm", ""];
-        let norms = Arch::of(file).map_or(plain, Arch::norm_names);
+        // A model of an unknown architecture is never run, so the names of its norms don't matter.
+        let llama = ["input_layernorm", "", "post_attention_layernorm", ""];
+        let norms = Arch::of(file).map_or(llama, Arch::norm_names);
         Names::HuggingFace { prefix: prefix.into(), head: head.into(), moe, norms }
     }
 
-    /// What every tensor of a block begins with.
+    /// The prefix of the names of a block's tensors.
     pub fn block(&self, layer: usize) -> String {
         match self {
             Names::Gguf => format!("blk.{layer}."),
@@ -54,7 +54,7 @@ impl Names {
         }
     }
 
-    /// A role's module: the name without `.weight` or `.bias`.
+    /// The module of a role: the tensor's name without `.weight` or `.bias`.
     pub fn module(&self, role: Role, layer: usize) -> String {
         let name = match self {
             Names::Gguf => role.gguf(),
@@ -64,7 +64,7 @@ impl Names {
         format!("{}{name}", self.block(layer))
     }
 
-    /// The token embedding.
+    /// The tensor of the token embedding.
     pub fn embedding(&self) -> String {
         match self {
             Names::Gguf => "token_embd.weight".into(),
@@ -72,7 +72,7 @@ impl Names {
         }
     }
 
-    /// The output matrix.
+    /// The tensor of the output matrix.
     pub fn output(&self) -> &str {
         match self {
             Names::Gguf => "output.weight",
@@ -80,7 +80,7 @@ impl Names {
         }
     }
 
-    /// The final norm.
+    /// The tensor of the final norm.
     pub fn output_norm(&self) -> String {
         match self {
             Names::Gguf => "output_norm.weight".into(),
@@ -90,30 +90,31 @@ impl Names {
 }
 
 impl Names {
-    /// The tensor in which a role's experts are stacked, and which share of its rows is the role's:
-    /// (index, of so many).
+    /// Two tensors that may hold the experts of a role in a stack, each as (name, part, parts): the
+    /// role has part `part` of `parts` equal parts of each expert's rows. The second tensor fuses
+    /// gate and up projection.
     pub(crate) fn stacked(&self, role: Role, layer: usize) -> [(String, usize, usize); 2] {
         let block = self.block(layer);
-        let half = usize::from(role == Role::ExpertUp);
+        let part = usize::from(role == Role::ExpertUp);
         match self {
             Names::Gguf => [
                 (format!("{}.weight", self.module(role, layer)), 0, 1),
-                (format!("{block}ffn_gate_up_exps.weight"), half, 2),
+                (format!("{block}ffn_gate_up_exps.weight"), part, 2),
             ],
             Names::HuggingFace { moe, .. } => [
-                (format!("{block}{moe}.experts.{}", moe_proj(role)), 0, 1),
-                (format!("{block}{moe}.experts.gate_up_proj"), half, 2),
+                (format!("{block}{moe}.experts.{}", expert_module(role)), 0, 1),
+                (format!("{block}{moe}.experts.gate_up_proj"), part, 2),
             ],
         }
     }
 
-    /// Whether a tensor is one of a block's writer.
+    /// Whether a tensor belongs to this writer of block `layer`.
     pub fn is_writer(&self, tensor: &str, layer: usize, writer: Writer) -> bool {
         let Some(rest) = tensor.strip_prefix(&self.block(layer)) else { return false };
         match self {
             Names::HuggingFace { moe, .. } if writer == Writer::Experts => {
-                let of = rest.strip_prefix(moe).and_then(|r| r.strip_prefix(".experts."));
-                of.is_some_and(|r| {
+                let experts = rest.strip_prefix(moe).and_then(|r| r.strip_prefix(".experts."));
+                experts.is_some_and(|r| {
                     r == "down_proj"
                         || r.ends_with(".down_proj.weight")
                         || r.ends_with(".w2.weight")
@@ -123,20 +124,21 @@ impl Names {
         }
     }
 
-    /// The module of one expert, where each has modules of its own (Hugging Face).
+    /// The module of one expert in a Hugging Face folder that stores experts apart.
     pub(crate) fn expert(&self, role: Role, layer: usize, expert: usize) -> String {
         let Names::HuggingFace { moe, .. } = self else { return self.module(role, layer) };
         let name = match (*moe, role) {
             ("block_sparse_moe", Role::ExpertGate) => "w1",
             ("block_sparse_moe", Role::ExpertUp) => "w3",
             ("block_sparse_moe", _) => "w2",
-            _ => moe_proj(role),
+            _ => expert_module(role),
         };
         format!("{}{moe}.experts.{expert}.{name}", self.block(layer))
     }
 }
 
-fn moe_proj(role: Role) -> &'static str {
+/// The module of an expert's role in Hugging Face folders, except in Mixtral.
+fn expert_module(role: Role) -> &'static str {
     match role {
         Role::ExpertGate => "gate_proj",
         Role::ExpertUp => "up_proj",

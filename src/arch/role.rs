@@ -1,19 +1,21 @@
-//! A block's tensors by what they do.
+//! The roles of a block's tensors: what each tensor does.
 
 use super::row::NormNames;
 
-/// What of a block writes into the residual stream ([`Spec::writers`] says what a block has).
+/// A layer of a block that writes into the residual stream. [`Spec::writers`](super::Spec::writers)
+/// lists the writers of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Writer {
     /// `attn_output` in GGUF, `o_proj` in Hugging Face.
     Attention,
     /// `ffn_down` in GGUF, `down_proj` in Hugging Face.
     Ffn,
-    /// The expert that every token runs through: `ffn_down_shexp`, `shared_expert.down_proj`.
+    /// The shared expert, through which every token runs: `ffn_down_shexp`,
+    /// `shared_expert.down_proj`.
     Shared,
-    /// The routed experts, all of a block together: `ffn_down_exps`, `experts.….down_proj`. Their
-    /// input is that of each expert times the router's weight, side by side: zero where an expert
-    /// isn't chosen.
+    /// The routed experts of a block, taken together: `ffn_down_exps`, `experts.….down_proj`. The
+    /// input of this writer holds, side by side, the input of each expert times the router's
+    /// weight. The part of an expert that isn't chosen is zero.
     Experts,
 }
 
@@ -28,13 +30,13 @@ impl Writer {
         }
     }
 
-    /// Its name in GGUF.
+    /// The writer's name in GGUF.
     pub fn name(self) -> &'static str {
         self.role().gguf()
     }
 }
 
-/// A block's tensors by what they do.
+/// The role of a tensor in its block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)]
 pub enum Role {
@@ -64,7 +66,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// What stands in place of a feed-forward layer, or is one.
+    /// The roles of a feed-forward layer with separate gate and up projections, and of experts.
     pub(crate) const FEED_FORWARD: [Role; 11] = {
         use Role::*;
         [
@@ -82,21 +84,21 @@ impl Role {
         ]
     };
 
-    /// Whether the forward pass adds a bias where the file has one.
+    /// Whether the forward pass adds a bias of this role, if the file has one.
     pub(crate) fn takes_bias(self) -> bool {
         use Role::*;
         let attention = matches!(self, AttnQ | AttnK | AttnV | AttnQkv | AttnOutput);
         attention || matches!(self, FfnGate | FfnUp | FfnGateUp | FfnDown)
     }
 
-    /// Whether it is a norm's weight.
+    /// Whether the tensor is the weight of a norm.
     pub(crate) fn is_norm(self) -> bool {
         use Role::*;
         let of_block = matches!(self, AttnNorm | AttnPostNorm | FfnNorm | FfnPostNorm);
         of_block || matches!(self, AttnQNorm | AttnKNorm)
     }
 
-    /// Whether only models with experts have it.
+    /// Whether only models with experts have such a tensor.
     pub(crate) fn is_experts(self) -> bool {
         use Role::*;
         matches!(
@@ -112,6 +114,7 @@ impl Role {
         )
     }
 
+    /// The module in GGUF files, without the block's prefix.
     pub(crate) fn gguf(self) -> &'static str {
         match self {
             Role::AttnNorm => "attn_norm",
@@ -139,6 +142,7 @@ impl Role {
         }
     }
 
+    /// The module in Hugging Face folders, without the block's prefix.
     pub(crate) fn hugging_face(self, norms: &NormNames) -> &'static str {
         match self {
             Role::AttnNorm => norms[0],

@@ -1,4 +1,4 @@
-//! Rotary position embedding, and the ways to stretch it.
+//! Rotary position embedding, and its scaling to longer contexts.
 
 use std::f64::consts::TAU;
 
@@ -9,39 +9,40 @@ use super::row::Arch;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
-/// Which dimensions of a head rotate together.
+/// Which two dimensions of a head rotate together as pair i.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RopeStyle {
-    /// (2i, 2i + 1): GGUF's llama.
+    /// (2i, 2i + 1): the style of `llama` and some other architectures in GGUF.
     Interleaved,
-    /// (i, i + dims / 2): most of GGUF, and every Hugging Face checkpoint.
+    /// (i, i + dims / 2): the style of most architectures in GGUF, and of nearly all Hugging Face
+    /// folders.
     Neox,
 }
 
 /// Rotary position embedding.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// Base of the frequencies.
+    /// The base of the frequencies.
     pub theta: f32,
     /// How many dimensions of a head rotate.
     pub dims: usize,
-    /// Pairing.
+    /// Which dimensions rotate together.
     pub style: RopeStyle,
-    /// Positions are multiplied by this (1 / factor of linear scaling).
+    /// Positions are multiplied by this: 1 / factor of linear scaling.
     pub scale: f32,
-    /// Divides each frequency, `[dims / 2]`: Llama 3.x scaling, stored as `rope_freqs.weight`, the
-    /// short factors of LongRoPE, and YaRN's mixture.
+    /// Divisors of the frequencies, `[dims / 2]`: those of Llama 3.x (`rope_freqs.weight` in GGUF),
+    /// the short factors of LongRoPE, or YaRN's.
     pub factors: Option<Vec<f32>>,
     /// Cosines and sines are multiplied by this (YaRN, LongRoPE).
     pub magnitude: f32,
-    /// Queries grow with their position p by 1 + beta ln(1 + ⌊p / length⌋): (beta, length).
+    /// (beta, length): a query at position p is multiplied by 1 + beta · ln(1 + ⌊p / length⌋).
     pub growth: Option<(f32, usize)>,
-    /// The longest text that these numbers hold for, where that is less than the model's context.
+    /// The longest text for which the factors are right, if it is shorter than the model's context.
     pub longest: Option<usize>,
 }
 
 impl Rope {
-    /// cos and sin of every position below `positions`, each `[positions, dims / 2]`.
+    /// Cosines and sines for the positions below `positions`, each `[positions, dims / 2]`.
     pub fn table(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
         let half = self.dims / 2;
         let freqs: Vec<f64> = (0..half)
@@ -55,51 +56,55 @@ impl Rope {
         angles.map(|a| (a.cos() as f32 * m, a.sin() as f32 * m)).unzip()
     }
 
-    /// What a query at a position is multiplied by.
+    /// The factor of a query at a position.
     pub fn growth_at(&self, position: usize) -> f32 {
         self.growth.map_or(1.0, |(beta, length)| {
             1.0 + beta * (1.0 + (position / length.max(1)) as f32).ln()
         })
     }
 
+    /// A rotary embedding without scaling.
     fn plain(theta: f64, dims: usize, style: RopeStyle) -> Rope {
         let (theta, scale, magnitude) = (theta as f32, 1.0, 1.0);
         Rope { theta, dims, style, scale, factors: None, magnitude, growth: None, longest: None }
     }
 
-    /// Frequencies between those that are kept and those that are divided by `factor`: YaRN.
-    fn stretch(&mut self, yarn: &Yarn) {
+    /// Sets the factors of YaRN: high frequencies are kept, low ones are divided by `yarn.factor`,
+    /// and those in between change gradually from one to the other.
+    fn apply_yarn(&mut self, yarn: &Yarn) {
         let (dims, base) = (self.dims as f64, f64::from(self.theta));
-        // The dimension that turns so often over the context that the model was trained for.
-        let turns = |n: f64| dims * (yarn.context / (n * TAU)).ln() / (2.0 * base.ln());
+        // The index, a real number, of the pair that makes `n` full turns over the original
+        // context.
+        let pair = |n: f64| dims * (yarn.context / (n * TAU)).ln() / (2.0 * base.ln());
         let (low, high) = match yarn.truncate {
-            true => (turns(yarn.fast).floor(), turns(yarn.slow).ceil()),
-            false => (turns(yarn.fast), turns(yarn.slow)),
+            true => (pair(yarn.fast).floor(), pair(yarn.slow).ceil()),
+            false => (pair(yarn.fast), pair(yarn.slow)),
         };
         let (low, high) = (low.max(0.0), high.min(dims - 1.0));
-        let of = |i: usize| {
+        let factor_of = |i: usize| {
             let divided = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             (1.0 / (divided / yarn.factor + 1.0 - divided)) as f32
         };
-        self.factors = Some((0..self.dims / 2).map(of).collect());
+        self.factors = Some((0..self.dims / 2).map(factor_of).collect());
     }
 }
 
-/// The numbers of YaRN.
+/// The parameters of YaRN.
 struct Yarn {
+    /// Divisor of the low frequencies.
     factor: f64,
-    /// The context before it was stretched.
+    /// The original context: the one before scaling.
     context: f64,
-    /// Turns over that context above which a frequency is kept.
+    /// A frequency with more turns than this over the original context is kept.
     fast: f64,
-    /// Turns below which it is divided by the factor.
+    /// A frequency with fewer turns than this over the original context is divided by `factor`.
     slow: f64,
-    /// The dimensions in between begin and end at whole numbers.
+    /// Whether the range of pairs in between is widened to whole indices.
     truncate: bool,
 }
 
-/// 1 + 0.1 m ln(factor): what attention is sharpened by in a stretched context.
-fn sharpness(factor: f64, m: f64) -> f64 {
+/// YaRN's attention factor, 1 + 0.1 m ln(factor); 1 if the context isn't extended.
+fn yarn_magnitude(factor: f64, m: f64) -> f64 {
     if factor <= 1.0 {
         1.0
     } else {
@@ -107,10 +112,12 @@ fn sharpness(factor: f64, m: f64) -> f64 {
     }
 }
 
-/// Reads GGUF metadata, as llama.cpp does (`src/llama-model.cpp`, `src/llama-context.cpp`).
+/// Reads GGUF metadata as llama.cpp does (`src/llama-model.cpp`, `src/llama-context.cpp`).
+/// `context`: the model's context, which YaRN takes for the original one if the file doesn't give
+/// that.
 ///
 /// # Errors
-/// A scaling that can't be run; numbers that make no sense.
+/// The decoder doesn't run the scaling; a number is missing or makes no sense.
 pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usize) -> Result<Rope> {
     let path = file.path().display().to_string();
     let number = |key: &str| file.get_f32(&format!("{}.rope.{key}", arch.gguf)).map(f64::from);
@@ -127,12 +134,14 @@ pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usiz
             "{path}: rope over {dims} of {head_dim} dimensions makes no sense"
         )));
     }
-    // Positions in several directions are one in text, but the pairs lie apart then.
+    // A model with `dimension_sections` has positions along several axes. In text these positions
+    // are equal, and the model rotates as Neox.
     let sections = file.get(&format!("{}.rope.dimension_sections", arch.gguf)).is_some();
     let style = if sections { RopeStyle::Neox } else { arch.rope };
     let mut rope = Rope::plain(theta, dims, style);
     let original = whole("scaling.original_context_length")?;
-    // The older key, the default type, and that 0 means no scaling.
+    // As in llama.cpp: `scale_linear` is an older key, a missing factor or a factor of 0 means no
+    // scaling, and the default type is linear.
     let factor = number("scaling.factor").or_else(|| number("scale_linear")).unwrap_or(0.0);
     let scaling = file.get_str(&format!("{}.rope.scaling.type", arch.gguf)).unwrap_or("linear");
     rope.magnitude = number("scaling.attn_factor").unwrap_or(1.0) as f32;
@@ -149,14 +158,15 @@ pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usiz
                     arch.gguf
                 )));
             }
-            // Which architectures have these keys read is llama.cpp's; files of others lack them.
+            // llama.cpp reads these keys for some architectures only. Files of the others lack
+            // them.
             let fast = number("scaling.yarn_beta_fast").unwrap_or(32.0);
             let slow = number("scaling.yarn_beta_slow").unwrap_or(1.0);
             let context = known as f64;
-            rope.stretch(&Yarn { factor, context, fast, slow, truncate: true });
+            rope.apply_yarn(&Yarn { factor, context, fast, slow, truncate: true });
             let all = number("scaling.yarn_log_multiplier").unwrap_or(0.0);
-            let part = if all == 0.0 { 1.0 } else { sharpness(factor, all) };
-            rope.magnitude *= (sharpness(factor, 1.0) / part) as f32;
+            let divisor = if all == 0.0 { 1.0 } else { yarn_magnitude(factor, all) };
+            rope.magnitude *= (yarn_magnitude(factor, 1.0) / divisor) as f32;
         }
         other => {
             return Err(Error::unsupported(
@@ -174,8 +184,8 @@ pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usiz
             });
         }
     }
-    // Which of the two sets is right depends on the context that the user will ask for; texts that
-    // fit into the original one have the short set in either library.
+    // LongRoPE has short and long factors. For a text that fits into the original context,
+    // llama.cpp and transformers both use the short ones.
     if let Some(short) = factors(file, "rope_factors_short.weight", dims)? {
         rope.factors = Some(short);
         rope.longest = original;
@@ -185,6 +195,7 @@ pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usiz
     Ok(rope)
 }
 
+/// The factors in a tensor, `[dims / 2]`; `None` if the file has no such tensor.
 fn factors(file: &Gguf, name: &str, dims: usize) -> Result<Option<Vec<f32>>> {
     let Some(t) = file.tensor(name) else { return Ok(None) };
     let values: Vec<f32> = file
@@ -203,23 +214,24 @@ fn factors(file: &Gguf, name: &str, dims: usize) -> Result<Option<Vec<f32>>> {
     Ok(Some(values))
 }
 
-/// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (4). `of`: the kind
-/// of block, where kinds have parameters of their own.
+/// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
+/// `kind`: `full_attention` or `sliding_attention`, the kind of block, for models in which the
+/// kinds have parameters of their own.
 ///
 /// # Errors
-/// A scaling that can't be run; a key that is missing or makes no sense.
+/// The decoder doesn't run the scaling; a key is missing or makes no sense.
 pub(super) fn from_config(
     c: &Value,
     path: &str,
     arch: &Arch,
     head_dim: usize,
-    of: &str,
+    kind: &str,
 ) -> Result<Rope> {
-    let sliding = of == "sliding_attention";
+    let sliding = kind == "sliding_attention";
     let scaling = match &c["rope_parameters"] {
-        v if v[of].is_object() => Some(&v[of]),
+        v if v[kind].is_object() => Some(&v[kind]),
         v if v.is_object() => Some(v),
-        // Blocks with windows were never scaled.
+        // `rope_scaling` doesn't apply to blocks with windows.
         _ => Some(&c["rope_scaling"]).filter(|v| v.is_object() && !sliding),
     };
     let get = |key: &str| scaling.and_then(|s| s[key].as_f64());
@@ -247,21 +259,21 @@ pub(super) fn from_config(
         })
     };
     let original = "original_max_position_embeddings";
-    let kind = scaling.and_then(|s| s["rope_type"].as_str().or(s["type"].as_str()));
-    // Early Phi-3 files call it by other names.
+    let named = scaling.and_then(|s| s["rope_type"].as_str().or(s["type"].as_str()));
+    // Early Phi-3 files have other names for longrope.
     let long = scaling.is_some_and(|s| s["short_factor"].is_array());
-    let kind = if long { "longrope" } else { kind.unwrap_or("default") };
+    let rope_type = if long { "longrope" } else { named.unwrap_or("default") };
     let mut rope = Rope::plain(theta, dims, arch.folder_rope);
-    match kind {
-        // Dynamic scaling begins behind the context that the model was trained for; positions in
-        // three directions are one in text.
+    match rope_type {
+        // Dynamic scaling begins after the context that the model was trained for. The three
+        // positions of mrope are equal in text.
         "default" | "dynamic" | "mrope" => {}
         "linear" => rope.scale = (1.0 / need("factor")?) as f32,
         "llama3" => {
             let (factor, low, high) =
                 (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
             let context = need(original)?;
-            let of = |i: usize| {
+            let factor_of = |i: usize| {
                 let wavelength = TAU * theta.powf(2.0 * i as f64 / dims as f64);
                 let divisor = if wavelength < context / high {
                     1.0
@@ -273,7 +285,7 @@ pub(super) fn from_config(
                 };
                 divisor as f32
             };
-            rope.factors = Some((0..dims / 2).map(of).collect());
+            rope.factors = Some((0..dims / 2).map(factor_of).collect());
         }
         "yarn" => {
             let most = float(c, "max_position_embeddings", path)?;
@@ -284,24 +296,24 @@ pub(super) fn from_config(
             let or = |key: &str, default: f64| get(key).filter(positive).unwrap_or(default);
             let (fast, slow) = (or("beta_fast", 32.0), or("beta_slow", 1.0));
             let truncate = scaling.is_none_or(|s| s["truncate"] != false);
-            rope.stretch(&Yarn { factor, context, fast, slow, truncate });
+            rope.apply_yarn(&Yarn { factor, context, fast, slow, truncate });
             let both = get("mscale").zip(get("mscale_all_dim")).filter(|b| b.0 * b.1 != 0.0);
             rope.magnitude = match (get("attention_factor"), both) {
                 (Some(given), _) => given,
-                (_, Some((m, all))) => sharpness(factor, m) / sharpness(factor, all),
-                _ => sharpness(factor, 1.0),
+                (_, Some((m, all))) => yarn_magnitude(factor, m) / yarn_magnitude(factor, all),
+                _ => yarn_magnitude(factor, 1.0),
             } as f32;
             let beta = get("llama_4_scaling_beta").filter(|b| *b != 0.0);
             rope.growth = beta.map(|b| (b as f32, context as usize));
         }
         "longrope" => {
-            // The model's own key goes first.
+            // The key of the model goes before the same key of the rope scaling.
             let own = float(c, original, path)?.filter(positive);
             let context = own.map_or_else(|| need(original), Ok)?;
             let most = float(c, "max_position_embeddings", path)?.unwrap_or(context);
             let factor = get("factor").unwrap_or(most / context);
-            let grown = (1.0 + factor.max(1.0).ln() / context.ln()).sqrt();
-            rope.magnitude = get("attention_factor").unwrap_or(grown) as f32;
+            let computed = (1.0 + factor.max(1.0).ln() / context.ln()).sqrt();
+            rope.magnitude = get("attention_factor").unwrap_or(computed) as f32;
             let short = scaling.and_then(|s| s["short_factor"].as_array());
             let short: Option<Vec<f32>> = short.and_then(|list| {
                 list.iter().map(|v| v.as_f64().filter(positive).map(|x| x as f32)).collect()

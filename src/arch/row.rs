@@ -1,4 +1,4 @@
-//! What architectures are made of: one row each, read for GGUF files and Hugging Face folders
+//! The facts about an architecture: a row of the table, for GGUF files and Hugging Face folders
 //! alike.
 
 use super::rope::RopeStyle;
@@ -6,24 +6,25 @@ use super::table;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 
-/// Where a block's RMS norms stand.
+/// Where a block has RMS norms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Norms {
-    /// In front of the attention and of the feed-forward layer.
+    /// Before the attention and before the feed-forward layer (pre-norm).
     Before,
-    /// Behind them, on what is added to the residual stream.
+    /// After the attention and after the feed-forward layer, on the output that is added to the
+    /// residual stream (post-norm).
     After,
-    /// On both sides.
+    /// Both before and after.
     Around,
 }
 
 impl Norms {
-    /// Whether the readers' input is normed.
+    /// Whether the input of the attention and of the feed-forward layer is normed.
     pub fn before(self) -> bool {
         self != Norms::After
     }
 
-    /// Whether the writers' output is normed before it is added.
+    /// Whether a writer's output is normed before it is added to the residual stream.
     pub fn after(self) -> bool {
         self != Norms::Before
     }
@@ -32,15 +33,15 @@ impl Norms {
 /// How queries and keys are normed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QkNorm {
-    /// Not at all.
+    /// They are not normed.
     None,
-    /// Each head by itself.
+    /// Each head is normed by itself.
     Head,
-    /// All heads together.
+    /// All heads are normed together, as one vector.
     Whole,
 }
 
-/// What the gate of a feed-forward layer goes through.
+/// The activation of the gate in a feed-forward layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activation {
     /// x / (1 + e⁻ˣ)
@@ -50,7 +51,8 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Its names in `config.json`. Gemma 1's files say `gelu` and mean the approximation.
+    /// The activation's names in `config.json`. Gemma 1's files say `gelu` and mean the tanh
+    /// approximation.
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Activation::Silu => &["silu", "swish"],
@@ -59,62 +61,65 @@ impl Activation {
     }
 }
 
-/// Which blocks see a window of tokens only.
+/// Which blocks attend to a window of tokens only (sliding-window attention).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Windows {
-    /// None, or all of them: texts longer than the window are refused.
+    /// No block, or every block. In the latter case, texts longer than the window are refused.
     Uniform,
-    /// All but every n-th block, where there is a window at all.
+    /// All blocks but every n-th, if the checkpoint gives a window.
     AllBut(usize),
 }
 
-/// A row of the table.
+/// A row of the table: the facts about one architecture.
 #[derive(Debug)]
 pub struct Arch {
     /// `general.architecture` in GGUF.
     pub gguf: &'static str,
-    /// `model_type` in `config.json`; one that belongs to several architectures stands in the
+    /// `model_type` in `config.json`. A type that belongs to several architectures is listed in the
     /// first.
     pub model_types: &'static [&'static str],
-    /// Which dimensions of a head rotate together in GGUF.
+    /// Which dimensions of a head rotate together in GGUF files.
     pub rope: RopeStyle,
-    /// Which do in folders.
+    /// Which dimensions of a head rotate together in Hugging Face folders.
     pub folder_rope: RopeStyle,
-    /// Where the norms stand.
+    /// Where a block has norms.
     pub norms: Norms,
-    /// What transformers calls them, where that isn't what [`Arch::norm_names`] says.
+    /// The norms' modules in folders, if they aren't the usual ones of [`Arch::norm_names`].
     pub own_norm_names: Option<NormNames>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
     /// The feed-forward layer's activation.
     pub activation: Activation,
-    /// Embeddings are multiplied by √hidden.
+    /// Whether embeddings are multiplied by √hidden.
     pub scaled_embedding: bool,
-    /// Folders store norm weights minus one. GGUF stores them whole.
+    /// Whether folders store norm weights minus one. GGUF files store the full weights.
     pub norms_minus_one: bool,
-    /// Gate and up projection are one matrix, gate first.
+    /// Whether gate and up projection are one matrix, gate first.
     pub fused_gate_up: bool,
     /// Which blocks have windows.
     pub windows: Windows,
-    /// Every so many blocks one doesn't rotate queries and keys; 0: all do.
+    /// The last of every `rope_free_every` blocks doesn't rotate queries and keys; 0: all blocks
+    /// do.
     pub rope_free_every: usize,
-    /// Of a model with windows only blocks with one rotate queries and keys.
+    /// Whether, in a model with windows, only blocks with a window rotate queries and keys.
     pub rope_in_windows_only: bool,
-    /// llama.cpp reads `rope_freqs.weight`.
+    /// Whether llama.cpp reads `rope_freqs.weight`.
     pub rope_freqs: bool,
-    /// llama.cpp loads and applies a bias of `attn_output` and `ffn_down`, which most files lack.
+    /// Whether llama.cpp loads and applies biases of `attn_output` and `ffn_down`. Most files have
+    /// none.
     pub takes_bias: bool,
-    /// What the model's class in transformers takes where `config.json` leaves a key out. Files of
-    /// other architectures are complete, or say what is missing.
+    /// JSON: the defaults of the model's class in transformers, for keys that published
+    /// `config.json` files leave out. An empty object if no default is needed: then a missing key
+    /// is an error.
     pub defaults: &'static str,
 }
 
-/// The norms' modules in a folder: before and behind the attention, before and behind the
-/// feed-forward layer.
+/// The modules of a block's norms in a folder: before the attention, after it, before the
+/// feed-forward layer, after it. Empty where there is no norm.
 pub type NormNames = [&'static str; 4];
 
 impl Arch {
-    /// The row of a GGUF architecture.
+    /// The row of a `general.architecture`.
     pub fn of_gguf(name: &str) -> Option<&'static Arch> {
         table::ROWS.iter().find(|a| a.gguf == name)
     }
@@ -124,7 +129,7 @@ impl Arch {
         table::ROWS.iter().find(|a| a.model_types.contains(&name))
     }
 
-    /// The row of a checkpoint, if its architecture is known.
+    /// The row of a checkpoint; `None` if its architecture is unknown.
     pub fn of(file: &Checkpoint) -> Option<&'static Arch> {
         match file {
             Checkpoint::Gguf(g) => g.arch().ok().and_then(Arch::of_gguf),
@@ -134,22 +139,26 @@ impl Arch {
         }
     }
 
-    /// What transformers calls the norms. `post_attention_layernorm` is in front of the
-    /// feed-forward layer, unless a norm of its own stands there.
+    /// The norms' modules in transformers. `post_attention_layernorm` is the norm before the
+    /// feed-forward layer in models with norms before only. In the others it is the norm after the
+    /// attention.
     pub fn norm_names(&self) -> NormNames {
         if let Some(own) = self.own_norm_names {
             return own;
         }
-        let behind = "post_attention_layernorm";
-        let last = "post_feedforward_layernorm";
+        let attention = "post_attention_layernorm";
+        let feed_forward = "post_feedforward_layernorm";
         match self.norms {
-            Norms::Before => ["input_layernorm", "", behind, ""],
-            Norms::After => ["", behind, "", last],
-            Norms::Around => ["input_layernorm", behind, "pre_feedforward_layernorm", last],
+            Norms::Before => ["input_layernorm", "", attention, ""],
+            Norms::After => ["", attention, "", feed_forward],
+            Norms::Around => {
+                ["input_layernorm", attention, "pre_feedforward_layernorm", feed_forward]
+            }
         }
     }
 
-    /// That a GGUF architecture or a `model_type` isn't known: what it is, and what can be done.
+    /// The error for an architecture that isn't in the table. `key`: `architecture` for a GGUF
+    /// file, `model_type` for a folder.
     pub(super) fn unknown(path: &str, key: &str, name: &str) -> Error {
         let names = |of: &dyn Fn(&'static Arch) -> Vec<&'static str>| {
             table::ROWS.iter().flat_map(of).collect::<Vec<_>>().join(", ")

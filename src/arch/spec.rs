@@ -1,4 +1,5 @@
-//! The decoder's description. One forward pass reads it; architectures differ by its values only.
+//! The decoder's description. There is one forward pass for all architectures, and it reads this
+//! description.
 
 use super::row::{Activation, Arch, Norms, QkNorm};
 use super::{Experts, Role, Rope, Writer};
@@ -8,9 +9,9 @@ use crate::error::{Error, Result};
 /// How a block attends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attends {
-    /// How many tokens it sees, its own among them; `None`: all before it.
+    /// How many tokens a token attends to, itself included. `None`: to itself and all before it.
     pub window: Option<usize>,
-    /// Which rotary embedding turns its queries and keys.
+    /// Which rotary embedding rotates queries and keys.
     pub turn: Turn,
 }
 
@@ -21,79 +22,79 @@ pub enum Turn {
     Global,
     /// [`Spec::local_rope`].
     Local,
-    /// None.
+    /// No rotary embedding.
     Still,
 }
 
-/// What numbers on the way are multiplied by, and where they are capped.
+/// Factors and soft caps of the forward pass. A soft cap turns x into cap · tanh(x / cap).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Scales {
-    /// Embeddings.
+    /// Factor of the embeddings.
     pub embedding: f32,
-    /// What a block adds to the residual stream.
+    /// Factor of every writer's output.
     pub residual: f32,
-    /// Products of queries and keys.
+    /// Factor of the products of queries and keys.
     pub attention: f32,
-    /// The same, softly: cap · tanh(x / cap).
+    /// Soft cap of the scaled products of queries and keys.
     pub attention_cap: Option<f32>,
-    /// Logits.
+    /// Factor of the logits.
     pub logits: f32,
-    /// The same, softly.
+    /// Soft cap of the scaled logits.
     pub logit_cap: Option<f32>,
 }
 
-/// What the decoder is.
+/// The description of a decoder.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// The architecture as GGUF names it.
+    /// The architecture's name in GGUF.
     pub arch: String,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the feed-forward layer, where a block has one; else 0.
+    /// Hidden width of the plain feed-forward layer; 0 if no block has one.
     pub ffn: usize,
-    /// What stands in place of the feed-forward layer, in models with experts.
+    /// The experts that replace feed-forward layers, in models with experts.
     pub experts: Option<Experts>,
-    /// Tokens.
+    /// Number of tokens in the vocabulary.
     pub vocab: usize,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,
-    /// What stored norm weights lack.
+    /// Added to every stored norm weight: 1 if the checkpoint stores weights minus one, else 0.
     pub norm_offset: f32,
-    /// Where a block's norms stand.
+    /// Where a block has norms.
     pub norms: Norms,
     /// The feed-forward layer's activation.
     pub activation: Activation,
-    /// Gate and up projection are one matrix.
+    /// Whether gate and up projection are one matrix.
     pub fused_gate_up: bool,
     /// Rotary embedding.
     pub rope: Rope,
-    /// That of blocks with windows, where it is another.
+    /// Rotary embedding of blocks with windows, if it differs from `rope`.
     pub local_rope: Option<Rope>,
     /// How each block attends, `[layers]`.
     pub attends: Vec<Attends>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
-    /// Factors and caps.
+    /// Factors and soft caps.
     pub scales: Scales,
-    /// Longest context the model was trained for; 0 when the file does not say.
+    /// The longest text that can be run, in tokens; 0 if the checkpoint gives no limit.
     pub context: usize,
-    /// The output matrix is the token embedding.
+    /// Whether the output matrix is the token embedding.
     pub tied: bool,
 }
 
 impl Spec {
-    /// Reads the description of either kind of checkpoint.
+    /// Reads the description of a checkpoint.
     ///
     /// # Errors
-    /// What [`Spec::from_gguf`] and [`Spec::from_config`] say.
+    /// The errors of [`Spec::from_gguf`] and [`Spec::from_config`].
     pub fn of(file: &Checkpoint) -> Result<Spec> {
         match file {
             Checkpoint::Gguf(g) => Spec::from_gguf(g),
@@ -101,12 +102,12 @@ impl Spec {
         }
     }
 
-    /// Whether a block routes its tokens to experts.
+    /// Whether block `layer` routes its tokens to experts.
     pub fn is_sparse(&self, layer: usize) -> bool {
         self.experts.as_ref().is_some_and(|e| e.are_in(layer))
     }
 
-    /// The writers of a block, in the order in which it runs them.
+    /// The writers of block `layer`, in the order in which they write.
     pub fn writers(&self, layer: usize) -> &'static [Writer] {
         match &self.experts {
             Some(e) if self.is_sparse(layer) && e.shared > 0 => {
@@ -117,8 +118,8 @@ impl Spec {
         }
     }
 
-    /// Length of a writer's gate: the columns of its matrix, of experts those of all of them side
-    /// by side.
+    /// Number of columns of a writer's matrix, which is the length of a gate. The columns of routed
+    /// experts are counted side by side.
     pub fn columns(&self, writer: Writer) -> usize {
         match writer {
             Writer::Attention => self.heads * self.head_dim,
@@ -128,12 +129,14 @@ impl Spec {
         }
     }
 
-    /// Width of the widest feed-forward layer, shared or single expert.
+    /// The largest hidden width among the feed-forward layer, the shared expert and a routed
+    /// expert.
     pub fn widest_ffn(&self) -> usize {
         self.experts.as_ref().map_or(0, |e| e.ffn.max(e.shared)).max(self.ffn)
     }
 
-    /// What a block is made of: the tensors it must have, and those it may have.
+    /// The roles of a block's tensors. Of `AttnQkv` and the three of `AttnQ`, `AttnK` and `AttnV`,
+    /// a block has either; all other tensors are required.
     pub fn roles(&self, layer: usize) -> Vec<Role> {
         use Role::*;
         let mut all = vec![AttnQ, AttnK, AttnV, AttnQkv, AttnOutput];
@@ -159,7 +162,7 @@ impl Spec {
         all
     }
 
-    /// A block's rotary embedding, if it has one.
+    /// The rotary embedding of block `layer`, if it has one.
     pub fn rope_of(&self, layer: usize) -> Option<&Rope> {
         match self.attends[layer].turn {
             Turn::Global => Some(&self.rope),
@@ -169,7 +172,7 @@ impl Spec {
     }
 }
 
-/// What defaults follow from.
+/// The sizes from which default factors follow.
 pub(super) struct Shape {
     pub layers: usize,
     pub hidden: usize,
@@ -178,7 +181,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The factors of a model that has none of its own.
+    /// The default factors of an architecture.
     pub fn scales(&self, arch: &Arch) -> Scales {
         Scales {
             embedding: if arch.scaled_embedding { (self.hidden as f32).sqrt() } else { 1.0 },
@@ -191,7 +194,8 @@ impl Shape {
     }
 }
 
-/// How the blocks of a model attend. `window`: that of the blocks for which `slides` holds.
+/// How each block of a model attends. `window`: the window of the blocks for which `slides` holds.
+/// `own_rope`: whether these blocks have a rotary embedding of their own.
 pub(super) fn attends(
     arch: &Arch,
     layers: usize,
@@ -200,23 +204,23 @@ pub(super) fn attends(
     own_rope: bool,
 ) -> Vec<Attends> {
     let has_windows = window.is_some();
-    let of = |layer: usize| {
+    let block = |layer: usize| {
         let window = window.filter(|_| slides(layer));
         let every = arch.rope_free_every;
-        let still = (every > 0 && (layer + 1).is_multiple_of(every))
+        let no_rope = (every > 0 && (layer + 1).is_multiple_of(every))
             || (arch.rope_in_windows_only && has_windows && window.is_none());
         let turn = match window {
-            _ if still => Turn::Still,
+            _ if no_rope => Turn::Still,
             Some(_) if own_rope => Turn::Local,
             _ => Turn::Global,
         };
         Attends { window, turn }
     };
-    (0..layers).map(of).collect()
+    (0..layers).map(block).collect()
 }
 
 impl Scales {
-    /// That all of them are positive numbers.
+    /// Checks that all factors and caps are positive numbers.
     pub(super) fn checked(self, path: &str) -> Result<Scales> {
         let caps = self.attention_cap.into_iter().chain(self.logit_cap);
         let all = [self.embedding, self.residual, self.attention, self.logits];

@@ -1,9 +1,9 @@
-//! The rows. What differs from [`PLAIN`] is what makes an architecture.
+//! The table of architectures. Each row lists its differences from [`PLAIN`].
 
 use super::rope::RopeStyle;
 use super::row::{Activation, Arch, Norms, QkNorm, Windows};
 
-/// Llama's block without its name.
+/// The base of all rows: the block of Llama.
 const PLAIN: Arch = Arch {
     gguf: "",
     model_types: &[],
@@ -24,7 +24,7 @@ const PLAIN: Arch = Arch {
     defaults: "{}",
 };
 
-/// What all Gemmas have.
+/// The base of the Gemma rows.
 const GEMMA: Arch = Arch {
     activation: Activation::GeluTanh,
     scaled_embedding: true,
@@ -32,6 +32,7 @@ const GEMMA: Arch = Arch {
     ..PLAIN
 };
 
+/// The supported architectures.
 pub(super) const ROWS: &[Arch] = &[
     Arch {
         gguf: "llama",
@@ -67,14 +68,14 @@ pub(super) const ROWS: &[Arch] = &[
         norms: Norms::Around,
         qk_norm: QkNorm::Head,
         windows: Windows::AllBut(6),
-        // The 4B files leave all of these out.
+        // The `config.json` of the 4B model leaves all of these out.
         defaults: r#"{"tie_word_embeddings": true, "head_dim": 256, "query_pre_attn_scalar": 256,
             "sliding_window": 4096, "num_attention_heads": 8, "num_key_value_heads": 4,
             "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
             "rope_local_base_freq": 10000.0}"#,
         ..GEMMA
     },
-    // Of pictures they know positions in three directions; of text those are one.
+    // Positions in pictures have three axes. In text, the three positions are equal.
     Arch {
         gguf: "qwen2vl",
         model_types: &["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"],
@@ -111,7 +112,8 @@ pub(super) const ROWS: &[Arch] = &[
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..PLAIN
     },
-    // It would take a bias, too, and multiply it by the residual factor.
+    // llama.cpp applies biases of `attn_output` and `ffn_down` here too, but multiplies them by the
+    // residual factor: so `takes_bias` stays false.
     Arch {
         gguf: "granite",
         model_types: &["granite"],
@@ -156,7 +158,8 @@ pub(super) const ROWS: &[Arch] = &[
     },
 ];
 
-/// Families that are asked for and can't be run, with what they have that this decoder hasn't.
+/// Well-known architectures that can't be run, each with the reason: a part that this decoder
+/// lacks.
 pub(super) const FOREIGN: &[(&[&str], &str)] = &[
     (
         &[

@@ -1,14 +1,15 @@
-//! That a checkpoint holds what the decoder needs, in the shapes that it needs, and nothing that it
-//! would leave out.
+//! Checks the tensors of a model: the decoder's tensors are there, in the right shapes, and no
+//! tensor of a block would be left out silently.
 
 use super::Model;
 use crate::arch::{Names, QkNorm, Role};
 use crate::error::{Error, Result};
 
 impl Model {
+    /// Checks all tensors.
     pub(super) fn check(&self) -> Result<()> {
         let s = &self.spec;
-        if let Some(t) = self.file.tensors().iter().find(|t| self.is_odd(&t.name)) {
+        if let Some(t) = self.file.tensors().iter().find(|t| self.is_unknown(&t.name)) {
             return Err(Error::unsupported(
                 format!(
                     "{}: tensor {} can't be applied: the decoder has no place for it in {}",
@@ -17,7 +18,10 @@ impl Model {
                     s.arch
                 ),
                 match t.name.ends_with(".scale") {
-                    true => "use the model in a type whose tensors have no scale of their own, such as Q8_0",
+                    true => {
+                        "use the model in a type whose tensors have no scale of their own, such as \
+                         Q8_0"
+                    }
                     false => "use a file of the same model without it",
                 },
             ));
@@ -30,8 +34,8 @@ impl Model {
         for layer in 0..s.layers {
             let fused = self.has(Role::AttnQkv, layer)?;
             for role in s.roles(layer) {
-                let apart = [Role::AttnQ, Role::AttnK, Role::AttnV].contains(&role);
-                if role.is_experts() || (apart && fused) || (role == Role::AttnQkv && !fused) {
+                let separate = [Role::AttnQ, Role::AttnK, Role::AttnV].contains(&role);
+                if role.is_experts() || (separate && fused) || (role == Role::AttnQkv && !fused) {
                     continue;
                 }
                 let (rows, cols) = match role {
@@ -70,8 +74,8 @@ impl Model {
         self.expect_len(&self.names.output_norm(), self.output_norm()?.len(), d)
     }
 
-    /// A tensor that would change what the model computes, and isn't known.
-    fn is_odd(&self, name: &str) -> bool {
+    /// Whether a tensor would change what the model computes, but has no place in the decoder.
+    fn is_unknown(&self, name: &str) -> bool {
         let block = match &self.names {
             Names::Gguf if name == "output.bias" => return true,
             Names::Gguf => name.strip_prefix("blk."),
@@ -85,53 +89,57 @@ impl Model {
         };
         let Some(block) = block else { return false };
         let Some((layer, rest)) = block.split_once('.') else { return true };
-        // Blocks behind the last one (multi-token prediction) don't write the main stream.
+        // Blocks after the last one (multi-token prediction) don't write to the residual stream.
         let Some(layer) = layer.parse().ok().filter(|&l: &usize| l < self.spec.layers) else {
             return false;
         };
         let mut roles = self.spec.roles(layer);
         if self.spec.experts.is_some() {
-            // A block without experts among some with them is told by what is missing there.
+            // In a model with experts, a block may have a feed-forward layer where experts are
+            // expected, or the reverse. The error then names the tensor that is missing, not the
+            // one that is too many.
             roles.extend(Role::FEED_FORWARD);
         }
         match &self.names {
-            Names::Gguf => is_odd_in_gguf(rest, &roles),
+            Names::Gguf => is_unknown_in_gguf(rest, &roles),
             Names::HuggingFace { moe, norms, .. } => {
                 let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
-                // Scales of a quantized cache, and tables that follow from the configuration.
-                let cache = ["k_scale", "v_scale", "q_scale", "output_scale", "inv_freq"];
+                // These change no weight: scales of a quantized cache, and tables that follow from
+                // the configuration.
+                let harmless = ["k_scale", "v_scale", "q_scale", "output_scale", "inv_freq"];
                 let experts = self.spec.experts.as_ref();
                 let own = if module.is_empty() { rest } else { module };
-                let is = |own: &str, name: &str| {
-                    own.strip_prefix(name).is_some_and(|m| m.is_empty() || m.starts_with('.'))
+                let is_in = |own: &str, parent: &str| {
+                    own.strip_prefix(parent).is_some_and(|m| m.is_empty() || m.starts_with('.'))
                 };
-                // An expert that the router does not know would be left out silently, and so would
-                // experts' biases; some packers write zeros there.
-                let zero = || {
+                let is_zero = || {
                     self.file
                         .tensor(name)
                         .is_some_and(|t| self.file.bytes(t).iter().all(|b| *b == 0))
                 };
-                let sound = || {
+                // The decoder would leave out an expert beyond the router's, and the biases of
+                // experts. Some packers write biases of zeros, which may be left out.
+                let applied = || {
                     let exists = match own.split('.').nth(2).map(str::parse::<usize>) {
                         Some(Ok(n)) => experts.is_some_and(|e| n < e.count),
                         _ => experts.is_some(),
                     };
-                    exists && !((last == "bias" || last.ends_with("_bias")) && !zero())
+                    exists && !((last == "bias" || last.ends_with("_bias")) && !is_zero())
                 };
                 let known = |r: &Role| match r {
-                    Role::Router => is(own, &format!("{moe}.gate")) && sound(),
+                    Role::Router => is_in(own, &format!("{moe}.gate")) && applied(),
                     Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => {
-                        is(own, &format!("{moe}.experts")) && sound()
+                        is_in(own, &format!("{moe}.experts")) && applied()
                     }
                     _ if r.is_norm() => own == r.hugging_face(norms) && last == "weight",
-                    _ => is(own, r.hugging_face(norms)) && (!r.is_experts() || sound()),
+                    _ => is_in(own, r.hugging_face(norms)) && (!r.is_experts() || applied()),
                 };
-                !cache.contains(&last) && !roles.iter().any(known)
+                !harmless.contains(&last) && !roles.iter().any(known)
             }
         }
     }
 
+    /// Checks that a matrix has this shape.
     pub(super) fn expect(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
         let m = self.matrix_named(name)?;
         if (m.rows, m.cols) != (rows, cols) {
@@ -146,6 +154,7 @@ impl Model {
         Ok(())
     }
 
+    /// Checks that a vector has this length.
     pub(super) fn expect_len(&self, name: &str, found: usize, expected: usize) -> Result<()> {
         if found != expected {
             return Err(Error::Model(format!(
@@ -158,14 +167,15 @@ impl Model {
     }
 }
 
-/// The same of a GGUF's block. `rest`: the tensor's name in it.
-fn is_odd_in_gguf(rest: &str, roles: &[Role]) -> bool {
+/// [`Model::is_unknown`] for a block of a GGUF file. `rest`: the tensor's name without the block's
+/// prefix.
+fn is_unknown_in_gguf(rest: &str, roles: &[Role]) -> bool {
     let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
     let fused_experts = module == "ffn_gate_up_exps" && roles.contains(&Role::ExpertUp);
-    let fits = |r: &Role| {
-        // What activations were rounded by changes no weight.
+    let known = |r: &Role| {
+        // `input_scale` is for the rounding of activations, and changes no weight.
         let extra = last == "input_scale" || (last == "bias" && r.takes_bias());
         r.gguf() == module && (last == "weight" || extra)
     };
-    !(roles.iter().any(fits) || (fused_experts && last == "weight"))
+    !(roles.iter().any(known) || (fused_experts && last == "weight"))
 }

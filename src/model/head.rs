@@ -1,11 +1,14 @@
-//! The output matrix: which tensor it is, and what to say where it is damaged.
+//! The output matrix: which tensor holds it, and the error for a damaged one.
 
 use super::Model;
 use crate::error::{Error, Result};
 use crate::weights::Matrix;
 
 impl Model {
-    /// The output matrix, `[vocab, hidden]`; tied models use the embedding.
+    /// The output matrix, `[vocab, hidden]`: the embedding in tied models.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
     pub fn output(&self) -> Result<Matrix<'_>> {
         match self.spec.tied {
             true => self.embedding(),
@@ -13,9 +16,10 @@ impl Model {
         }
     }
 
-    /// Runs a folder's own output matrix where config.json ties it to the embedding and the two
-    /// differ, as transformers does. Merging an adapter over `lm_head` leaves such folders. Other
-    /// runtimes tie, so the user is warned.
+    /// Unties a model whose folder holds an output matrix that differs from the embedding, although
+    /// config.json ties the two. Merging an adapter that changes `lm_head` leaves such folders.
+    /// Transformers runs the folder's own output matrix, as is done here. Other runtimes run the
+    /// embedding, so this adds a warning.
     pub(super) fn untie(&mut self) -> Result<()> {
         let Some(folder) = self.file.folder().filter(|_| self.spec.tied) else { return Ok(()) };
         let (head, embedding) = (self.names.output().to_string(), self.names.embedding());
@@ -30,19 +34,20 @@ impl Model {
         if !same {
             self.spec.tied = false;
             self.warnings.push(format!(
-                "{}: config.json ties the output matrix to the embedding (tie_word_embeddings), but \
-                 {head} and {embedding} differ; {head} is run, as in transformers, while vLLM runs \
-                 {embedding}. Correct config.json, or remove {head}",
+                "{}: config.json ties the output matrix to the embedding (tie_word_embeddings), \
+                 but {head} and {embedding} differ; {head} is run, as in transformers, while vLLM \
+                 runs {embedding}. Correct config.json, or remove {head}",
                 self.file.path().display()
             ));
         }
         Ok(())
     }
 
-    /// What to say where the output matrix gives logits that are not finite.
+    /// The error for an output matrix that gives logits that are not finite. It names the first
+    /// damaged row, if there is one.
     ///
     /// # Errors
-    /// A tensor that is missing or can't be read.
+    /// The tensor is missing or can't be read.
     pub fn output_damaged(&self) -> Result<Error> {
         let matrix = self.output()?;
         let mut row = vec![0.0; matrix.cols];
@@ -53,19 +58,20 @@ impl Model {
         let name =
             if self.spec.tied { self.names.embedding() } else { self.names.output().to_string() };
         let what = match damaged {
-            Some(r) => {
-                format!("row {r} of tensor {name} (the output matrix) holds numbers that are not finite")
-            }
+            Some(r) => format!(
+                "row {r} of tensor {name} (the output matrix) holds numbers that are not finite"
+            ),
             None => format!("tensor {name} (the output matrix) gives logits that are not finite"),
         };
         Ok(Error::Model(format!(
-            "{}: {what}; the weights are damaged: download the file again, or have it quantized anew",
+            "{}: {what}; the weights are damaged: download the file again, or have it quantized \
+             again",
             self.path()
         )))
     }
 }
 
-/// Whether two matrices of one shape hold the same numbers in different encodings.
+/// Whether two matrices of the same shape decode to the same numbers.
 fn same_rows(a: &Matrix, b: &Matrix) -> bool {
     let [mut x, mut y] = [a, b].map(|m| vec![0.0; m.cols]);
     (0..a.rows).all(|r| {

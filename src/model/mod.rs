@@ -1,4 +1,5 @@
-//! A checkpoint with its description: its tensors by what they do, checked when it is opened.
+//! A model: a checkpoint, its description, and access to its tensors by role. Opening a model
+//! checks its tensors.
 
 mod check;
 mod head;
@@ -14,17 +15,17 @@ use crate::error::{Error, Result};
 use crate::packing;
 use crate::weights::{Matrix, Stack};
 
-pub use post_norm::Behind;
+pub use post_norm::PostNorm;
 pub use stack::Part;
 
-/// A tensor's new bytes, which stand in for the file's.
+/// New bytes of a tensor, which are read in place of the file's.
 #[derive(Clone, Debug)]
 pub struct Replacement {
-    /// The name of the tensor, of a packed matrix of the one that holds its codes.
+    /// The name of the tensor. For a packed matrix: the tensor that holds the codes.
     pub tensor: String,
-    /// Its encoding, where that is another than the file's.
+    /// The new encoding; `None` if it is the file's.
     pub encoding: Option<Encoding>,
-    /// Its bytes.
+    /// The new bytes.
     pub bytes: Vec<u8>,
 }
 
@@ -32,24 +33,25 @@ pub struct Replacement {
 pub struct Model {
     /// The mapped file or folder.
     pub file: Checkpoint,
-    /// What the decoder is.
+    /// The description of the decoder.
     pub spec: Spec,
-    /// What its tensors are called.
+    /// The names of the tensors.
     pub names: Names,
-    /// Tensors that are read from memory in place of the file: a patch that is checked before it is
-    /// written.
+    /// Tensors that are read from memory in place of the file: a patch that is measured before it
+    /// is written.
     pub replaced: Vec<Replacement>,
-    /// What the user must know before anything is measured.
+    /// Warnings that the user must see before anything is measured.
     pub warnings: Vec<String>,
 }
 
 impl Model {
-    /// Opens a checkpoint and checks that every tensor which the forward pass needs is there, in
-    /// the shape that the metadata says and in an encoding that can be read.
+    /// Opens a checkpoint. Checks that every tensor of the forward pass is there, with the shape
+    /// that follows from the metadata and in an encoding that can be read, and that no tensor of a
+    /// block would be left out.
     ///
     /// # Errors
-    /// What [`Checkpoint::open`] says; an unsupported architecture or encoding; a tensor that is
-    /// missing or misshapen.
+    /// The errors of [`Checkpoint::open`]; an architecture or encoding isn't supported; a tensor is
+    /// missing, has another shape, or can't be applied.
     pub fn open(path: &Path) -> Result<Model> {
         let file = Checkpoint::open(path)?;
         let spec = Spec::of(&file)?;
@@ -60,67 +62,79 @@ impl Model {
         Ok(model)
     }
 
-    /// The same checkpoint, with some tensors read from memory.
+    /// The same model, with the tensors of `replaced` read from memory.
     ///
     /// # Errors
-    /// The file is gone or was changed.
+    /// The checkpoint can't be opened again.
     pub fn with(&self, replaced: Vec<Replacement>) -> Result<Model> {
         let file = Checkpoint::open(self.file.path())?;
         let (spec, names) = (self.spec.clone(), self.names.clone());
         Ok(Model { file, spec, names, replaced, warnings: Vec::new() })
     }
 
-    /// The name of a block's tensor.
+    /// The name of a role's weight in block `layer`.
     pub fn name(&self, role: Role, layer: usize) -> String {
         format!("{}.weight", self.names.module(role, layer))
     }
 
-    /// A block's matrix.
+    /// The matrix of a role in block `layer`.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
     pub fn matrix(&self, role: Role, layer: usize) -> Result<Matrix<'_>> {
         self.matrix_named(&self.name(role, layer))
     }
 
-    /// A block's norm weight, or another vector that must be there.
+    /// The stored vector of a role in block `layer`, such as a norm's weight.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
     pub fn vector(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
         let name = self.name(role, layer);
         self.vector_named(&name)?.ok_or_else(|| self.missing(&name))
     }
 
-    /// A norm's weight, whole.
+    /// A norm's weight, by which the forward pass multiplies: the stored weight plus
+    /// [`Spec::norm_offset`].
     ///
     /// # Errors
-    /// A tensor that is missing or can't be read.
+    /// The tensor is missing or can't be read.
     pub fn norm(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
-        Ok(self.whole(self.vector(role, layer)?))
+        Ok(self.with_norm_offset(self.vector(role, layer)?))
     }
 
-    fn whole(&self, mut weight: Vec<f32>) -> Vec<f32> {
+    fn with_norm_offset(&self, mut weight: Vec<f32>) -> Vec<f32> {
         if self.spec.norm_offset != 0.0 {
             weight.iter_mut().for_each(|w| *w += self.spec.norm_offset);
         }
         weight
     }
 
-    /// Whether a block has a role's matrix: what one architecture fuses another keeps apart.
+    /// Whether block `layer` has a matrix of this role. Checkpoints differ in which projections
+    /// they fuse.
     ///
     /// # Errors
-    /// A packing that can't be read.
+    /// The packing can't be read.
     pub fn has(&self, role: Role, layer: usize) -> Result<bool> {
         let name = self.name(role, layer);
         Ok(self.file.tensor(&name).is_some() || self.packed(&name)?.is_some())
     }
 
-    /// The name of a block's bias.
+    /// The name of a role's bias in block `layer`.
     pub fn bias_name(&self, role: Role, layer: usize) -> String {
         format!("{}.bias", self.names.module(role, layer))
     }
 
-    /// A block's bias, where it has one.
+    /// The bias of a role in block `layer`; `None` if the checkpoint has none.
+    ///
+    /// # Errors
+    /// The tensor can't be read.
     pub fn bias(&self, role: Role, layer: usize) -> Result<Option<Vec<f32>>> {
         self.vector_named(&self.bias_name(role, layer))
     }
 
-    /// Tells the system that a block's tensors are not needed soon, and those of the next one are.
+    /// Tells the operating system that the tensors of block `layer` aren't needed soon, and that
+    /// those of the next block are. After the last block comes the first.
     pub fn release(&self, layer: usize) {
         let next = self.names.block((layer + 1) % self.spec.layers);
         let this = self.names.block(layer);
@@ -134,25 +148,37 @@ impl Model {
     }
 
     /// The token embedding, `[vocab, hidden]`.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
     pub fn embedding(&self) -> Result<Matrix<'_>> {
         self.matrix_named(&self.names.embedding())
     }
 
     /// The final norm's weight, `[hidden]`.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
     pub fn output_norm(&self) -> Result<Vec<f32>> {
         let name = self.names.output_norm();
         let stored = self.vector_named(&name)?.ok_or_else(|| self.missing(&name))?;
-        Ok(self.whole(stored))
+        Ok(self.with_norm_offset(stored))
     }
 
-    /// The matrix and the tensor's name of a writer that has one matrix.
+    /// The tensor's name and the matrix of a writer that has a single matrix.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
     pub fn writer(&self, layer: usize, writer: Writer) -> Result<(String, Matrix<'_>)> {
         let name = self.name(writer.role(), layer);
         let matrix = self.matrix_named(&name)?;
         Ok((name, matrix))
     }
 
-    /// Any matrix by its tensor's name.
+    /// The matrix in a tensor of any name.
+    ///
+    /// # Errors
+    /// The tensor is missing, can't be read, or holds several matrices.
     pub fn matrix_named(&self, name: &str) -> Result<Matrix<'_>> {
         let stack = self.stack(name)?;
         if self.file.tensor(name).is_some_and(|t| t.dims.len() > 2) {
@@ -161,10 +187,10 @@ impl Model {
         Ok(stack.get(0))
     }
 
-    /// All matrices of a tensor.
+    /// All matrices of a tensor. A packed matrix is named by its module, with `.weight`.
     ///
     /// # Errors
-    /// A tensor that is missing or can't be read.
+    /// The tensor is missing or can't be read.
     pub fn stack(&self, name: &str) -> Result<Stack<'_>> {
         if let Some((matrix, codes)) = self.packed(name)? {
             let new = self.replaced.iter().find(|r| r.tensor == codes.name);
@@ -224,16 +250,22 @@ impl Model {
         ))
     }
 
-    /// The name of the tensor that holds a matrix's codes; its own, where nothing is packed.
+    /// The name of the tensor that holds a matrix's codes: `name` itself, unless the matrix is
+    /// packed.
+    ///
+    /// # Errors
+    /// The packing can't be read.
     pub fn code_tensor(&self, name: &str) -> Result<String> {
         Ok(self.packed(name)?.map_or(name.to_string(), |(_, codes)| codes.name.clone()))
     }
 
+    /// A packed matrix and the tensor that holds its codes; `None` if the matrix isn't packed.
     fn packed(&self, name: &str) -> Result<Option<(Matrix<'_>, &Tensor)>> {
         let Checkpoint::Folder(folder) = &self.file else { return Ok(None) };
         name.strip_suffix(".weight").map_or(Ok(None), |module| packing::find(folder, module))
     }
 
+    /// The vector in a tensor; `None` if the checkpoint has no such tensor.
     fn vector_named(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(t) = self.file.tensor(name) else { return Ok(None) };
         let encoding =
@@ -253,7 +285,7 @@ impl Model {
         self.file.path().display().to_string()
     }
 
-    /// Where the shapes are described.
+    /// The part of the checkpoint that determines the shapes, for messages.
     fn description(&self) -> &'static str {
         match self.file {
             Checkpoint::Gguf(_) => "the metadata",
@@ -261,6 +293,8 @@ impl Model {
         }
     }
 
+    /// The error for a missing tensor: the index is wrong, the packing is unknown, or the tensor
+    /// isn't there.
     fn missing(&self, name: &str) -> Error {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let absent = self.file.folder().map_or(&[][..], |f| f.absent());
@@ -268,8 +302,8 @@ impl Model {
             |(n, _): &&(String, String)| n.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
         if let Some((tensor, file)) = absent.iter().find(of_module) {
             return Error::Model(format!(
-                "{}: the index says that tensor {tensor} is in {file}, where it is not; download both \
-                 files again",
+                "{}: the index says that tensor {tensor} is in {file}, where it is not; download \
+                 both files again",
                 self.path()
             ));
         }

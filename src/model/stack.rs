@@ -1,24 +1,25 @@
-//! The tensors of writers, and of experts.
+//! The tensors of writers and of experts.
 
 use super::Model;
 use crate::arch::{Experts, Role, Writer};
 use crate::error::{Error, Result};
 use crate::weights::{Matrix, Stack};
 
-/// A tensor of a writer: most have one, experts that are stored apart have one each.
+/// One tensor of a writer. Most writers have one tensor; experts that are stored apart have one
+/// each.
 #[derive(Clone, Debug)]
 pub struct Part<'a> {
-    /// The tensor's name; of a packed matrix its module's, with `.weight`.
+    /// The tensor's name. For a packed matrix: the module's name with `.weight`.
     pub tensor: String,
-    /// Its matrices, `[hidden, width]` each.
+    /// The tensor's matrices, `[hidden, width]` each.
     pub stack: Stack<'a>,
-    /// Of the writer's matrices in order, the first that lies here. Expert `first + i` is
+    /// Index of the tensor's first matrix among the writer's matrices: expert `first + i` is
     /// `stack.get(i)`.
     pub first: usize,
 }
 
 impl Part<'_> {
-    /// The part's share of a gate over all columns of the writer.
+    /// The slice of the gate `v` over this tensor's columns. `v` spans all columns of the writer.
     pub fn gate<'v>(&self, v: &'v [f32]) -> &'v [f32] {
         let width = self.stack.shape().1;
         &v[self.first * width..(self.first + self.stack.len()) * width]
@@ -26,32 +27,36 @@ impl Part<'_> {
 }
 
 impl Model {
-    /// The matrix of one expert of a block. `role`: `ExpertGate`, `ExpertUp` or `ExpertDown`.
+    /// The matrix of one expert in block `layer`. `role`: `ExpertGate`, `ExpertUp` or `ExpertDown`.
     ///
     /// # Errors
-    /// A tensor that is missing or can't be read.
+    /// The tensor is missing or can't be read.
     pub fn expert(&self, role: Role, layer: usize, expert: usize) -> Result<Matrix<'_>> {
-        let Some((name, share, of)) = self.stack_of(role, layer) else {
+        let Some((name, part, parts)) = self.stack_of(role, layer) else {
             return self
                 .matrix_named(&format!("{}.weight", self.names.expert(role, layer, expert)));
         };
         let w = self.stack(&name)?.get(expert);
-        let rows = w.rows / of;
-        let size = w.bytes.len() / of;
-        Ok(Matrix { rows, bytes: &w.bytes[share * size..(share + 1) * size], ..w })
+        let rows = w.rows / parts;
+        let size = w.bytes.len() / parts;
+        Ok(Matrix { rows, bytes: &w.bytes[part * size..(part + 1) * size], ..w })
     }
 
+    /// The tensor in which the experts of a role are stacked, as
+    /// [`Names::stacked`](crate::arch::Names::stacked) gives it. `None` if the checkpoint stores
+    /// experts apart.
     fn stack_of(&self, role: Role, layer: usize) -> Option<(String, usize, usize)> {
-        let fits = |(name, _, of): &(String, usize, usize)| {
-            (*of == 1 || role != Role::ExpertDown) && self.file.tensor(name).is_some()
+        let fits = |(name, _, parts): &(String, usize, usize)| {
+            (*parts == 1 || role != Role::ExpertDown) && self.file.tensor(name).is_some()
         };
         self.names.stacked(role, layer).into_iter().find(fits)
     }
 
-    /// The tensors of a writer: one, or one for each expert that is stored apart.
+    /// The tensors of a writer in block `layer`: one, or one for each expert if experts are stored
+    /// apart.
     ///
     /// # Errors
-    /// A tensor that is missing or can't be read.
+    /// A tensor is missing or can't be read.
     pub fn parts(&self, layer: usize, writer: Writer) -> Result<Vec<Part<'_>>> {
         let part = |tensor: String, first| -> Result<Part> {
             Ok(Part { stack: self.stack(&tensor)?, tensor, first })
@@ -69,14 +74,14 @@ impl Model {
         Ok(vec![part(self.name(writer.role(), layer), 0)?])
     }
 
-    /// Checks the tensors of a block that routes to experts.
+    /// Checks the shapes of the router and the experts of block `layer`.
     pub(super) fn check_experts(&self, layer: usize, e: &Experts) -> Result<()> {
         let d = self.spec.hidden;
         self.expect(&self.name(Role::Router, layer), e.count, d)?;
         for (role, rows, cols) in
             [(Role::ExpertGate, e.ffn, d), (Role::ExpertUp, e.ffn, d), (Role::ExpertDown, d, e.ffn)]
         {
-            let Some((name, _, of)) = self.stack_of(role, layer) else {
+            let Some((name, _, parts)) = self.stack_of(role, layer) else {
                 for i in 0..e.count {
                     self.expect(
                         &format!("{}.weight", self.names.expert(role, layer, i)),
@@ -88,8 +93,9 @@ impl Model {
             };
             let stack = self.stack(&name)?;
             let shape = stack.shape();
-            let (found, asked) = ((stack.len(), shape.0, shape.1), (e.count, of * rows, cols));
-            if found != asked {
+            let found = (stack.len(), shape.0, shape.1);
+            let expected = (e.count, parts * rows, cols);
+            if found != expected {
                 let shown =
                     |(n, rows, cols): (usize, usize, usize)| format!("{n} x {rows} x {cols}");
                 return Err(Error::Model(format!(
@@ -97,7 +103,7 @@ impl Model {
                     self.path(),
                     shown(found),
                     self.description(),
-                    shown(asked)
+                    shown(expected)
                 )));
             }
         }

@@ -73,15 +73,17 @@ pub(super) fn layers(
                 _ => None,
             };
             let unit = &direction.unit;
-            let behind = model.behind(direction.layer, writer)?;
-            let seen = behind.as_ref().map_or_else(|| unit.clone(), |b| b.seen(unit));
+            let post_norm = model.post_norm(direction.layer, writer)?;
+            let seen = post_norm.as_ref().map_or_else(|| unit.clone(), |n| n.read_direction(unit));
             let (projected, weight_norm) = project(&own, original.as_deref(), &seen);
             // What is strengthened or put back is divided by the norm already; a constant is added
             // behind it.
-            let u = match (&behind, method) {
+            let u = match (&post_norm, method) {
                 (None, _) | (_, Method::Add) => unit.clone(),
-                (Some(b), Method::Gated) => b.written(unit, gates.length(direction.layer, writer)),
-                (Some(b), Method::Amplify | Method::Restore) => b.written(unit, 1.0),
+                (Some(n), Method::Gated) => {
+                    n.write_direction(unit, gates.length(direction.layer, writer))
+                }
+                (Some(n), Method::Amplify | Method::Restore) => n.write_direction(unit, 1.0),
             };
             let (v, separation) = match method {
                 Method::Amplify => (projected, f64::NAN),
