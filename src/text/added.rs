@@ -1,5 +1,5 @@
-//! Tokens that a `tokenizer.json` doesn't have, but files beside it: transformers adds them when it
-//! loads a folder.
+//! Tokens that a `tokenizer.json` lacks and a file beside it defines. transformers adds them when
+//! it loads a folder.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -11,27 +11,27 @@ use super::hub::spelled;
 use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
 
-/// Names of special tokens in `tokenizer_config.json` and `special_tokens_map.json`.
+/// Keys of special tokens in `tokenizer_config.json` and `special_tokens_map.json`.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of further ones.
+/// Keys of lists of further special tokens.
 const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
-/// A token that a file names.
+/// A token that a file beside the `tokenizer.json` names.
 pub(super) struct Added {
     token: AddedToken,
-    /// Its id, and the file that says so.
+    /// The id and the file that gives it, if a file gives one.
     id: Option<(u32, &'static str)>,
 }
 
 /// The tokens that the files beside a `tokenizer.json` name, in the order in which transformers
-/// adds them: `added_tokens_decoder` of `tokenizer_config.json`, else `added_tokens.json`; then the
-/// special tokens.
+/// adds them: first those of `added_tokens_decoder` in `tokenizer_config.json`, or else of
+/// `added_tokens.json`, then the special tokens.
 ///
 /// # Errors
-/// A file that can't be read, or a token in it that isn't one.
+/// A file that can't be read, or a malformed token.
 pub(super) fn beside(tokenizer: &Path) -> Result<Vec<Added>> {
-    // Under another name it is nobody's: the files beside it may be another model's.
+    // The files beside a tokenizer of another name may belong to another model.
     let own = tokenizer.file_name() == Some(OsStr::new("tokenizer.json"));
     let read = |name: &str| {
         let path = tokenizer.with_file_name(name);
@@ -85,7 +85,7 @@ pub(super) fn beside(tokenizer: &Path) -> Result<Vec<Added>> {
     Ok(out)
 }
 
-/// The members of a list, or of an object that gives each a name.
+/// The members of a list, or the values of an object.
 fn members(value: &Value) -> Vec<&Value> {
     match value {
         Value::Array(list) => list.iter().collect(),
@@ -94,7 +94,7 @@ fn members(value: &Value) -> Vec<&Value> {
     }
 }
 
-/// A token as text, or as an object with its text and how it is looked for.
+/// A token that is given as a string, or as an object with its `content` and its matching flags.
 fn described(token: &Value, special: bool) -> Option<AddedToken> {
     let text = spelled(token).filter(|t| !t.is_empty())?;
     let flag = |name: &str, default: bool| token[name].as_bool().unwrap_or(default);
@@ -109,10 +109,11 @@ fn described(token: &Value, special: bool) -> Option<AddedToken> {
     )
 }
 
-/// Adds those that a tokenizer doesn't have.
+/// Adds the tokens that the tokenizer lacks.
 ///
 /// # Errors
-/// One that would get another id than its file says, as it would in transformers.
+/// `Unsupported` if a token would get another id than its file gives. It would get the wrong id in
+/// transformers as well.
 pub(super) fn add(inner: &mut tokenizers::Tokenizer, more: &[Added], path: &Path) -> Result<()> {
     for Added { token, id } in more {
         let known = inner.get_added_tokens_decoder().values().any(|t| t.content == token.content);
@@ -129,11 +130,12 @@ pub(super) fn add(inner: &mut tokenizers::Tokenizer, more: &[Added], path: &Path
             let found = found.map_or("none".to_string(), |n| n.to_string());
             return Err(Error::unsupported(
                 format!(
-                    "{}: lacks the token {text:?}, which has the id {id} by {file} and would get {found} \
-                     as the next one",
+                    "{}: lacks the token {text:?}, which has the id {id} by {file} and would get \
+                     {found} as the next one",
                     path.display()
                 ),
-                "save the tokenizer anew (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), \
+                "save the tokenizer anew \
+                 (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), \
                  or use --tokenizer",
             ));
         }
@@ -148,16 +150,17 @@ mod tests {
     use super::super::Tokenizer;
     use super::*;
 
-    /// The tokenizer of a folder with these files beside a tokenizer.json of three tokens.
+    /// The tokenizer of a folder that holds a tokenizer.json of three tokens and these files.
     fn open(files: &[(&str, Value)]) -> Result<Tokenizer> {
         let dir = tempfile::tempdir().unwrap();
         let own = json!({
             "version": "1.0",
-            "truncation": { "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0 },
-            "padding": { "strategy": { "Fixed": 8 }, "direction": "Left", "pad_to_multiple_of": 4, "pad_id": 2,
-                         "pad_type_id": 0, "pad_token": "<pad>" },
-            "added_tokens": [{ "id": 2, "content": "<pad>", "special": true, "single_word": false, "lstrip": false,
-                               "rstrip": false, "normalized": false }],
+            "truncation": { "direction": "Right", "max_length": 2, "strategy": "LongestFirst",
+                            "stride": 0 },
+            "padding": { "strategy": { "Fixed": 8 }, "direction": "Left", "pad_to_multiple_of": 4,
+                         "pad_id": 2, "pad_type_id": 0, "pad_token": "<pad>" },
+            "added_tokens": [{ "id": 2, "content": "<pad>", "special": true, "single_word": false,
+                               "lstrip": false, "rstrip": false, "normalized": false }],
             "model": { "type": "BPE", "vocab": { "a": 0, "<": 1 }, "merges": [] },
         });
         for (name, value) in [("tokenizer.json", own)].iter().chain(files) {
@@ -197,8 +200,8 @@ mod tests {
             assert!(!t.encode("<u>", false).contains(&3), "no structure in a user's text");
             assert_eq!(t.decode(&[3, 0, 4]), "a");
         }
-        // Tokens without an id come next, as in transformers; what isn't special is found in any
-        // text.
+        // Tokens without an id get the next ids, as in transformers. Tokens that are not special
+        // are found in any text.
         let t = open(&[
             ("added_tokens.json", json!({ "<tool>": 3 })),
             ("special_tokens_map.json", json!({ "bos_token": "<s>" })),

@@ -7,11 +7,11 @@ use super::pre::{Pre, Spelling};
 use super::split::Splitter;
 use super::vocab::Vocab;
 
-/// Cuts text into words, and merges the characters of each.
+/// Splits text into words and merges the characters of each word.
 pub(super) struct Bpe {
     splitter: Splitter,
-    /// The merges as the file spells them, `left right`, and their places. A merge of what is no
-    /// token stays: it may be a step to one.
+    /// The rank of each merge, spelled as in the file: `left right`. A merge whose result is no
+    /// token is kept, since a later merge may make a token of the result.
     ranks: AHashMap<Vec<u8>, u32>,
     ignore_merges: bool,
     spelling: Spelling,
@@ -69,7 +69,7 @@ impl Bpe {
             let text = &word[span];
             match vocab.id(text) {
                 Some(id) => out.push(id),
-                // The merges made what is no token: its bytes, so that no text is lost.
+                // The merges ended in text that is no token. Its bytes are, so no text is lost.
                 None if self.spelling == Spelling::Bytes => {
                     out.extend(text.chars().filter_map(|c| vocab.id(c.encode_utf8(&mut [0; 4]))));
                 }
@@ -78,7 +78,7 @@ impl Bpe {
         }
     }
 
-    /// Appends the bytes that an ordinary token stands for.
+    /// Appends the bytes of an ordinary token's text.
     pub fn decode(&self, token: &[u8], out: &mut Vec<u8>) {
         match (self.spelling, std::str::from_utf8(token)) {
             (Spelling::Bytes, Ok(text)) => {
@@ -95,7 +95,7 @@ impl Bpe {
     }
 }
 
-/// GPT-2's printable stand-ins for bytes.
+/// GPT-2's printable character for each byte.
 struct Alphabet {
     chars: [char; 256],
     bytes: Vec<Option<u8>>,

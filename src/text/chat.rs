@@ -1,4 +1,4 @@
-//! From a request to the tokens that the model reads.
+//! Renders and tokenizes a chat: from a request to the tokens that the model reads.
 
 use std::ops::Range;
 
@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// Its text.
+    /// The text of the turn.
     pub content: String,
 }
 
 impl Message {
-    /// A turn.
+    /// A turn of a role.
     pub fn new(role: &str, content: &str) -> Message {
         Message { role: role.to_string(), content: content.to_string() }
     }
@@ -29,53 +29,60 @@ impl Message {
 pub struct Prompt {
     /// The rendered text.
     pub text: String,
-    /// Its tokens.
+    /// The token ids of the text, `bos` included.
     pub tokens: Vec<u32>,
-    /// Tokens that the template adds after the last user text; the last one decides.
+    /// Post-instruction tokens: those that the template adds after the last user text. The last
+    /// one is the deciding position.
     pub post_instruction: Range<usize>,
 }
 
-/// A tokenizer and a template.
+/// The tokenizer and the chat template of a model.
 pub struct Chat {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The template.
     pub template: ChatTemplate,
-    /// A system prompt for every chat.
+    /// The system prompt of every single-turn chat, if any.
     pub system: Option<String>,
 }
 
 impl Chat {
-    /// A single-turn chat.
+    /// A single-turn chat, with thinking on or off as `template.thinking` says.
+    ///
+    /// # Errors
+    /// As of [`Chat::conversation`].
     pub fn prompt(&self, user: &str) -> Result<Prompt> {
         self.prompt_with(user, self.template.thinking)
     }
 
     /// A single-turn chat, with thinking on or off.
+    ///
+    /// # Errors
+    /// As of [`Chat::conversation`].
     pub fn prompt_with(&self, user: &str, thinking: Thinking) -> Result<Prompt> {
         let system = self.system.iter().map(|s| Message::new("system", s));
         self.render(&system.chain([Message::new("user", user)]).collect::<Vec<_>>(), thinking)
     }
 
-    /// Any chat that ends with a user's turn.
+    /// A chat that ends with a user's turn.
     ///
     /// # Errors
-    /// The template refuses it, or drops or rewrites a message's text.
+    /// The template raises an error, or drops or rewrites the text of a message.
     pub fn conversation(&self, messages: &[Message]) -> Result<Prompt> {
         self.render(messages, self.template.thinking)
     }
 
     fn render(&self, messages: &[Message], thinking: Thinking) -> Result<Prompt> {
         let mut text = self.template.render(messages, true, thinking)?;
-        // Special tokens are parsed outside of the messages' own texts only.
-        let contents = match self.by_marks(messages, thinking, &text) {
+        // Control tokens are parsed only outside of the messages' own texts.
+        let contents = match self.find_by_marks(messages, thinking, &text) {
             Some(contents) => contents,
-            None => from_the_end(messages, &text)?,
+            None => find_from_end(messages, &text)?,
         };
         let end = contents.last().map_or(text.len(), |c| c.end);
         if let (Thinking::Off, Some((_, close))) = (thinking, left_open(&text[end..])) {
-            // The template has no switch, or not this one: an empty block, as those write it that
-            // have one.
+            // The template has none of the known switches. Close the block, empty, as templates
+            // with a switch do.
             text.truncate(text.trim_end().len());
             text += &format!("\n\n{close}\n\n");
         }
@@ -85,7 +92,7 @@ impl Chat {
                 "the chat template renders to nothing; use --chat-template".into(),
             ));
         }
-        // Tokens from the first one on that begins after the user's text.
+        // The tokens after those of the text up to the end of the last user text.
         let head = self.tokenizer.encode_template(&text[..end], &contents).len();
         let tail = tokens.len().saturating_sub(head).clamp(1, tokens.len());
         if self.tokenizer.chat_bos() {
@@ -97,10 +104,10 @@ impl Chat {
         Ok(Prompt { text, tokens, post_instruction })
     }
 
-    /// Where each message's text lies in a rendered chat, by a second rendering with marks in place
-    /// of the texts: a request may also be words of the template's own. `None` where the template
-    /// does more with a text than to show it.
-    fn by_marks(
+    /// The byte range of each message's text in a rendered chat. A second rendering has a unique
+    /// mark in place of each text, since the template's own words may contain the text as well.
+    /// `None` if the template does more with a text than show or trim it.
+    fn find_by_marks(
         &self,
         messages: &[Message],
         thinking: Thinking,
@@ -129,7 +136,7 @@ impl Chat {
         for (i, &(own, content)) in shown.iter().enumerate() {
             at += text[at..].strip_prefix(own).map(|_| own.len())?;
             let follows = shown.get(i + 1).map_or(rest, |&(own, _)| own);
-            // As it is, or trimmed by the template on a side or on both.
+            // The template may trim the text on either side or on both.
             let forms = [content, content.trim_end(), content.trim_start(), content.trim()];
             let last = i + 1 == shown.len();
             let fits = |form: &&str| {
@@ -146,9 +153,12 @@ impl Chat {
     }
 }
 
-/// Where each message's text lies, sought from the end, since templates open with texts of their
-/// own.
-fn from_the_end(messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
+/// The byte range of each message's text, searched from the end, since templates begin with texts
+/// of their own.
+///
+/// # Errors
+/// `Model` if the rendered chat lacks the text of a message other than the system prompt.
+fn find_from_end(messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
     let mut contents: Vec<Range<usize>> = Vec::new();
     let mut to = text.len();
     for m in messages.iter().rev() {
@@ -158,7 +168,8 @@ fn from_the_end(messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
                 continue;
             }
             return Err(Error::Model(format!(
-                "the chat template does not show the {} message {content:?} as it is; use --chat-template",
+                "the chat template does not show the {} message {content:?} as it is; \
+                 use --chat-template",
                 m.role
             )));
         };
@@ -176,25 +187,27 @@ mod tests {
     /// A chat whose tokens don't matter.
     fn chat(template: &str) -> Chat {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let json = r#"{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "<": 1}, "merges": []}}"#;
+        let json = r#"{"version": "1.0",
+            "model": {"type": "BPE", "vocab": {"a": 0, "<": 1}, "merges": []}}"#;
         std::fs::write(file.path(), json).unwrap();
         let tokenizer = Tokenizer::plain_json(file.path()).unwrap();
         Chat { tokenizer, template: ChatTemplate::new(template, "", "").unwrap(), system: None }
     }
 
-    /// What a template writes in front of the request, the request, and what is behind it.
+    /// The text before the request, the request, and the text after it.
     fn parts(template: &str, request: &str) -> [String; 3] {
         let chat = chat(template);
         let messages = [Message::new("user", request)];
         let text = chat.template.render(&messages, true, Thinking::Off).unwrap();
-        let by_marks = chat.by_marks(&messages, Thinking::Off, &text);
-        let range = by_marks.unwrap_or_else(|| from_the_end(&messages, &text).unwrap())[0].clone();
+        let marked = chat.find_by_marks(&messages, Thinking::Off, &text);
+        let range = marked.unwrap_or_else(|| find_from_end(&messages, &text).unwrap())[0].clone();
         [&text[..range.start], &text[range.clone()], &text[range.end..]].map(str::to_string)
     }
 
     #[test]
     fn a_request_is_found_though_the_template_holds_its_words_itself() {
-        let template = "You are a helpful assistant.\n{% for m in messages %}user: {{ m.content }}<e>{% endfor %}assistant:";
+        let template = "You are a helpful assistant.\n\
+                        {% for m in messages %}user: {{ m.content }}<e>{% endfor %}assistant:";
         for request in ["assistant", "a", "user", "e", "You are", "<e>assistant:"] {
             let [before, own, after] = parts(template, request);
             assert_eq!(before, "You are a helpful assistant.\nuser: ");
@@ -211,7 +224,7 @@ mod tests {
             parts(&plain.replace("content", "content.rstrip()"), " a\n"),
             ["U: ", " a", " A:"]
         );
-        // Shown twice: what follows the last one decides.
+        // Shown twice: the last place counts.
         let twice = "{% for m in messages %}{{ m.content }}, I say {{ m.content }}{% endfor %}. A:";
         assert_eq!(parts(twice, "a"), ["a, I say ", "a", ". A:"]);
     }

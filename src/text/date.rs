@@ -1,10 +1,11 @@
-//! `strftime_now` of chat templates, for a pinned date, so that results don't change overnight.
+//! `strftime_now` for chat templates. The date is pinned, so that results don't change from one day
+//! to the next.
 
-/// The date of every rendered chat: 1 January 2026, a Thursday, at midnight. It has no time zone,
-/// as Python's `datetime.now()` has none, which is what transformers formats.
+/// The year of the pinned date: 1 January 2026, a Thursday, at midnight. The date has no time zone,
+/// since transformers formats Python's `datetime.now()`, which has none.
 const YEAR: u32 = 2026;
 
-/// The text of a directive of C's `strftime`, in the C locale.
+/// The text of a `strftime` directive in the C locale, if the directive gives a text.
 fn directive(c: char) -> Option<String> {
     let text = match c {
         'a' => "Thu",
@@ -30,7 +31,7 @@ fn directive(c: char) -> Option<String> {
     Some(text.to_string())
 }
 
-/// A directive that is a number: its value, its width, and what it is padded with.
+/// The value, the width and the padding character of a directive that gives a number.
 fn number(c: char) -> Option<(u32, usize, char)> {
     Some(match c {
         'Y' | 'G' => (YEAR, 4, '0'),
@@ -44,7 +45,7 @@ fn number(c: char) -> Option<(u32, usize, char)> {
         'I' => (12, 2, '0'),
         'l' => (12, 2, ' '),
         'u' | 'w' => (4, 1, '0'),
-        // No week of Sundays or Mondays has begun; by ISO 8601 it is the first.
+        // Days before the first Sunday (%U) or Monday (%W) are in week 0; ISO 8601 says week 1.
         'U' | 'W' => (0, 2, '0'),
         'V' => (1, 2, '0'),
         _ => return None,
@@ -52,10 +53,10 @@ fn number(c: char) -> Option<(u32, usize, char)> {
 }
 
 /// The pinned date in a format of C's `strftime`, with glibc's flags: `-` for no padding, `_` for
-/// blanks, `0` for zeros, `^` for capitals, `#` for the other case.
+/// blanks, `0` for zeros, `^` for capitals, `#` for the opposite case.
 ///
 /// # Errors
-/// A directive that there isn't.
+/// An unknown directive.
 pub(super) fn strftime(format: &str) -> Result<String, String> {
     let mut out = String::new();
     let mut rest = format.chars();
@@ -71,7 +72,7 @@ pub(super) fn strftime(format: &str) -> Result<String, String> {
             spelled.push(c);
             match c {
                 '-' | '_' | '0' | '^' | '#' => flags.push(c),
-                // Another calendar or other digits, which the C locale doesn't have.
+                // These ask for another calendar or other digits; the C locale has neither.
                 'E' | 'O' => {}
                 c => break c,
             }
@@ -97,8 +98,8 @@ pub(super) fn strftime(format: &str) -> Result<String, String> {
 
 fn unknown(spelled: &str, format: &str) -> String {
     format!(
-        "strftime_now({format:?}): `{spelled}` is no directive; expected those of C's strftime, such \
-         as %d %B %Y, and %% for a percent sign"
+        "strftime_now({format:?}): `{spelled}` is no directive; expected those of C's strftime, \
+         such as %d %B %Y, and %% for a percent sign"
     )
 }
 
@@ -108,8 +109,8 @@ mod tests {
 
     #[test]
     fn every_directive_is_what_c_writes_for_the_pinned_date() {
-        // By `date -u -d 2026-01-01 +FORMAT`; %f, %z and %Z by Python's datetime without a time
-        // zone.
+        // Expected texts from `date -u -d 2026-01-01 +FORMAT`; those of %f, %z and %Z from a Python
+        // datetime without a time zone.
         for (format, expected) in [
             ("%A, %-d %B %Y, %H:%M", "Thursday, 1 January 2026, 00:00"),
             ("%a %b %e %h %C%y", "Thu Jan  1 Jan 2026"),
@@ -118,7 +119,8 @@ mod tests {
             ("%I:%M:%S %p %P %l %k %-I", "12:00:00 AM am 12  0 12"),
             (
                 "%c|%x|%X|%D|%F|%T|%R|%r",
-                "Thu Jan  1 00:00:00 2026|01/01/26|00:00:00|01/01/26|2026-01-01|00:00:00|00:00|12:00:00 AM",
+                "Thu Jan  1 00:00:00 2026|01/01/26|00:00:00|01/01/26|2026-01-01|00:00:00|00:00|\
+                 12:00:00 AM",
             ),
             ("%^a %^B %#p %#b %Ey %Od", "THU JANUARY am JAN 26 01"),
             ("100 %% of%n%t%s.%f[%z%Z]", "100 % of\n\t1767225600.000000[]"),

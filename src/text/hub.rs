@@ -1,4 +1,4 @@
-//! Tokenizer and chat template of a Hugging Face folder, as transformers reads them.
+//! The tokenizer and the chat template of a Hugging Face folder, read as transformers reads them.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,11 +10,12 @@ use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
 
 impl Tokenizer {
-    /// The tokenizer of a folder's `tokenizer.json`, or of another one (`json`), with the begin and
-    /// end tokens that `generation_config.json`, `config.json` and `tokenizer_config.json` name.
+    /// The tokenizer of a folder's `tokenizer.json`, or of `json` if given. The begin and end
+    /// tokens are those that `generation_config.json`, `config.json`, `tokenizer_config.json` and
+    /// `special_tokens_map.json` name.
     ///
     /// # Errors
-    /// A file that is missing, can't be read or isn't what its name says.
+    /// A file that is missing, can't be read or has another format; no token that ends an answer.
     pub fn from_folder(folder: &Folder, json: Option<&Path>) -> Result<Tokenizer> {
         let own = folder.dir().join("tokenizer.json");
         if json.is_none() && !own.exists() {
@@ -25,7 +26,9 @@ impl Tokenizer {
             };
             return Err(Error::unsupported(
                 format!("{}: has no tokenizer.json{found}", folder.dir().display()),
-                "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), or use --tokenizer",
+                "write one with transformers: \
+                 AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), \
+                 or use --tokenizer",
             ));
         }
         let mut tokenizer = Tokenizer::plain_json(json.unwrap_or(&own))?;
@@ -46,20 +49,21 @@ impl Tokenizer {
         ends.extend(eos);
         if ends.is_empty() {
             return Err(Error::Model(format!(
-                "{}: no file names the token that ends an answer; expected eos_token_id in generation_config.json or config.json",
+                "{}: no file names the token that ends an answer; \
+                 expected eos_token_id in generation_config.json or config.json",
                 folder.dir().display()
             )));
         }
-        tokenizer.name_ends(bos, eos, ends);
+        tokenizer.set_begin_and_ends(bos, eos, ends);
         Ok(tokenizer)
     }
 }
 
-/// The chat template of a folder, where it has one: `chat_template.jinja`, `tokenizer_config.json`
-/// or `chat_template.json`.
+/// The chat template of a folder, from `chat_template.jinja`, `tokenizer_config.json` or
+/// `chat_template.json`; `None` if none of these files has a template.
 ///
 /// # Errors
-/// A file that can't be read.
+/// A file that can't be read or is not JSON.
 pub fn folder_template(folder: &Folder) -> Result<Option<String>> {
     if let Some(text) = folder.text("chat_template.jinja")? {
         return Ok(Some(text));
@@ -68,7 +72,7 @@ pub fn folder_template(folder: &Folder) -> Result<Option<String>> {
         let Some(config) = folder.json(file)? else { continue };
         match &config["chat_template"] {
             Value::String(text) => return Ok(Some(text.clone())),
-            // Several by name: the one for plain chats.
+            // Several templates by name: `default` is the one for plain chats.
             Value::Array(list) => {
                 let found = list.iter().find(|t| t["name"] == "default").or(list.first());
                 if let Some(text) = found.and_then(|t| t["template"].as_str()) {
@@ -81,7 +85,7 @@ pub fn folder_template(folder: &Folder) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// A token as text, or as an object with its text.
+/// The text of a token that is given as a string or as an object with `content`.
 pub(super) fn spelled(token: &Value) -> Option<&str> {
     token.as_str().or(token["content"].as_str())
 }

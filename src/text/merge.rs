@@ -1,10 +1,11 @@
-//! Merging neighbours, which both byte-pair encoding and SentencePiece come down to.
+//! Merges neighbouring spans of text: the core of both byte-pair encoding and SentencePiece.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-/// A span of the text, in a chain of spans. A span that went into its left neighbour is empty.
+/// A span of the text, in a doubly linked list. A span that was merged into its left neighbour is
+/// empty.
 struct Span {
     start: usize,
     end: usize,
@@ -14,8 +15,8 @@ struct Span {
 
 const NONE: usize = usize::MAX;
 
-/// Merges the characters of a text: again and again the pair of neighbours that `rank` puts lowest,
-/// the leftmost of equals first, until it knows no pair.
+/// Merges the characters of a text into spans. Each step merges the pair of neighbours with the
+/// lowest `rank`, the leftmost pair first among equals, until `rank` is `None` for every pair.
 pub(super) fn merge<K: Ord>(
     text: &str,
     mut rank: impl FnMut(Range<usize>, Range<usize>) -> Option<K>,
@@ -46,7 +47,7 @@ pub(super) fn merge<K: Ord>(
     }
     while let Some(Reverse((_, left, middle, end))) = queue.pop() {
         let right = spans[left].next;
-        // One of the two may have grown or gone since.
+        // Skip a pair if one of its spans was merged after the pair was queued.
         if spans[left].end != middle || right == NONE || spans[right].end != end {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Prompts, tokenizer and chat template, from the checkpoint alone.
+//! Prompt sets, and the tokenizer and the chat template that a checkpoint carries.
 
 mod added;
 mod bpe;
@@ -14,7 +14,6 @@ mod source;
 mod special;
 mod split;
 mod spm;
-mod table;
 mod template;
 pub mod thinking;
 mod tokenizer;

@@ -1,39 +1,41 @@
-//! How text is cut into words before byte-pair merging: one row for each behaviour, chosen by
-//! `tokenizer.ggml.pre`.
+//! Pre-tokenizers: how text is split into words before byte-pair merging. `tokenizer.ggml.pre`
+//! names one, and each distinct behaviour is one row of a table.
 //!
-//! The rows follow llama.cpp (src/llama-vocab.cpp), token for token, since that is what runs these
-//! files. It matches its expressions against text whose non-ASCII characters are reduced to their
-//! Unicode category; the expressions here say the same of the characters themselves.
+//! The rows give the same tokens as llama.cpp (src/llama-vocab.cpp), since llama.cpp runs these
+//! files. llama.cpp matches against text in which each non-ASCII character is replaced by a mark of
+//! its Unicode category. The expressions here match the same characters in the text itself.
 
-/// One pass: every piece that the passes before left is cut further.
+/// One pass, which splits every piece that the earlier passes left.
 #[derive(Clone, Copy)]
 pub(super) enum Pass {
-    /// Matches and what lies between them become pieces.
+    /// Each match, and each text between two matches, becomes a piece.
     Regex(&'static str),
-    /// Runs of digits are cut in threes, counted from their end; nothing is cut in front of a run.
+    /// A run of digits is split into threes, counted from the end of the run. The first piece also
+    /// holds the text before the run.
     Thousands,
 }
 
-/// What a pre-tokenizer's name stands for.
+/// The behaviour that one or more names of pre-tokenizers stand for.
 pub(super) struct Pre {
     names: &'static [&'static str],
     pub passes: &'static [Pass],
-    /// A word that is a token is that token, whatever the merges say.
+    /// A word that is a token becomes that token, even if the merges give other tokens.
     pub ignore_merges: bool,
-    /// Texts begin with the `bos` token where the file doesn't say.
+    /// Whether texts begin with `bos`, if the file doesn't say.
     pub add_bos: bool,
-    /// How words are spelled in the vocabulary.
+    /// How the vocabulary spells words.
     pub spelling: Spelling,
 }
 
 /// How a vocabulary spells text.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Spelling {
-    /// A printable character for each byte.
+    /// One printable character for each byte, as in GPT-2.
     Bytes,
-    /// As it is, with U+2581 for the blank and `<0x0A>` for bytes of characters without a token.
+    /// The text itself, with U+2581 for a blank. Characters without a token are spelled as bytes,
+    /// such as `<0x0A>`.
     Raw,
-    /// Likewise; and a run of newlines that is a token is that token.
+    /// As `Raw`, and a run of newlines that is a token becomes that token.
     RawNewlines,
 }
 
@@ -47,7 +49,7 @@ macro_rules! blanks {
         r"\s*[\r\n]+|\s+(?!\S)|\s+"
     };
 }
-/// A word may begin with any one character but a line break, a letter or a number.
+/// Letters, after at most one character that is neither a line break, a letter nor a number.
 macro_rules! words {
     () => {
         r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -58,7 +60,7 @@ macro_rules! symbols {
         r" ?[^\s\p{L}\p{N}]+[\r\n]*"
     };
 }
-/// Words end where small ASCII letters turn to capitals.
+/// As `words`, but a word also ends where an ASCII capital follows an ASCII small letter.
 macro_rules! cased {
     ($after:expr) => {
         concat!(
@@ -81,7 +83,10 @@ macro_rules! marked_words {
 }
 macro_rules! han {
     () => {
-        r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{2F800}-\x{2FA1F}"
+        concat!(
+            r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}",
+            r"\x{2A700}-\x{2EBEF}\x{2F800}-\x{2FA1F}"
+        )
     };
 }
 
@@ -115,15 +120,17 @@ const SPARK: &[Pass] = &[
     Pass::Regex(concat!(marked_words!(), r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+")),
     ONE_NUMBER,
 ];
-/// Letters, without those of scripts that have no case.
+/// Letters of scripts with capitals and small letters, after at most one blank.
 const DEEPSEEK_LETTERS: &str = concat!(
     r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}",
-    r"\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}",
+    r"\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}",
+    r"\x{38C}",
     r"\x{38E}-\x{3A1}\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}",
     r"\x{13A0}-\x{13F5}\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}",
     r"\x{1D6B}-\x{1D77}\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}",
     r"\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}",
-    r"\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}",
+    r"\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}",
+    r"\x{1FD6}-\x{1FDB}",
     r"\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}",
     r"\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}",
     r"\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}",
@@ -132,8 +139,8 @@ const DEEPSEEK_LETTERS: &str = concat!(
     r"\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}",
     r"\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+",
 );
-/// llama.cpp turns blanks outside of ASCII into an ASCII one first, which leaves them out of ranges
-/// like this one.
+/// llama.cpp first turns non-ASCII blanks into an ASCII blank, so its ranges never match them.
+/// The intersection with `[^\s]` has the same effect.
 const DEEPSEEK_IDEOGRAPHS: Pass = Pass::Regex(r"[\x{800}-\x{9FA5}\x{AC00}-\x{D7FF}&&[^\s]]+");
 
 const BYTES: Pre = Pre {
@@ -292,8 +299,10 @@ const TABLE: &[Pre] = &[
         names: &["youtu"],
         passes: &[
             Pass::Regex(concat!(
-                r"[\x{3131}-\x{318E}\x{AC00}-\x{D7A3}]+|[\x{2014}\x{2018}\x{2019}\x{201C}\x{201D}\x{2026}\x{3001}-\x{303F}",
-                r"\x{FE30}-\x{FE4F}\x{FF01}\x{FF0C}\x{FF1A}\x{FF1B}]+|[\x{3105}-\x{312F}]+|[\x{3040}-\x{30FF}\x{4E00}-\x{9FA5}]+"
+                r"[\x{3131}-\x{318E}\x{AC00}-\x{D7A3}]+",
+                r"|[\x{2014}\x{2018}\x{2019}\x{201C}\x{201D}\x{2026}\x{3001}-\x{303F}",
+                r"\x{FE30}-\x{FE4F}\x{FF01}\x{FF0C}\x{FF1A}\x{FF1B}]+",
+                r"|[\x{3105}-\x{312F}]+|[\x{3040}-\x{30FF}\x{4E00}-\x{9FA5}]+"
             )),
             Pass::Regex(concat!(
                 r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
@@ -323,7 +332,8 @@ const TABLE: &[Pre] = &[
         passes: &[
             Pass::Thousands,
             Pass::Regex(concat!(
-                r"[\x{E40}-\x{EFF}\x{1000}-\x{109F}\x{1100}-\x{11FF}\x{1780}-\x{17FF}\x{2F00}-\x{2FDF}\x{3040}-\x{30FF}",
+                r"[\x{E40}-\x{EFF}\x{1000}-\x{109F}\x{1100}-\x{11FF}\x{1780}-\x{17FF}",
+                r"\x{2F00}-\x{2FDF}\x{3040}-\x{30FF}",
                 r"\x{3400}-\x{4DBF}\x{4E00}-\x{FAFF}\x{FF65}-\x{FF9F}]+"
             )),
             Pass::Regex(concat!(marked_words!(), r"| ?[\p{P}\p{S}]+[\r\n]*|", blanks!())),
@@ -352,7 +362,8 @@ const TABLE: &[Pre] = &[
         names: &["exaone-moe"],
         passes: &[Pass::Regex(concat!(
             contraction!(),
-            r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?",
+            r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}",
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?",
             r"|\s*[\r\n]|\s+(?!\S)|\s+"
         ))],
         ..BYTES
@@ -381,8 +392,8 @@ const TABLE: &[Pre] = &[
             words!(),
             r"|\p{N}{1,3}|",
             symbols!(),
-            r"|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)",
-            r"|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s"
+            r"|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)",
+            r"|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s"
         ))],
         ..BYTES
     },
@@ -432,18 +443,18 @@ const TABLE: &[Pre] = &[
 ];
 
 impl Pre {
-    /// Whether a file may leave the merges out.
+    /// Whether a file may lack `tokenizer.ggml.merges`.
     pub fn optional_merges(&self) -> bool {
         self.names.contains(&"kimi-k2")
     }
 }
 
-/// The row of a name.
+/// The row of the table that has this name.
 pub(super) fn find(name: &str) -> Option<&'static Pre> {
     TABLE.iter().find(|p| p.names.contains(&name))
 }
 
-/// Every name that is known, in alphabetical order.
+/// The names of all rows, in alphabetical order.
 pub(super) fn names() -> Vec<&'static str> {
     let mut names: Vec<_> = TABLE.iter().flat_map(|p| p.names.iter().copied()).collect();
     names.sort_unstable();

@@ -11,18 +11,18 @@ use super::BySet;
 use crate::checkpoint::hex;
 use crate::error::{Error, Result};
 
-/// Fewest prompts of a class that a direction is derived from.
+/// The least number of harmful, and of harmless, prompts from which a direction is derived.
 pub const FEWEST: usize = 64;
 
-/// What a prompt is for.
+/// The class of a prompt.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Set {
-    /// To be refused.
+    /// The model should refuse the prompt.
     Harmful,
-    /// To be answered.
+    /// The model should answer the prompt.
     Harmless,
-    /// Sounds harmful, is not.
+    /// The prompt sounds harmful but is not: the model should answer it.
     Borderline,
 }
 
@@ -30,7 +30,7 @@ impl Set {
     /// All, in the order in which tables show them.
     pub const ALL: [Set; 3] = [Set::Harmful, Set::Harmless, Set::Borderline];
 
-    /// Its name in files.
+    /// The name of the class in files.
     pub fn name(self) -> &'static str {
         match self {
             Set::Harmful => "harmful",
@@ -40,45 +40,45 @@ impl Set {
     }
 }
 
-/// What a prompt may be used for.
+/// The use of a prompt in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Direction and gate.
+    /// The direction and the gates are fitted on these prompts.
     Train,
-    /// Choice.
+    /// The edit is chosen on these prompts.
     Validation,
-    /// Reported, never acted on.
+    /// The result is reported on these prompts; no choice depends on them.
     Test,
 }
 
 /// One request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PromptRecord {
-    /// Unique in its set of files.
+    /// An id, unique in the prompt set.
     pub id: String,
-    /// Its class.
+    /// The class of the prompt.
     pub set: Set,
-    /// Its category; empty where there are none.
+    /// The category; empty if the file has none.
     #[serde(default)]
     pub category: String,
-    /// Its split.
+    /// The split of the prompt.
     pub split: Split,
-    /// The request.
+    /// The text of the request.
     pub prompt: String,
 }
 
-/// A list of prompts with the hash of its content.
+/// The prompts of a run, with their sources.
 #[derive(Clone, Debug)]
 pub struct PromptSet {
-    /// The prompts, in file order.
+    /// The prompts; those of one file are in file order.
     pub prompts: Vec<PromptRecord>,
-    /// Where each class came from, for the report: a path, or `built in`.
+    /// The source of each class, for the report: a path, or `built in`.
     pub sources: BySet<String>,
-    /// Whether the borderline prompts belong to the same set as the harmful ones, so that their
-    /// limit binds.
+    /// Whether the limit on refused borderline prompts binds: harmful and borderline prompts must
+    /// both be built in or both be the user's.
     pub borderline_binds: bool,
-    /// What the user should know of the files.
+    /// Messages to the user about the files, such as repeated prompts.
     pub notes: Vec<String>,
 }
 
@@ -95,8 +95,8 @@ impl PromptSet {
         PromptSet { prompts, sources, borderline_binds: true, notes: Vec::new() }
     }
 
-    /// The built-in prompts with the classes replaced that the user has files for. The built-in
-    /// borderline prompts beside a user's own harmful ones are reported only.
+    /// The built-in prompts, with each class replaced for which the user gives a file. Built-in
+    /// borderline prompts are only reported if the harmful prompts are the user's.
     ///
     /// # Errors
     /// A file that can't be read or holds no prompts.
@@ -119,20 +119,24 @@ impl PromptSet {
         self.prompts.iter().filter(|p| p.set == set && p.split == split).collect()
     }
 
-    /// The prompts of a split, class by class.
+    /// The prompts of a split: harmful, then harmless, then borderline.
     pub fn split(&self, split: Split) -> Vec<&PromptRecord> {
         Set::ALL.into_iter().flat_map(|s| self.of(s, split)).collect()
     }
 
+    /// Checks that the harmful and the harmless prompts suffice to derive a direction and to
+    /// measure the result.
+    ///
     /// # Errors
-    /// A class with too few prompts to derive a direction from and to measure the result.
+    /// `Limit` if one of these classes has fewer than [`FEWEST`] prompts or an empty split.
     pub fn enough(&self) -> Result<()> {
         for set in [Set::Harmful, Set::Harmless] {
             let n = self.prompts.iter().filter(|p| p.set == set).count();
             if n < FEWEST {
                 let from = self.sources.get(set);
                 return Err(Error::Limit(format!(
-                    "{from}: {n} {} prompts, at least {FEWEST} are needed to derive a direction and to check it on others",
+                    "{from}: {n} {} prompts, at least {FEWEST} are needed to derive a direction \
+                     and to check it on others",
                     set.name()
                 )));
             }
@@ -148,7 +152,7 @@ impl PromptSet {
         Ok(())
     }
 
-    /// sha256 over all prompts and their splits.
+    /// sha256 over the class, split and text of all prompts, in hexadecimal.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for p in &self.prompts {
@@ -158,7 +162,8 @@ impl PromptSet {
     }
 }
 
-/// The split of a prompt that has none of its own.
+/// The split of a prompt whose file names none. The first byte of the text's sha256 decides: half
+/// of all prompts go to training, a fifth to validation, the rest to the test.
 pub(super) fn split_of(prompt: &str) -> Split {
     match Sha256::digest(prompt.as_bytes())[0] {
         0..=127 => Split::Train,

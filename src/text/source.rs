@@ -1,9 +1,9 @@
-//! A chat template's text as Jinja takes it, before it is compiled.
+//! Prepares the source of a chat template for the Jinja compiler.
 
-/// The text with line ends as Jinja has them, without a byte order mark, and with transformers' `{%
-/// generation %}`, which marks what a model is trained on, as a condition that always holds: blanks
-/// around it are trimmed as they would be.
-pub(super) fn normal(source: &str) -> String {
+/// The source without a byte order mark, with `\n` for every line end as in Jinja, and without the
+/// statement `generation`. That statement is transformers' own: it marks the text that a model is
+/// trained on. It becomes `if true`, so that Jinja trims the blanks around it as transformers does.
+pub(super) fn normalize(source: &str) -> String {
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
@@ -27,7 +27,7 @@ pub(super) fn normal(source: &str) -> String {
                 out += &format!("{}endif{}", &tag[..start], &tag[start + "endgeneration".len()..]);
             }
             Some((_, "raw")) => {
-                // Nothing is a tag until the end of it.
+                // A raw block holds no tags.
                 let end = raw_end(rest);
                 out += tag;
                 out += &rest[..end];
@@ -39,8 +39,8 @@ pub(super) fn normal(source: &str) -> String {
     out + rest
 }
 
-/// The length of a tag that ends with `close` outside of strings; of one that doesn't end, all of
-/// it.
+/// The length of a tag that ends with `close`, which does not count inside a string. The whole
+/// length if nothing closes the tag.
 fn length(tag: &str, close: &str) -> usize {
     let bytes = tag.as_bytes();
     let mut at = 2;
@@ -58,8 +58,8 @@ fn length(tag: &str, close: &str) -> usize {
     tag.len()
 }
 
-/// The only word of a statement, and where it begins; `None` for other tags and statements of more
-/// words.
+/// The word of a statement that is a single word, and the word's offset in the tag. `None` for
+/// other statements and other tags.
 fn word(tag: &str) -> Option<(usize, &str)> {
     let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
     let trim = ['-', '+'];
@@ -70,7 +70,7 @@ fn word(tag: &str) -> Option<(usize, &str)> {
     word.bytes().all(|b| b.is_ascii_alphabetic()).then_some((start, word))
 }
 
-/// Where a raw block's text ends, in front of its `{% endraw %}`.
+/// The offset of the `{% endraw %}` that ends a raw block; the end of the text if there is none.
 fn raw_end(text: &str) -> usize {
     let is_end = |at: &usize| {
         let tag = &text[*at..];
@@ -93,7 +93,7 @@ mod tests {
             ("{%-generation+%}a{%+ endgeneration-%}", "{%-if true+%}a{%+ endif-%}"),
             ("{%\n  generation\t%}a{%-  endgeneration\n-%}", "{%\n  if true\t%}a{%-  endif\n-%}"),
         ] {
-            assert_eq!(normal(tags), expected);
+            assert_eq!(normalize(tags), expected);
         }
     }
 
@@ -108,16 +108,16 @@ mod tests {
             "{% if generation %}{% endif %}{% unclosed",
             "{",
         ] {
-            assert_eq!(normal(text), text);
+            assert_eq!(normalize(text), text);
         }
         assert_eq!(
-            normal("{% raw %}{%x%}{% endraw %}{% generation %}"),
+            normalize("{% raw %}{%x%}{% endraw %}{% generation %}"),
             "{% raw %}{%x%}{% endraw %}{% if true %}"
         );
     }
 
     #[test]
     fn line_ends_are_jinjas_and_a_byte_order_mark_is_dropped() {
-        assert_eq!(normal("\u{feff}a\r\n\r\nb\rc\n\u{feff}"), "a\n\nb\nc\n\u{feff}");
+        assert_eq!(normalize("\u{feff}a\r\n\r\nb\rc\n\u{feff}"), "a\n\nb\nc\n\u{feff}");
     }
 }

@@ -1,4 +1,4 @@
-//! Special tokens: looked for in text as they are spelled, before anything else.
+//! Special tokens: their spellings are found in a text before the rest of the text is encoded.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -9,15 +9,16 @@ use ahash::AHashMap;
 pub(super) struct Special {
     pub id: u32,
     pub text: String,
-    /// Found in any text; else only where structure is allowed.
+    /// User-defined tokens are found in any text, other special tokens only where control tokens
+    /// are allowed.
     pub user: bool,
-    /// Takes the blanks before it along.
+    /// The token also removes the blanks before it.
     pub lstrip: bool,
-    /// Takes the blanks after it along.
+    /// The token also removes the blanks after it.
     pub rstrip: bool,
 }
 
-/// A part of a text.
+/// A part of a text: a special token, or the text between two of them.
 pub(super) enum Part<'t> {
     Text(&'t str),
     Token(u32),
@@ -25,10 +26,11 @@ pub(super) enum Part<'t> {
 
 /// All special tokens of a vocabulary.
 pub(super) struct Specials {
-    /// The longest first.
+    /// Sorted by length, the longest first.
     list: Vec<Special>,
+    /// Indices into `list`.
     by_text: AHashMap<String, usize>,
-    /// The lengths of the tokens that begin with a byte.
+    /// For each byte, the lengths of the tokens that begin with it.
     lengths: Vec<Vec<usize>>,
 }
 
@@ -48,30 +50,30 @@ impl Specials {
         Specials { list, by_text, lengths }
     }
 
-    /// Parts a text as llama.cpp does: longer tokens come first wherever they are, and take their
-    /// place from shorter ones. `structure` says whether a token other than a user-defined one may
-    /// lie there.
-    pub fn part<'t>(
+    /// Splits a text at its special tokens, as llama.cpp does: longer tokens are placed first,
+    /// wherever they stand, and a shorter token that would overlap them is not placed. `allowed`
+    /// says whether a token that is not user-defined may stand at a byte range.
+    pub fn split<'t>(
         &self,
         text: &'t str,
-        structure: impl Fn(&Range<usize>) -> bool,
+        allowed: impl Fn(&Range<usize>) -> bool,
     ) -> Vec<Part<'t>> {
         let mut hits = Vec::new();
         for (at, first) in text.bytes().enumerate() {
             for &len in &self.lengths[first as usize] {
-                // No text where a character goes on: a token ends with its character.
+                // `get` is `None` where the range would split a character.
                 let found = text.get(at..at + len).and_then(|t| self.by_text.get(t));
                 hits.extend(found.map(|&i| (i, at)));
             }
         }
         hits.sort_unstable();
-        // Where each part begins and ends; no token is a gap that a token took along.
+        // Placed ranges by their start: the end, and the token. `None` marks removed blanks.
         let mut taken: BTreeMap<usize, (usize, Option<u32>)> = BTreeMap::new();
         for (i, start) in hits {
             let special = &self.list[i];
             let end = start + special.text.len();
             let before = taken.range(..end).next_back().map_or(0, |(_, t)| t.0);
-            if before > start || !(special.user || structure(&(start..end))) {
+            if before > start || !(special.user || allowed(&(start..end))) {
                 continue;
             }
             taken.insert(start, (end, Some(special.id)));
@@ -104,13 +106,13 @@ impl Specials {
         out
     }
 
-    /// The tokens themselves.
+    /// The ids of all special tokens.
     pub fn ids(&self) -> HashSet<u32> {
         self.list.iter().map(|s| s.id).collect()
     }
 }
 
-/// As C's isspace.
+/// C's `isspace`.
 fn is_space(b: &u8) -> bool {
     matches!(b, b'\t'..=b'\r' | b' ')
 }

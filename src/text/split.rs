@@ -1,4 +1,4 @@
-//! Cutting text into words.
+//! Splits text into words by the passes of a pre-tokenizer.
 
 use std::ops::Range;
 
@@ -11,11 +11,14 @@ enum Cut {
     Thousands,
 }
 
-/// Cuts text into words.
+/// The compiled passes of a pre-tokenizer.
 pub(super) struct Splitter(Vec<Cut>);
 
 impl Splitter {
-    /// The splitter of a row.
+    /// Compiles the passes of a row.
+    ///
+    /// # Errors
+    /// A regular expression that doesn't compile.
     pub fn new(pre: &Pre) -> tokenizers::Result<Splitter> {
         let compile = |pass: &Pass| {
             Ok(match pass {
@@ -26,7 +29,7 @@ impl Splitter {
         pre.passes.iter().map(compile).collect::<tokenizers::Result<_>>().map(Splitter)
     }
 
-    /// The words of a text, none of them empty; together they are the text.
+    /// The words of a text. No word is empty, and joined together they give the text.
     pub fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut pieces = vec![text];
         for cut in &self.0 {
@@ -54,10 +57,11 @@ impl Cut {
     }
 }
 
+/// The pieces of [`Pass::Thousands`].
 fn thousands(text: &str) -> Vec<Range<usize>> {
     let mut out = Vec::new();
     let mut from = 0;
-    let mut run = Vec::new(); // the ends of the run's digits
+    let mut run = Vec::new(); // The end offset of each digit of the run.
     for (at, c) in text.char_indices().chain([(text.len(), ' ')]) {
         if c.is_numeric() {
             run.push(at + c.len_utf8());

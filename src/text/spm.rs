@@ -1,14 +1,16 @@
-//! SentencePiece as llama.cpp does it, `tokenizer.ggml.model` = `llama`: characters are merged to
-//! the token of the highest score first.
+//! SentencePiece as in llama.cpp, `tokenizer.ggml.model` = `llama`: of all merges that give a
+//! token, the one whose token has the highest score comes first.
 
 use super::merge::merge;
 use super::vocab::Vocab;
 
-/// A score for every token.
+/// Merges characters by the scores of tokens.
 pub(super) struct Spm {
+    /// The score of each token.
     scores: Vec<f32>,
-    /// Text at the beginning and after a special token gets a blank in front.
+    /// Whether a blank goes before the start of a text and before text after a special token.
     pub add_space_prefix: bool,
+    /// The token for a byte that has no token of its own.
     unknown: Option<u32>,
 }
 
@@ -33,7 +35,7 @@ impl Spm {
         }
     }
 
-    /// Appends the bytes that an ordinary token stands for.
+    /// Appends the bytes of an ordinary token's text.
     pub fn decode(&self, token: &[u8], out: &mut Vec<u8>) {
         match std::str::from_utf8(token) {
             Ok(text) => out.extend_from_slice(text.replace('\u{2581}', " ").as_bytes()),
@@ -42,9 +44,9 @@ impl Spm {
     }
 }
 
-/// An integer that is the lower, the higher the score is.
+/// An integer that orders scores from the highest to the lowest.
 fn best_first(score: f32) -> i32 {
-    // Adding makes a negative zero a positive one.
+    // Adding zero turns −0 into +0, so that both compare equal.
     let bits = (score + 0.0).to_bits() as i32;
     !(bits ^ (((bits >> 31) as u32) >> 1) as i32)
 }

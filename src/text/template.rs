@@ -1,9 +1,9 @@
-//! The checkpoint's Jinja chat template.
+//! Compiles and renders the checkpoint's Jinja chat template.
 
 use minijinja::{context, Environment, Error as JinjaError, ErrorKind};
 
 use super::date::strftime;
-use super::source::normal;
+use super::source::normalize;
 use super::thinking::BLOCKS;
 use super::{Message, Thinking};
 use crate::error::{Error, Result};
@@ -13,17 +13,17 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     bos: String,
     eos: String,
-    /// Whether it knows of thinking blocks.
+    /// Whether the template mentions `enable_thinking` or a tag of a thinking block.
     pub can_think: bool,
-    /// Whether it is rendered with them.
+    /// Whether chats are rendered with thinking on, unless a call says otherwise.
     pub thinking: Thinking,
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles a template. `bos` and `eos` are the spellings of the begin and end tokens.
     ///
     /// # Errors
-    /// Jinja's own, with its line.
+    /// A syntax error of Jinja, with its line.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate> {
         let mut env = Environment::new();
         env.set_trim_blocks(true);
@@ -35,12 +35,12 @@ impl ChatTemplate {
         env.add_function("strftime_now", |format: String| -> Result<String, JinjaError> {
             strftime(&format).map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e))
         });
-        // Hugging Face's filter does not escape for HTML.
+        // minijinja's own filter escapes for HTML; that of transformers does not.
         env.add_filter("tojson", |value: minijinja::Value| -> Result<String, JinjaError> {
             serde_json::to_string(&value)
                 .map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))
         });
-        env.add_template_owned("chat", normal(source)).map_err(|e| {
+        env.add_template_owned("chat", normalize(source)).map_err(|e| {
             Error::Model(format!(
                 "the chat template can't be read: {e:#}; use --chat-template FILE"
             ))
@@ -60,7 +60,7 @@ impl ChatTemplate {
     /// Renders a chat.
     ///
     /// # Errors
-    /// What the template raises.
+    /// An error that the template raises, or that rendering it gives.
     pub fn render(
         &self,
         messages: &[Message],
@@ -78,8 +78,9 @@ impl ChatTemplate {
                 add_generation_prompt => add_generation_prompt,
                 bos_token => self.bos,
                 eos_token => self.eos,
-                // Qwen3, SmolLM3, GLM; Granite and DeepSeek.
+                // The switch of Qwen3, SmolLM3 and GLM.
                 enable_thinking => thinking == Thinking::On,
+                // The switch of Granite and DeepSeek.
                 thinking => thinking == Thinking::On,
             })
             .map_err(render)
@@ -97,7 +98,8 @@ mod tests {
 
     #[test]
     fn a_template_with_windows_line_ends_renders_as_with_others() {
-        let source = "\u{feff}{% for m in messages %}\n[{{ m.role }}]\n{{ m.content }}\n\n{% endfor %}\n{{ 'a\\r\\n' }}\n";
+        let source = "\u{feff}{% for m in messages %}\n[{{ m.role }}]\n{{ m.content }}\n\n\
+                      {% endfor %}\n{{ 'a\\r\\n' }}\n";
         let expected = render(source).unwrap();
         assert_eq!(expected, "[user]\nHi\n\n[assistant]\nYes\n\na\r\n");
         assert_eq!(render(&source.replace('\n', "\r\n")).unwrap(), expected);
@@ -112,7 +114,8 @@ mod tests {
             ("{%generation -%}", "{%- endgeneration%}", "[Hi] Yes[Yes]"),
         ] {
             let source = format!(
-                "[{{{{ messages[0].content }}}}] {open} {{{{ messages[1].content }}}} {close}[{{{{ messages[1].content }}}}]"
+                "[{{{{ messages[0].content }}}}] {open} {{{{ messages[1].content }}}} \
+                 {close}[{{{{ messages[1].content }}}}]"
             );
             assert_eq!(render(&source).unwrap(), expected, "{open}");
         }

@@ -1,9 +1,9 @@
-//! Thinking blocks: what some models write before their answer, and how chats are rendered to have
-//! it or not.
+//! Thinking blocks, which some models write before their answer, and the switch that renders chats
+//! with thinking or without.
 
 use serde::Serialize;
 
-/// Thinking blocks, as they open and close.
+/// The tags that open and close thinking blocks.
 pub const BLOCKS: [(&str, &str); 6] = [
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -13,24 +13,24 @@ pub const BLOCKS: [(&str, &str); 6] = [
     ("<|channel|>analysis", "<|channel|>final<|message|>"),
 ];
 
-/// Whether chats are rendered so that a model which can think does.
+/// Whether chats are rendered with thinking on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Thinking {
-    /// The template's switch is off, and a block that it opens all the same is closed again.
+    /// The template's switch is off. A block that the template opens all the same is closed, empty.
     #[default]
     Off,
-    /// The template's switch is on.
+    /// The template's switch is on, and a block that the template opens stays open.
     On,
 }
 
-/// The block that a prompt leaves open at its end, as it opens and closes.
+/// The tags (open, close) of the block that a prompt opens at its very end.
 pub fn left_open(prompt: &str) -> Option<(&'static str, &'static str)> {
     let prompt = prompt.trim_end();
     BLOCKS.into_iter().find(|(open, _)| prompt.ends_with(open))
 }
 
-/// How the thinking block closes that an answer begins with.
+/// The closing tag of the thinking block that begins the answer; `None` if no block begins it.
 pub fn begun(answer: &str) -> Option<&'static str> {
     let answer = answer.trim_start();
     BLOCKS.into_iter().find(|(open, _)| answer.starts_with(open)).map(|(_, close)| close)
@@ -46,8 +46,8 @@ pub fn is_tag(token: &str) -> bool {
     BLOCKS.iter().any(|(open, close)| token == *open || token == *close)
 }
 
-/// What follows the thinking block; `None` while the model still thinks. Templates may open the
-/// block in the prompt.
+/// The text after the last closing tag, or the whole answer if it has none. The opening tag may
+/// stand in the prompt. `None` if a thinking block begins there: the model still thinks.
 pub fn behind(answer: &str) -> Option<&str> {
     let close = |(_, close): &(&str, &str)| answer.rfind(close).map(|at| at + close.len());
     let said = BLOCKS.iter().filter_map(close).max().map_or(answer, |at| &answer[at..]);
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_follows_the_last_block_is_the_answer() {
+    fn the_answer_is_the_text_after_the_last_block() {
         for (open, close) in BLOCKS {
             assert_eq!(behind(&format!("{open}a{close}b")), Some("b"), "{open}");
             assert_eq!(behind(&format!("a{close}b")), Some("b"), "opened in the prompt: {open}");

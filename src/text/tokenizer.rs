@@ -1,4 +1,5 @@
-//! The tokenizer, from GGUF metadata alone. It gives the ids that llama.cpp gives.
+//! The tokenizer. Read from GGUF metadata it gives the token ids of llama.cpp; read from a
+//! `tokenizer.json` it uses the `tokenizers` crate.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 
 const HINT: &str = "use --tokenizer tokenizer.json, the file that comes with the original model";
 
-/// Text to token ids and back.
+/// Encodes text as token ids and decodes token ids to text.
 pub struct Tokenizer {
     engine: Engine,
     specials: Specials,
@@ -32,21 +33,22 @@ enum Engine {
     Json(Box<Json>),
 }
 
-/// A `tokenizer.json`.
+/// The tokenizer of a `tokenizer.json`.
 struct Json {
     inner: tokenizers::Tokenizer,
-    /// The same for text after a special token, where only the beginning of a whole text gets a
-    /// blank in front.
+    /// The tokenizer for text after a special token. Present only if `inner` puts a blank before
+    /// the start of the whole text and nowhere else.
     later: Option<tokenizers::Tokenizer>,
+    /// Special tokens, which decoding leaves out.
     hidden: HashSet<u32>,
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer that a GGUF file describes.
+    /// Builds the tokenizer that the metadata of a GGUF file describe.
     ///
     /// # Errors
-    /// Metadata that are missing or contradict each other, and kinds of tokenizers that aren't
-    /// known.
+    /// Metadata keys that are missing or contradict each other; an unsupported tokenizer model or
+    /// pre-tokenizer.
     pub fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
         let path = file.path().display();
         let model = model(file).ok_or_else(|| {
@@ -94,10 +96,10 @@ impl Tokenizer {
         Ok(Tokenizer { engine, specials, ends, bos, eos, add_bos, chat_bos: add_bos })
     }
 
-    /// The tokenizer of a `tokenizer.json`, with the end and begin tokens that a GGUF file names.
+    /// The tokenizer of a `tokenizer.json`, with the begin and end tokens that a GGUF file names.
     ///
     /// # Errors
-    /// A file that can't be read or isn't one.
+    /// A file that can't be read or is no `tokenizer.json`.
     pub fn from_json(path: &Path, file: &Gguf) -> Result<Tokenizer> {
         let mut tokenizer = Tokenizer::plain_json(path)?;
         let Engine::Json(json) = &tokenizer.engine else { return Ok(tokenizer) };
@@ -111,8 +113,8 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The tokenizer of a `tokenizer.json` with the tokens that only files beside it know. It
-    /// doesn't say what begins and ends a text.
+    /// The tokenizer of a `tokenizer.json`, with the tokens that only files beside it define. Its
+    /// begin and end tokens are not set yet.
     pub(super) fn plain_json(path: &Path) -> Result<Tokenizer> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let wrong = |e: &dyn std::fmt::Display| {
@@ -121,12 +123,12 @@ impl Tokenizer {
         let more = added::beside(path)?;
         let parse = |bytes: &[u8]| {
             let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
-            // How batches were padded and cut in training is no part of a chat: transformers sets
-            // it call by call.
+            // Padding and truncation concern training batches, not chats: transformers sets both
+            // in each call.
             inner.with_padding(None);
             inner.with_truncation(None).map_err(|e| wrong(&e))?;
             added::add(&mut inner, &more, path)?;
-            // Special tokens are found here, where it is known which text is the user's.
+            // `Specials` finds special tokens, since it knows which text is the user's.
             inner.set_encode_special_tokens(true);
             Ok(inner)
         };
@@ -164,9 +166,14 @@ impl Tokenizer {
         })
     }
 
-    /// Says what begins and ends a text, as transformers does: plain text begins with `bos` where
-    /// the file's own post-processor puts it there, a chat where its template does.
-    pub(super) fn name_ends(&mut self, bos: Option<u32>, eos: Option<u32>, ends: HashSet<u32>) {
+    /// Sets the begin and end tokens. As in transformers, plain text begins with `bos` if the
+    /// file's own post-processor adds it, and a chat begins with `bos` if the template writes it.
+    pub(super) fn set_begin_and_ends(
+        &mut self,
+        bos: Option<u32>,
+        eos: Option<u32>,
+        ends: HashSet<u32>,
+    ) {
         (self.bos, self.eos, self.ends) = (bos, eos, ends);
         if let Engine::Json(json) = &self.engine {
             let begin =
@@ -175,7 +182,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token of a spelling.
+    /// The id of the token with this spelling.
     pub(super) fn token_id(&self, text: &str) -> Option<u32> {
         match &self.engine {
             Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab.id(text),
@@ -183,20 +190,21 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of a text. Without `parse_special`, tokens of structure are ordinary text; those
-    /// that the file calls user-defined are found in any text.
+    /// The token ids of a text. User-defined tokens are found in any text. Control tokens are found
+    /// only with `parse_special`; without it their spelling is ordinary text.
     pub fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
-        self.join(self.specials.part(text, |_| parse_special))
+        self.encode_parts(self.specials.split(text, |_| parse_special))
     }
 
-    /// Token ids of a rendered template: tokens of structure are parsed outside of `contents`.
+    /// The token ids of a rendered template. Control tokens are found only outside of `contents`,
+    /// the byte ranges of the messages' own texts.
     pub fn encode_template(&self, text: &str, contents: &[Range<usize>]) -> Vec<u32> {
-        self.join(self.specials.part(text, |at| {
+        self.encode_parts(self.specials.split(text, |at| {
             contents.iter().all(|c| c.is_empty() || c.end <= at.start || at.end <= c.start)
         }))
     }
 
-    fn join(&self, parts: Vec<Part>) -> Vec<u32> {
+    fn encode_parts(&self, parts: Vec<Part>) -> Vec<u32> {
         let mut out = Vec::new();
         for (i, part) in parts.into_iter().enumerate() {
             match (part, &self.engine) {
@@ -212,7 +220,7 @@ impl Tokenizer {
         out
     }
 
-    /// The text of tokens; tokens of structure are left out.
+    /// The text of token ids, without control tokens.
     pub fn decode(&self, ids: &[u32]) -> String {
         let vocab = match &self.engine {
             Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab,
@@ -223,7 +231,7 @@ impl Tokenizer {
             }
         };
         let mut out = Vec::new();
-        // Where encoding puts a blank in front.
+        // True where encoding would put a blank before the next token's text.
         let mut begins = true;
         for (text, kind) in ids.iter().filter_map(|&id| vocab.get(id)) {
             let from = out.len();
@@ -260,27 +268,27 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a token ends an answer.
+    /// Whether the token ends an answer.
     pub fn is_end(&self, id: u32) -> bool {
         self.ends.contains(&id)
     }
 
-    /// The token that begins every text.
+    /// The token that begins a text, if the checkpoint names one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The token that ends a text.
+    /// The token that ends a text, if the checkpoint names one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// Whether `bos` is put in front of plain text.
+    /// Whether `bos` goes before plain text.
     pub fn add_bos(&self) -> bool {
         self.add_bos
     }
 
-    /// Whether `bos` is put in front of a rendered chat that doesn't begin with it.
+    /// Whether `bos` goes before a rendered chat that does not begin with it.
     pub fn chat_bos(&self) -> bool {
         self.chat_bos
     }
@@ -290,7 +298,7 @@ fn model(file: &Gguf) -> Option<&str> {
     file.get_str("tokenizer.ggml.model")
 }
 
-/// The name of the way in which the file's tokenizer cuts words.
+/// The name of the file's pre-tokenizer.
 fn pre_name(file: &Gguf) -> Option<&str> {
     match model(file) {
         Some("gemma4") => Some("gemma4"),
@@ -311,17 +319,18 @@ fn known_pre(file: &Gguf) -> Result<&'static Pre> {
     })
 }
 
-/// Whether texts begin with `bos`: what the file says, else what llama.cpp takes for granted.
+/// Whether texts begin with `bos`: the file's `tokenizer.ggml.add_bos_token`, else llama.cpp's
+/// default for the tokenizer.
 fn add_bos(file: &Gguf) -> bool {
     let pre = pre_name(file).and_then(pre::find);
     if pre.is_some_and(|p| p.spelling == Spelling::RawNewlines) {
-        return true; // Whatever the file says: Gemma 4 files say false and are wrong.
+        return true; // Gemma 4 files say false, wrongly.
     }
     let default = model(file) == Some("llama") || pre.is_some_and(|p| p.add_bos);
     file.get_bool("tokenizer.ggml.add_bos_token").unwrap_or(default)
 }
 
-/// A score for every token; all are equal in a file without them.
+/// The score of every token; zero for each in a file without scores.
 fn scores(file: &Gguf, size: usize) -> Result<Vec<f32>> {
     let Some(value) = file.get("tokenizer.ggml.scores") else { return Ok(vec![0.0; size]) };
     let integers = || Some(value.to_i64s()?.into_iter().map(|x| x as f32).collect());
@@ -333,14 +342,14 @@ fn scores(file: &Gguf, size: usize) -> Result<Vec<f32>> {
     })
 }
 
-/// The byte that a token like `<0x0A>` stands for.
+/// The byte that a token such as `<0x0A>` stands for.
 fn byte(text: &[u8]) -> Option<u8> {
     let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
     u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Turns off the blank that `Metaspace` puts in front of a whole text's beginning; false if there
-/// is none.
+/// Stops `Metaspace` pre-tokenizers from putting a blank before the start of a text. Returns
+/// whether there was such a pre-tokenizer.
 fn drop_first_blank(pre_tokenizer: &mut serde_json::Value) -> bool {
     if let Some(list) = pre_tokenizer.get_mut("pretokenizers").and_then(|l| l.as_array_mut()) {
         return list.iter_mut().filter_map(|p| drop_first_blank(p).then_some(())).count() > 0;

@@ -1,4 +1,4 @@
-//! The vocabulary of a GGUF file: what each token is spelled like and what it is for.
+//! The vocabulary of a GGUF file: the spelling and the kind of each token.
 
 use ahash::AHashMap;
 
@@ -6,24 +6,25 @@ use super::special::Special;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
-/// What a token is for.
+/// The kind of a token.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Kind {
     /// Ordinary text.
     Text,
     /// One byte, spelled `<0x0A>`.
     Byte,
-    /// Text that is always this token, before anything else is looked at.
+    /// User-defined: found in any text before the rest of the text is encoded.
     User,
-    /// Structure: templates have it, text never becomes it, and it isn't shown.
+    /// Control: found in templates only, and left out of decoded text.
     Control,
-    /// Structure that is shown all the same.
+    /// As a control token, but shown in decoded text.
     Shown,
-    /// Never produced, never shown.
+    /// Unused: the model never produces the token, and decoding leaves it out.
     Unused,
 }
 
-/// Tokens that llama.cpp takes for structure by their spelling, since files get their type wrong.
+/// Spellings of tokens that end an answer. llama.cpp makes them control tokens, since files often
+/// give them a wrong type.
 const ENDS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
@@ -48,14 +49,14 @@ const ENDS: &[&str] = &[
     "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
     "[e~[",
 ];
-/// The same for the ends of a fill-in-the-middle answer, each kind with the key that may name it
-/// instead.
+/// Spellings of tokens that end a fill-in-the-middle answer, by the metadata key that may name the
+/// token.
 const FILL_ENDS: &[(&str, &[&str])] = &[
     ("fim_pad", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     ("fim_rep", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     ("fim_sep", &["<|file_sep|>"]),
 ];
-/// The other tokens of fill-in-the-middle.
+/// Spellings of the other fill-in-the-middle tokens, control tokens as well.
 const FILL: &[&str] = &[
     "<|fim_prefix|>",
     "<fim-prefix>",
@@ -82,22 +83,27 @@ const FILL: &[&str] = &[
     "<|code_middle|>",
     "<|middle|>",
 ];
-/// gpt-oss's channels.
+/// Tokens of gpt-oss's channels, which llama.cpp shows.
 const SHOWN: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
-/// The tokens.
+/// The vocabulary.
 pub(super) struct Vocab {
     texts: Vec<Vec<u8>>,
     kinds: Vec<Kind>,
-    /// Tokens that text may become. Of two with one spelling the last counts, as for llama.cpp.
+    /// Ids of the tokens that encoded text may contain, by spelling. If two tokens share a
+    /// spelling, the later one counts, as in llama.cpp.
     ids: AHashMap<Vec<u8>, u32>,
+    /// The token of each byte.
     bytes: Vec<Option<u32>>,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
 }
 
 impl Vocab {
-    /// Reads the tokens of a file.
+    /// Reads the vocabulary of a file.
+    ///
+    /// # Errors
+    /// `Model`: the metadata lack the tokens, or hold fewer token types than tokens.
     pub fn read(file: &Gguf) -> Result<Vocab> {
         let mut texts = strings(file, "tokenizer.ggml.tokens")?.to_vec();
         for (i, t) in texts.iter_mut().enumerate().filter(|(_, t)| t.is_empty()) {
@@ -158,7 +164,7 @@ impl Vocab {
         self.texts.len()
     }
 
-    /// The token that is spelled like this, if text may become it.
+    /// The token with this spelling, if encoded text may contain it.
     pub fn id(&self, text: &str) -> Option<u32> {
         self.ids.get(text.as_bytes()).copied()
     }
@@ -168,14 +174,14 @@ impl Vocab {
         self.bytes[b as usize]
     }
 
-    /// A token's spelling and kind.
+    /// The spelling and the kind of a token.
     pub fn get(&self, id: u32) -> Option<(&[u8], Kind)> {
         Some((self.texts.get(id as usize)?, self.kinds[id as usize]))
     }
 
-    /// Tokens that are looked for in text as they are.
+    /// The special tokens: user-defined, control and shown ones.
     pub fn specials(&self, file: &Gguf) -> Vec<Special> {
-        // llama.cpp's rule for a family whose tokens take the blanks after them along.
+        // llama.cpp's rule for Phi-3, whose special tokens also remove the blanks after them.
         let name = file.get_str("general.name").unwrap_or_default().to_lowercase();
         let phi3 = name.contains("phi-3") || name.contains("phi3");
         let special = |(i, text): (u32, &Vec<u8>)| {
@@ -190,18 +196,22 @@ impl Vocab {
     }
 }
 
-/// An array of strings that the tokenizer can't do without.
+/// An array of strings that the tokenizer needs.
+///
+/// # Errors
+/// `Model` if the metadata lack the key.
 pub(super) fn strings<'f>(file: &'f Gguf, key: &str) -> Result<&'f [Vec<u8>]> {
     file.get_strings(key).ok_or_else(|| {
         Error::Model(format!(
-            "{}: metadata key {key} is missing; the file has no whole tokenizer, use --tokenizer tokenizer.json",
+            "{}: metadata key {key} is missing; the file has no whole tokenizer, \
+             use --tokenizer tokenizer.json",
             file.path().display()
         ))
     })
 }
 
-/// The tokens that end an answer for llama.cpp: those that the metadata name, and those known by
-/// their spelling.
+/// The tokens that end an answer, by llama.cpp's rules: those that the metadata name, and those
+/// with a known spelling.
 pub(super) fn ends(file: &Gguf, size: usize, find: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
     let named = |key: &str| token_key(file, key, size);
     let mut ends: Vec<u32> = ["eos", "eot", "eom"].into_iter().filter_map(named).collect();
@@ -212,7 +222,7 @@ pub(super) fn ends(file: &Gguf, size: usize, find: impl Fn(&str) -> Option<u32>)
     let has = |name: &str| find(name).is_some_and(|id| ends.contains(&id));
     let calls = has("<|call|>") || has("<|calls|>");
     let drop_end = calls && (has("<|return|>") || has("<|flush|>"));
-    // Each of these is ordinary beside the others.
+    // If the vocabulary has certain other end tokens, these two end no answer.
     let dropped = [
         find("<|end|>").filter(|_| drop_end),
         find("</s>").filter(|_| has("<|tool_response>") || has("<|plamo:eos|>")),
@@ -223,7 +233,7 @@ pub(super) fn ends(file: &Gguf, size: usize, find: impl Fn(&str) -> Option<u32>)
     ends
 }
 
-/// A token that a metadata key names, unless it lies outside of the vocabulary.
+/// The token that a metadata key names; `None` if its id is outside of the vocabulary.
 pub(super) fn token_key(file: &Gguf, key: &str, size: usize) -> Option<u32> {
     file.get_u32(&format!("tokenizer.ggml.{key}_token_id")).filter(|&id| (id as usize) < size)
 }

@@ -237,28 +237,29 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
             watch
         };
         let before = run(None);
-        let behind = model.behind(layer, writer).unwrap().unwrap();
+        let post_norm = model.post_norm(layer, writer).unwrap().unwrap();
         let (_, w) = model.writer(layer, writer).unwrap();
         let y = compute.matmul(&before.read, 1, &w).unwrap();
         let rms = (dot(&y, &y) / y.len() as f32).sqrt();
         // A direction that keeps the product's length; else the norm takes a share back.
         let mut unit = wave(y.len(), 0.7);
-        if behind.is_norm() {
-            let back = behind.written(&y, 1.0);
+        if post_norm.has_norm() {
+            let back = post_norm.write_direction(&y, 1.0);
             let share = dot(&unit, &back) / dot(&back, &back);
             unit.iter_mut().zip(&back).for_each(|(u, b)| *u -= share * b);
         }
         let small: Vec<f32> = unit.iter().map(|u| 0.01 * u).collect();
         let open = dot(&before.read, &before.read);
         let v: Vec<f32> = before.read.iter().map(|x| x / open).collect();
-        let u = behind.written(&small, f64::from(rms));
+        let u = post_norm.write_direction(&small, f64::from(rms));
         let after = run(Some(&vec![RankOne { layer, writer, u, v }]));
         let added: Vec<f32> =
             after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
         let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
         assert!(off < 0.05 * length, "{name}: {off} of {length}");
-        // `seen` gives the share of a direction of the stream in the product.
-        let seen = dot(&behind.seen(&unit), &y) / if behind.is_norm() { rms } else { 1.0 };
+        // `read_direction` gives the share of a direction of the stream in the product.
+        let seen = dot(&post_norm.read_direction(&unit), &y)
+            / if post_norm.has_norm() { rms } else { 1.0 };
         let zero = vec![RankOne {
             layer,
             writer,

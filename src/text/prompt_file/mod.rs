@@ -1,55 +1,41 @@
-//! Files of prompts. What a file says reaches the model as it is, or reading it is an error that
-//! names the line.
+//! Reads files of prompts. The text of a prompt reaches the model unchanged; where a file is in
+//! doubt, reading it is an error that names the line.
+
+mod entry;
+mod table;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use serde_json::Value;
 
-use super::prompts::{split_of, PromptRecord, Set, Split};
-use super::table;
+use self::entry::{check, Entry, CATEGORY, CONTEXT, EXPECTED, ID, PROMPT};
+use super::prompts::{split_of, PromptRecord, Set};
 use crate::error::{Error, Result};
 
-/// The endings that are known.
+/// The known endings of file names, for error messages.
 const ENDINGS: &str =
     ".txt (a prompt a line), .json (an array), .jsonl or .ndjson (a prompt a line), .csv, .tsv";
-/// Columns or fields that hold the prompt, the first of them that a file has: the product's own and
-/// XSTest's and OR-Bench's, StrongREJECT's, AdvBench's and JailbreakBench's, HarmBench's.
-const PROMPT: [&str; 4] = ["prompt", "forbidden_prompt", "goal", "behavior"];
-/// Those that hold its category: the usual one, HarmBench's, XSTest's.
-const CATEGORY: [&str; 3] = ["category", "semanticcategory", "type"];
-/// Those that hold its id: the usual one, HarmBench's.
-const ID: [&str; 2] = ["id", "behaviorid"];
-/// HarmBench's text that a behavior is about. Its own code joins them so.
-const CONTEXT: (&str, &str) = ("contextstring", "\n\n---\n\n");
-/// What is to be said of a file without the column or field.
-const EXPECTED: &str =
-    "expected `prompt` (or `forbidden_prompt`, `goal`, `behavior`), and if wanted \
-                        `id`, \
-                        `category` and `split` (train, validation or test)";
 
-/// What a file of prompts holds.
+/// The content of a file of prompts.
 #[derive(Clone, Debug)]
 pub struct PromptFile {
-    /// The prompts, in file order.
+    /// The prompts, in file order, each once.
     pub prompts: Vec<PromptRecord>,
-    /// What the user should know: prompts that are there twice.
+    /// A message to the user about repeated prompts, if there are any.
     pub notes: Vec<String>,
 }
 
-/// Reads a file of one class, by its ending: `.txt`, `.json`, `.jsonl` or `.ndjson`, `.csv` or
-/// `.tsv`. Lines of a `.txt` are trimmed; strings and cells are taken as they are. Tables have a
-/// header; the prompt is in the column `prompt`, else `forbidden_prompt`, `goal` or `behavior`, in
-/// capitals or not, and so it is with the fields of objects. Without a split of its own a prompt is
-/// put by the sha256 of its text: half train, a fifth validation, the rest test.
+/// Reads a file of prompts of one class. The ending of the name gives the format: `.txt`, `.json`,
+/// `.jsonl` or `.ndjson`, `.csv` or `.tsv`. Lines of a `.txt` are trimmed; strings and cells are
+/// not. A table has a header. Its prompts are in the column `prompt`, or else `forbidden_prompt`,
+/// `goal` or `behavior`, in any case; the same names hold for the fields of objects. A prompt
+/// without a split gets one by the sha256 of its text: half training, a fifth validation, the rest
+/// test.
 ///
 /// # Errors
-/// A file that can't be read, has an unknown ending or no prompts; a line that isn't what its
-/// format says.
+/// A file that can't be read, has an unknown ending or holds no prompts; a malformed line.
 pub fn read(path: &Path, set: Set) -> Result<PromptFile> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let kind = Kind::of(path)?;
@@ -63,39 +49,39 @@ pub fn read(path: &Path, set: Set) -> Result<PromptFile> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let wrong =
         |(line, what): (usize, String)| Error::format(path, None, format!("line {line}: {what}"));
-    let lines: Vec<(usize, Line)> = match kind {
+    let entries: Vec<(usize, Entry)> = match kind {
         _ if text.trim().is_empty() => Vec::new(),
-        Kind::Text => each(text).map(|(at, line)| (at, Line::text(line.trim()))).collect(),
-        Kind::Json => json(text).map_err(wrong)?,
-        Kind::Lines => each(text)
+        Kind::Text => numbered(text).map(|(at, line)| (at, Entry::text(line.trim()))).collect(),
+        Kind::Json => json_entries(text).map_err(wrong)?,
+        Kind::Lines => numbered(text)
             .map(|(at, line)| {
-                let read = serde_json::from_str(line).map(|line| (at, line));
+                let read = serde_json::from_str(line).map(|entry| (at, entry));
                 read.map_err(|e| wrong((at, explain(&e))))
             })
             .collect::<Result<_>>()?,
-        Kind::Table(separator) => cells(text, separator).map_err(wrong)?,
+        Kind::Table(separator) => table_entries(text, separator).map_err(wrong)?,
     };
-    if lines.is_empty() {
+    if entries.is_empty() {
         return Err(Error::format(path, None, format!("no prompts in it; expected {ENDINGS}")));
     }
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut twice = Vec::new();
     let mut prompts = Vec::new();
-    for (i, (at, line)) in lines.into_iter().enumerate() {
-        if line.prompt.trim().is_empty() {
+    for (i, (at, entry)) in entries.into_iter().enumerate() {
+        if entry.prompt.trim().is_empty() {
             return Err(wrong((at, "the prompt is empty; expected text, or no such line".into())));
         }
-        if let Some(first) = seen.get(&line.prompt) {
+        if let Some(first) = seen.get(&entry.prompt) {
             twice.push((at, *first));
             continue;
         }
-        seen.insert(line.prompt.clone(), at);
+        seen.insert(entry.prompt.clone(), at);
         prompts.push(PromptRecord {
-            id: line.id.unwrap_or_else(|| format!("{}-{}", set.name(), i + 1)),
+            id: entry.id.unwrap_or_else(|| format!("{}-{}", set.name(), i + 1)),
             set,
-            category: line.category.unwrap_or_default(),
-            split: line.split.unwrap_or_else(|| split_of(&line.prompt)),
-            prompt: line.prompt,
+            category: entry.category.unwrap_or_default(),
+            split: entry.split.unwrap_or_else(|| split_of(&entry.prompt)),
+            prompt: entry.prompt,
         });
     }
     let note = twice.first().map(|(at, first)| {
@@ -108,12 +94,16 @@ pub fn read(path: &Path, set: Set) -> Result<PromptFile> {
     Ok(PromptFile { prompts, notes: note.into_iter().collect() })
 }
 
-/// How a file is written.
+/// The format of a file.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
+    /// A prompt a line.
     Text,
+    /// A JSON array.
     Json,
+    /// A JSON value a line.
     Lines,
+    /// A table with this separator.
     Table(char),
 }
 
@@ -139,27 +129,27 @@ impl Kind {
     }
 }
 
-/// The lines that aren't blank, with their numbers.
-fn each(text: &str) -> impl Iterator<Item = (usize, &str)> {
+/// The lines that are not blank, with their numbers from 1.
+fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
     (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty())
 }
 
-/// An array of prompts. In place of lines their numbers.
-fn json(text: &str) -> Result<Vec<(usize, Line)>, (usize, String)> {
+/// The entries of a JSON array, numbered from 1, since their lines are not known.
+fn json_entries(text: &str) -> Result<Vec<(usize, Entry)>, (usize, String)> {
     if !text.trim_start().starts_with('[') {
         let found: String = text.trim_start().chars().take(12).collect();
         let what = "expected an array of prompts, `[...]` (a prompt a line is .jsonl)";
-        // What isn't JSON at all is said to be so.
+        // Text that isn't JSON gets the message of the JSON parser.
         return Err(match serde_json::from_str::<Value>(text) {
             Err(e) if e.classify() != Category::Data && e.line() == 1 => (1, explain(&e)),
             _ => (1, format!("it begins with {found:?}; {what}")),
         });
     }
-    let list: Vec<Line> = serde_json::from_str(text).map_err(|e| (e.line(), explain(&e)))?;
+    let list: Vec<Entry> = serde_json::from_str(text).map_err(|e| (e.line(), explain(&e)))?;
     Ok((1..).zip(list).collect())
 }
 
-/// What is wrong with JSON, without the place.
+/// The message of a JSON error, without the line.
 fn explain(e: &serde_json::Error) -> String {
     let text = e.to_string();
     let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
@@ -169,8 +159,8 @@ fn explain(e: &serde_json::Error) -> String {
     }
 }
 
-/// The rows of a table.
-fn cells(text: &str, separator: char) -> Result<Vec<(usize, Line)>, (usize, String)> {
+/// The entries of a table, with the lines of their rows.
+fn table_entries(text: &str, separator: char) -> Result<Vec<(usize, Entry)>, (usize, String)> {
     let mut rows = table::rows(text, separator)?.into_iter();
     let Some(header) = rows.next() else { return Ok(Vec::new()) };
     let names: Vec<String> = header.cells.iter().map(|c| c.trim().to_lowercase()).collect();
@@ -189,131 +179,29 @@ fn cells(text: &str, separator: char) -> Result<Vec<(usize, Line)>, (usize, Stri
         let (n, expected) = (row.cells.len(), names.len());
         if n != expected {
             let what = format!(
-                "{n} cells, expected {expected} ({}); a cell that holds a {separator:?} or a line's \
-                 end must stand between double quotes",
+                "{n} cells, expected {expected} ({}); a cell that holds a {separator:?} or a \
+                 line's end must stand between double quotes",
                 found()
             );
             return Err((row.line, what));
         }
         let cells = row.cells.into_iter().map(Value::String);
-        // An empty cell says nothing; an empty prompt is an error of its own.
-        let said = |(name, cell): &(String, Value)| {
+        // An empty cell counts as no field, except that an empty prompt is an error later on.
+        let is_given = |(name, cell): &(String, Value)| {
             PROMPT.contains(&name.as_str()) || cell.as_str().is_some_and(|c| !c.trim().is_empty())
         };
-        let fields: Vec<(String, Value)> = names.iter().cloned().zip(cells).filter(said).collect();
-        let line = fields.iter().try_for_each(|(name, cell)| check(name, cell));
-        line.and_then(|()| Line::of(&fields)).map(|line| (row.line, line)).map_err(|e| (row.line, e))
+        let fields: Vec<(String, Value)> =
+            names.iter().cloned().zip(cells).filter(is_given).collect();
+        let checked = fields.iter().try_for_each(|(name, cell)| check(name, cell));
+        let entry = checked.and_then(|()| Entry::of(&fields));
+        entry.map(|entry| (row.line, entry)).map_err(|e| (row.line, e))
     })
     .collect()
 }
 
-/// A prompt as a file has it.
-struct Line {
-    id: Option<String>,
-    prompt: String,
-    category: Option<String>,
-    split: Option<Split>,
-}
-
-impl Line {
-    fn text(prompt: &str) -> Line {
-        Line { id: None, prompt: prompt.to_string(), category: None, split: None }
-    }
-
-    /// From fields whose names are in small letters.
-    fn of(fields: &[(String, Value)]) -> Result<Line, String> {
-        let get = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v);
-        let text = |name: &&str| get(name).and_then(plain);
-        let Some((name, value)) = PROMPT.iter().find_map(|name| Some((name, get(name)?))) else {
-            let found: Vec<String> = fields.iter().map(|(n, _)| format!("`{n}`")).collect();
-            return Err(format!("an object with the fields {}; {EXPECTED}", found.join(", ")));
-        };
-        let Value::String(prompt) = value else { return Err(bad(name, value, "a string")) };
-        let context = text(&CONTEXT.0).filter(|c| *name == "behavior" && !c.trim().is_empty());
-        Ok(Line {
-            id: ID.iter().find_map(text),
-            prompt: context.map_or(prompt.clone(), |c| format!("{c}{}{prompt}", CONTEXT.1)),
-            category: CATEGORY.iter().find_map(text),
-            split: get("split").and_then(split),
-        })
-    }
-}
-
-/// Text or a number, as text.
-fn plain(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(n) => Some(n.to_string()),
-        _ => None,
-    }
-}
-
-fn split(value: &Value) -> Option<Split> {
-    let name = value.as_str()?.trim();
-    [("train", Split::Train), ("validation", Split::Validation), ("test", Split::Test)]
-        .into_iter()
-        .find_map(|(n, split)| name.eq_ignore_ascii_case(n).then_some(split))
-}
-
-/// Whether a field's value is one that it can have.
-fn check(name: &str, value: &Value) -> Result<(), String> {
-    let (fits, expected) = match name {
-        "prompt" => (value.is_string(), "a string"),
-        "id" | "category" => (plain(value).is_some(), "a string or a number"),
-        "split" => (split(value).is_some(), "train, validation or test"),
-        _ => return Ok(()),
-    };
-    match fits || value.is_null() && name != "prompt" {
-        true => Ok(()),
-        false => Err(bad(name, value, expected)),
-    }
-}
-
-fn bad(name: &str, value: &Value, expected: &str) -> String {
-    let mut found: String = value.to_string();
-    if found.chars().count() > 40 {
-        found = found.chars().take(40).chain("...".chars()).collect();
-    }
-    format!("`{name}` is {found}, expected {expected}")
-}
-
-impl<'de> Deserialize<'de> for Line {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Line, D::Error> {
-        d.deserialize_any(Member)
-    }
-}
-
-/// Reads a member of an array, or a line: a string or an object.
-struct Member;
-
-impl<'de> Visitor<'de> for Member {
-    type Value = Line;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a string, or an object with `prompt`")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Line, E> {
-        Ok(Line::text(text))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line, A::Error> {
-        let mut fields: Vec<(String, Value)> = Vec::new();
-        while let Some((name, value)) = map.next_entry::<String, Value>()? {
-            let name = name.to_lowercase();
-            if fields.iter().any(|(n, _)| *n == name) {
-                return Err(A::Error::custom(format!("`{name}` is there twice, expected once")));
-            }
-            // At once, so that the error's line is this field's.
-            check(&name, &value).map_err(A::Error::custom)?;
-            fields.push((name, value));
-        }
-        Line::of(&fields).map_err(A::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Split;
     use super::*;
 
     fn open(name: &str, content: &str) -> Result<PromptFile, String> {
@@ -327,7 +215,7 @@ mod tests {
         open(name, content).unwrap().prompts.into_iter().map(|p| p.prompt).collect()
     }
 
-    /// Each error has all words of its list.
+    /// Asserts that reading each content fails, and that the error has all words of its list.
     fn fails(cases: &[(&str, &str, &[&str])]) {
         for (name, content, words) in cases {
             let error = open(name, content).unwrap_err();
@@ -406,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_comma_never_cuts_a_prompt() {
-        // A table of one column has nothing else that the rest could be.
+        // In a table of one column the text after a comma can only belong to the prompt.
         assert_eq!(
             texts("a.csv", "prompt\nBake bread, quickly\n\"a, b\"\n"),
             ["Bake bread, quickly", "a, b"]
@@ -437,7 +325,8 @@ mod tests {
     fn ids_may_be_numbers_and_splits_have_their_names() {
         let file = open(
             "a.jsonl",
-            "{\"id\": 0, \"prompt\": \"a\", \"split\": \"Test\"}\n{\"id\": 1.5, \"prompt\": \"b\"}\n",
+            "{\"id\": 0, \"prompt\": \"a\", \"split\": \"Test\"}\n\
+             {\"id\": 1.5, \"prompt\": \"b\"}\n",
         );
         let prompts = file.unwrap().prompts;
         assert_eq!((prompts[0].id.as_str(), prompts[1].id.as_str()), ("0", "1.5"));

@@ -1,21 +1,21 @@
-//! Tables of text, `.csv` and `.tsv`, read strictly: what a lenient reader drops or joins is part
-//! of a prompt here, so that every doubt is an error with its line.
+//! Reads tables of text, `.csv` and `.tsv`, strictly. A lenient reader would drop or join parts of
+//! a prompt; this one returns an error with the line instead.
 
 /// A row of a table.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
-    /// The line that it begins in, from 1.
+    /// The line in which the row begins, from 1.
     pub line: usize,
-    /// Its cells, as they are.
+    /// The text of each cell, untrimmed.
     pub cells: Vec<String>,
 }
 
-/// The rows of a table, the header first. Quotes around a cell guard separators, line ends and
-/// doubled quotes in it. Where the header has one column, a line that doesn't begin with a quote is
-/// a cell as it stands.
+/// The rows of a table, the header first, without blank rows. A cell in quotes may hold separators,
+/// line ends and doubled quotes. If the header has one column, a line that does not begin with a
+/// quote is one cell, separators included.
 ///
 /// # Errors
-/// A line, and what is wrong there.
+/// The number of a line, and a message about the quotes in it.
 pub(super) fn rows(text: &str, separator: char) -> Result<Vec<Row>, (usize, String)> {
     let mut cursor = Cursor { rest: text, line: 1, separator };
     let mut rows: Vec<Row> = Vec::new();
@@ -29,6 +29,7 @@ pub(super) fn rows(text: &str, separator: char) -> Result<Vec<Row>, (usize, Stri
     Ok(rows)
 }
 
+/// The part of the table that is still to be read.
 struct Cursor<'t> {
     rest: &'t str,
     line: usize,
@@ -36,6 +37,7 @@ struct Cursor<'t> {
 }
 
 impl<'t> Cursor<'t> {
+    /// Reads a row; `single`: the header has one column.
     fn row(&mut self, single: bool) -> Result<Row, (usize, String)> {
         let mut row = Row { line: self.line, cells: Vec::new() };
         if single && !self.rest.starts_with('"') {
@@ -58,7 +60,7 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// What lies in front of any of these characters, and of a line's end.
+    /// Reads the text before the next of these characters, without the `\r` of a line end.
     fn until(&mut self, ends: &[char]) -> &'t str {
         let (cell, rest) = self.rest.split_at(self.rest.find(ends).unwrap_or(self.rest.len()));
         self.rest = rest;
@@ -68,11 +70,12 @@ impl<'t> Cursor<'t> {
         }
     }
 
+    /// Reads a cell in quotes.
     fn quoted(&mut self) -> Result<String, (usize, String)> {
         let opened = self.line;
         let mut cell = String::new();
         loop {
-            // The quote that opens the cell, or the second one of a pair inside it.
+            // Skip the quote that opens the cell, or the second quote of a pair inside the cell.
             self.rest = &self.rest[1..];
             let Some(end) = self.rest.find('"') else {
                 let what =
@@ -93,9 +96,8 @@ impl<'t> Cursor<'t> {
             return Err((
                 self.line,
                 format!(
-                    "{found:?} follows the quote that closes a cell; expected a {:?} or the line's end, and \
-                     each quote \
-                     inside of a cell doubled",
+                    "{found:?} follows the quote that closes a cell; expected a {:?} or the \
+                     line's end, and each quote inside of a cell doubled",
                     self.separator
                 ),
             ));
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_what_is_between_separators_and_quotes() {
+    fn cells_are_the_texts_between_separators_and_inside_quotes() {
         let text = "a,b\r\n\r\n\"x, \"\"y\"\"\nz\",\n1,\"2\"\n,\n 3 ,\"\"\"\"";
         let expected: [(usize, [&str; 2]); 4] =
             [(1, ["a", "b"]), (3, ["x, \"y\"\nz", ""]), (5, ["1", "2"]), (7, [" 3 ", "\""])];
