@@ -4,6 +4,7 @@ mod added;
 mod bpe;
 mod chat;
 mod date;
+mod guard;
 mod hub;
 mod merge;
 mod pre;
