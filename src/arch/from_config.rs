@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::experts::Experts;
 use super::rope::{self, Rope};
 use super::row::{Arch, Windows};
-use super::spec::{self, Attends, Scales, Shape, Spec, Turn};
+use super::spec::{self, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
 
@@ -52,7 +52,7 @@ impl Spec {
             (None, "qwen3") => 128,
             (None, _) => hidden / heads,
         };
-        if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
+        if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 || head_dim > WIDEST_HEAD {
             return Err(Error::Model(format!(
                 "{path}: {heads} heads of {head_dim} with {kv_heads} key/value heads make no sense"
             )));
@@ -71,6 +71,12 @@ impl Spec {
             return Err(Error::Model(format!("{path}: rms_norm_eps {norm_eps} makes no sense")));
         }
         let layers = need("num_hidden_layers")?;
+        let tensors = folder.tensors().len();
+        if layers > tensors {
+            return Err(Error::Model(format!(
+                "{path}: {layers} blocks, but the checkpoint has {tensors} tensors in all"
+            )));
+        }
         let experts = Experts::from_config(c, kind, &path)?;
         let dense = experts.as_ref().is_none_or(|e| e.every > 1 || !e.dense.is_empty());
         let (attends, local_rope) = windows(c, arch, layers, head_dim, &path)?;

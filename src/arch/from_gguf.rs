@@ -1,7 +1,7 @@
 //! Reads the decoder's description from GGUF metadata.
 
 use super::row::{Arch, Windows};
-use super::spec::{attends, Attends, Scales, Shape, Spec, Turn};
+use super::spec::{attends, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
 use super::{rope, Experts, Rope};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
@@ -33,7 +33,7 @@ impl Spec {
         let heads = need("attention.head_count")?;
         let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
         let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads);
-        if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 {
+        if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 || head_dim > WIDEST_HEAD {
             return Err(Error::Model(format!(
                 "{path}: {heads} heads of {head_dim} with {kv_heads} key/value heads make no sense"
             )));

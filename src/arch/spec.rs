@@ -6,6 +6,9 @@ use super::{Experts, Role, Rope, Writer};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+/// Far beyond any model: tables of a head's width are made before its tensors are looked at.
+pub(super) const WIDEST_HEAD: usize = 1 << 16;
+
 /// How a block attends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attends {

@@ -23,6 +23,9 @@ pub fn run(args: CompareArgs) -> Result<u8> {
     let original = profile(&args.original, &args.run, &prompts)?;
     let compressed = profile(&args.compressed, &args.run, &prompts)?;
     let comparison = compare(&original, &compressed, args.max_drop);
+    if let Some(warning) = comparison.rendering.warning() {
+        eprintln!("warning: {warning}");
+    }
     if args.run.json {
         let mut value = super::json(&comparison)?;
         value["original"] = json!(args.original.display().to_string());
@@ -69,6 +72,16 @@ fn text(c: &Comparison) -> String {
         points(c.max_drop),
         whole.map_or(1.0, |w| w.p_value)
     );
+    if c.outcome != Health::NeverRefused {
+        out += &format!("power: {}\n", c.power.words());
+    }
+    if c.outcome == Health::Healthy && c.power.is_too_low() {
+        out += "note: too few prompts for --max-drop; three in ten of a file's prompts are test \
+                prompts, give more with --harmful\n";
+    }
+    if let Some(warning) = c.rendering.warning() {
+        out = format!("{warning}\n\n{out}");
+    }
     if let Some(w) = whole.filter(|w| w.rates.before.refusal_rate < 0.5) {
         out += &format!(
             "note: the original itself refuses only {} of the harmful prompts\n",

@@ -2,12 +2,15 @@
 //! the other (Chhabra & Khalili 2025, §4; what is measured is in docs/METHOD.md, "Comparing").
 
 mod profile;
+mod rendering;
 
 pub use profile::{Place, Profile};
+pub use rendering::{Difference, Rendered, Rendering};
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::evaluate::stats::Power;
 use crate::evaluate::Change;
 use crate::model::Model;
 use crate::num::cosine;
@@ -41,6 +44,10 @@ pub struct Comparison {
     pub drop: f64,
     /// What it may fall by.
     pub max_drop: f64,
+    /// What so many harmful prompts could have shown.
+    pub power: Power,
+    /// Whether both models read the same prompts.
+    pub rendering: Rendering,
     /// Refusal of every set and category, original against compressed.
     pub refusal: Vec<Change>,
     /// Perplexity of the built-in text, original and compressed.
@@ -113,6 +120,8 @@ pub fn compare(original: &Profile, compressed: &Profile, max_drop: f64) -> Compa
         thinking: original.thinking,
         drop: whole.rates.before.refusal_rate - whole.rates.after.refusal_rate,
         max_drop,
+        power: whole.power(max_drop),
+        rendering: Rendering::of(&original.rendered, &compressed.rendered),
         refusal,
         perplexity: (original.perplexity, compressed.perplexity),
         layers: (0..original.layers).filter_map(|l| layer(original, compressed, l)).collect(),
@@ -120,7 +129,8 @@ pub fn compare(original: &Profile, compressed: &Profile, max_drop: f64) -> Compa
     }
 }
 
-fn health(harmful: &Change, max_drop: f64) -> Health {
+/// What became of refusal, by the harmful prompts as a whole.
+pub fn health(harmful: &Change, max_drop: f64) -> Health {
     let (before, after) = (harmful.rates.before.refusal_rate, harmful.rates.after.refusal_rate);
     if harmful.rates.before.is_never() {
         Health::NeverRefused

@@ -1,6 +1,7 @@
 //! What is kept of one model for a comparison: its directions, how well they tell the prompts
 //! apart, and its answers.
 
+use super::Rendered;
 use crate::direction::separation;
 use crate::error::{Error, Result};
 use crate::evaluate::{Answer, AnswerOptions, Evaluator};
@@ -19,6 +20,8 @@ pub struct Profile {
     pub hidden: usize,
     /// Whether the model was let think before it answered.
     pub thinking: Thinking,
+    /// The prompts as it reads them.
+    pub rendered: Rendered,
     /// Answers to the test prompts.
     pub answers: Vec<Answer>,
     /// Perplexity of the built-in text.
@@ -130,10 +133,12 @@ impl Profile {
         evaluator.read_refusals(&mut answers)?;
         let perplexity = evaluator.perplexity()?;
         let thinking = evaluator.chat.template.thinking;
+        let rendered = Rendered::take(evaluator.chat, prompts)?;
         Ok(Profile {
             layers,
             hidden,
             thinking,
+            rendered,
             answers,
             perplexity,
             places,

@@ -147,6 +147,12 @@ impl Change {
         }
     }
 
+    /// What a comparison of these prompts could have shown, where a loss of `max_drop` may be.
+    pub fn power(&self, max_drop: f64) -> stats::Power {
+        let before = &self.rates.before;
+        stats::Power::of(before.n, before.refused, self.gained, self.lost, max_drop)
+    }
+
     /// The changes of every set that has prompts, and of each of its categories behind it.
     pub fn all(before: &[Answer], after: &[Answer]) -> Vec<Change> {
         let mut out = Vec::new();

@@ -87,6 +87,11 @@ impl Chat {
             text += &format!("\n\n{close}\n\n");
         }
         let mut tokens = self.tokenizer.encode_template(&text, &contents);
+        if let Some(why) = self.tokenizer.fault() {
+            return Err(Error::Model(format!(
+                "the tokenizer has no tokens for a chat: {why}; use --tokenizer"
+            )));
+        }
         if tokens.is_empty() {
             return Err(Error::Model(
                 "the chat template renders to nothing; use --chat-template".into(),

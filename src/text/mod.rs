@@ -5,6 +5,7 @@ mod bpe;
 mod by_set;
 mod chat;
 mod date;
+mod guard;
 mod hub;
 mod merge;
 mod pre;

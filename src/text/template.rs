@@ -1,16 +1,35 @@
 //! Compiles and renders the checkpoint's Jinja chat template.
 
-use minijinja::{context, Environment, Error as JinjaError, ErrorKind};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use minijinja::value::Rest;
+use minijinja::{context, filters, Environment, Error as JinjaError, ErrorKind, State, Value};
+use minijinja_contrib::pycompat;
 
 use super::date::strftime;
+use super::guard::{self, guarded};
 use super::source::normalize;
 use super::thinking::BLOCKS;
 use super::{Message, Thinking};
 use crate::error::{Error, Result};
 
-/// A compiled template.
+/// Larger templates are none: real ones have up to some thirty thousand bytes.
+const LONGEST: usize = 1 << 20;
+/// Instructions of a rendering: real templates take some thousand.
+const FUEL: u64 = 100_000;
+/// Bytes of a rendered chat.
+const MOST: usize = 16 << 20;
+/// The most that a filter may be told to indent by, to cut into, to pad to.
+const WIDEST: i64 = 1000;
+
+/// A compiled template. Templates come with models of strangers: a rendering has limits for its
+/// instructions, its text, its time and its memory.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
+    /// A rendering went beyond its time or memory, and may go on in its thread.
+    overran: AtomicBool,
     bos: String,
     eos: String,
     /// Whether the template mentions `enable_thinking` or a tag of a thinking block.
@@ -25,10 +44,16 @@ impl ChatTemplate {
     /// # Errors
     /// A syntax error of Jinja, with its line.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate> {
+        if source.len() > LONGEST {
+            return Err(Error::Limit(format!(
+                "the chat template has {} bytes, {LONGEST} is the most; use --chat-template FILE",
+                source.len()
+            )));
+        }
         let mut env = Environment::new();
+        env.set_fuel(Some(FUEL));
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_function("raise_exception", |message: String| -> Result<String, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, message))
         });
@@ -40,13 +65,15 @@ impl ChatTemplate {
             serde_json::to_string(&value)
                 .map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))
         });
+        bound_filters(&mut env);
         env.add_template_owned("chat", normalize(source)).map_err(|e| {
             Error::Model(format!(
                 "the chat template can't be read: {e:#}; use --chat-template FILE"
             ))
         })?;
         Ok(ChatTemplate {
-            env,
+            env: Arc::new(env),
+            overran: AtomicBool::new(false),
             bos: bos.into(),
             eos: eos.into(),
             can_think: source.contains("enable_thinking")
@@ -67,23 +94,102 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         thinking: Thinking,
     ) -> Result<String> {
-        let render = |e: JinjaError| {
-            let why = e.detail().unwrap_or("it failed").to_string();
-            Error::Model(format!("the chat template refuses this chat: {why} ({})", e.kind()))
+        let what = "the chat template";
+        if self.overran.load(Ordering::Relaxed) {
+            return Err(Error::Limit(format!("{what} went beyond its limits before")));
+        }
+        let context = context! {
+            messages => messages,
+            add_generation_prompt => add_generation_prompt,
+            bos_token => self.bos,
+            eos_token => self.eos,
+            // Qwen3, SmolLM3, GLM; Granite and DeepSeek.
+            enable_thinking => thinking == Thinking::On,
+            thinking => thinking == Thinking::On,
         };
-        let template = self.env.get_template("chat").map_err(render)?;
-        template
-            .render(context! {
-                messages => messages,
-                add_generation_prompt => add_generation_prompt,
-                bos_token => self.bos,
-                eos_token => self.eos,
-                // The switch of Qwen3, SmolLM3 and GLM.
-                enable_thinking => thinking == Thinking::On,
-                // The switch of Granite and DeepSeek.
-                thinking => thinking == Thinking::On,
-            })
-            .map_err(render)
+        let env = self.env.clone();
+        let rendered = guarded(what, guard::TEMPLATE, move || render(&env, context));
+        self.overran.fetch_or(rendered.is_err(), Ordering::Relaxed);
+        rendered.and_then(|text| text.map_err(Error::Model)).map_err(|e| match e {
+            Error::Limit(why) => Error::Limit(format!("{why}; use --chat-template FILE")),
+            other => other,
+        })
+    }
+}
+
+/// Filters that would take a number's word for how much to allocate, and texts that pad.
+fn bound_filters(env: &mut Environment) {
+    let filters = [
+        ("batch", Value::from_function(filters::batch)),
+        ("format", Value::from_function(filters::format)),
+        ("indent", Value::from_function(filters::indent)),
+        ("slice", Value::from_function(filters::slice)),
+    ];
+    for (name, filter) in filters {
+        env.add_filter(name, move |state: &State, args: Rest<Value>| {
+            let named = args.iter().filter(|v| v.is_kwargs());
+            let named: Vec<Value> = named
+                .flat_map(|v| v.try_iter().into_iter().flatten().map(|key| v.get_item(&key)))
+                .collect::<Result<_, _>>()?;
+            args.iter().chain(&named).try_for_each(|v| match name {
+                "format" => v.as_str().map_or(Ok(()), narrow),
+                _ => v.as_i64().map_or(Ok(()), |n| if n > WIDEST { Err(wide()) } else { Ok(()) }),
+            })?;
+            filter.call(state, &args)
+        });
+    }
+    env.set_unknown_method_callback(|state, value, method, args| {
+        if let ("format", Some(text)) = (method, value.as_str()) {
+            narrow(text)?;
+        }
+        pycompat::unknown_method_callback(state, value, method, args)
+    });
+}
+
+/// That a format's widths and precisions are numbers of three digits at most.
+fn narrow(format: &str) -> Result<(), JinjaError> {
+    let digits = |run: &str| run.len() > 3 && run.bytes().all(|b| b.is_ascii_digit());
+    match format.split(|c: char| !c.is_ascii_digit()).any(digits) {
+        true => Err(wide()),
+        false => Ok(()),
+    }
+}
+
+fn wide() -> JinjaError {
+    let what = format!("a filter is told a width or a count over {WIDEST}");
+    JinjaError::new(ErrorKind::InvalidOperation, what)
+}
+
+/// Renders, and says why not.
+fn render(env: &Environment, context: Value) -> Result<String, String> {
+    let mut text = Limited(Vec::new());
+    let template = env.get_template("chat");
+    let rendered = template.and_then(|t| t.render_captured_to(context, &mut text).map(drop));
+    rendered.map_err(|e| {
+        let why = match e.kind() {
+            ErrorKind::OutOfFuel => format!("it takes more than {FUEL} instructions"),
+            ErrorKind::WriteFailure => format!("it writes more than {MOST} bytes"),
+            _ => e.detail().unwrap_or("it failed").to_string(),
+        };
+        format!("the chat template refuses this chat: {why} ({})", e.kind())
+    })?;
+    String::from_utf8(text.0).map_err(|e| e.to_string())
+}
+
+/// Text with a limit.
+struct Limited(Vec<u8>);
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -130,5 +236,51 @@ mod tests {
         );
         let error = render("{{ strftime_now('%d.%N') }}").unwrap_err().to_string();
         assert!(error.contains("`%N`") && error.contains("%d %B %Y"), "{error}");
+    }
+
+    #[test]
+    fn a_template_has_limits_for_what_it_takes() {
+        let doubled = "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = ";
+        for (source, why) in [
+            (
+                "{% for i in range(1000) %}{% for j in range(1000) %}x{% endfor %}{% endfor %}"
+                    .into(),
+                "instructions",
+            ),
+            ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".into(), "recursion"),
+            ("{{ ('a' * 10000000) ~ ('a' * 10000000) }}".into(), "bytes"),
+            (format!("{doubled}n.s ~ n.s %}}{{% endfor %}}"), "512 MB"),
+            ("{{ messages | string | indent(1000000000000) }}".into(), "width"),
+            ("{{ messages | string | indent(width=1000000000000) }}".into(), "width"),
+            ("{{ [1] | batch(1000000000000) | list }}".into(), "count"),
+            ("{{ [1] | slice(1000000000000) | list }}".into(), "count"),
+            ("{{ '%1000000000000d' | format(1) }}".into(), "width"),
+            ("{{ '%.70000f' | format(1.5) }}".into(), "width"),
+            ("{{ '{:1000000000000}'.format(1) }}".into(), "width"),
+            ("a".repeat(LONGEST + 1), "1048576 is the most"),
+        ] {
+            let error = render(&source).unwrap_err().to_string();
+            let start = &source[..source.len().min(80)];
+            assert!(error.contains(why), "{start}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_deep_inside_each_other_are_dropped_and_written_all_the_same() {
+        let nest = "{% set n = namespace(s=[]) %}{% for i in range(12000) %}\
+                    {% set n.s = [n.s] %}{% endfor %}";
+        assert_eq!(render(nest).unwrap(), "");
+        for shown in ["{{ n.s }}", "{{ n.s | tojson }}", "{{ n.s == [n.s] }}"] {
+            let _ = render(&format!("{nest}{shown}"));
+        }
+    }
+
+    #[test]
+    fn filters_with_limits_do_what_they_did() {
+        assert_eq!(render("{{ 'a\nb' | indent(2) }}").unwrap(), "a\n  b");
+        assert_eq!(render("{{ 'a\nb' | indent(width=2, first=true) }}").unwrap(), "  a\n  b");
+        assert_eq!(render("{{ [1, 2, 3] | batch(2) | list }}").unwrap(), "[[1, 2], [3]]");
+        assert_eq!(render("{{ '%3d %s' | format(1, 2026) }}").unwrap(), "  1 2026");
+        assert_eq!(render("{{ '{:>3}'.format(1) }}").unwrap(), "  1");
     }
 }

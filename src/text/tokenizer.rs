@@ -4,9 +4,11 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::added;
 use super::bpe::Bpe;
+use super::guard::{self, guarded};
 use super::pre::{self, Pre, Spelling};
 use super::special::{Part, Special, Specials};
 use super::spm::Spm;
@@ -41,6 +43,8 @@ struct Json {
     later: Option<tokenizers::Tokenizer>,
     /// Special tokens, which decoding leaves out.
     hidden: HashSet<u32>,
+    /// Why a text had no tokens.
+    fault: OnceLock<String>,
 }
 
 impl Tokenizer {
@@ -117,28 +121,10 @@ impl Tokenizer {
     /// begin and end tokens are not set yet.
     pub(super) fn plain_json(path: &Path) -> Result<Tokenizer> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let wrong = |e: &dyn std::fmt::Display| {
-            Error::format(path, None, format!("not a tokenizer.json: {e}"))
-        };
         let more = added::beside(path)?;
-        let parse = |bytes: &[u8]| {
-            let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
-            // Padding and truncation concern training batches, not chats: transformers sets both
-            // in each call.
-            inner.with_padding(None);
-            inner.with_truncation(None).map_err(|e| wrong(&e))?;
-            added::add(&mut inner, &more, path)?;
-            // `Specials` finds special tokens, since it knows which text is the user's.
-            inner.set_encode_special_tokens(true);
-            Ok(inner)
-        };
-        let inner = parse(&bytes)?;
-        let mut value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
-        let later = if value.get_mut("pre_tokenizer").is_some_and(drop_first_blank) {
-            Some(parse(value.to_string().as_bytes())?)
-        } else {
-            None
-        };
+        let (shown, path) = (path.display().to_string(), path.to_path_buf());
+        let read = move || inner_and_later(&bytes, &more, &path);
+        let (inner, later) = guarded(&shown, guard::TOKENIZER, read)??;
         let specials: Vec<Special> = inner
             .get_added_tokens_decoder()
             .into_iter()
@@ -153,7 +139,7 @@ impl Tokenizer {
             .collect();
         let specials = Specials::new(specials);
         let hidden = specials.ids();
-        let engine = Engine::Json(Box::new(Json { inner, later, hidden }));
+        let engine = Engine::Json(Box::new(Json { inner, later, hidden, fault: OnceLock::new() }));
         let ends = HashSet::new();
         Ok(Tokenizer {
             engine,
@@ -213,14 +199,26 @@ impl Tokenizer {
                 (Part::Text(text), Engine::Spm(vocab, spm)) => spm.encode(vocab, text, &mut out),
                 (Part::Text(text), Engine::Json(json)) => {
                     let inner = json.later.as_ref().filter(|_| i > 0).unwrap_or(&json.inner);
-                    out.extend(inner.encode_fast(text, false).iter().flat_map(|e| e.get_ids()));
+                    match inner.encode_fast(text, false) {
+                        Ok(encoded) => out.extend(encoded.get_ids()),
+                        Err(e) => drop(json.fault.set(e.to_string())),
+                    }
                 }
             }
         }
         out
     }
 
-    /// The text of token ids, without control tokens.
+    /// Why a text had no tokens, where that has happened: the pre-tokenizer of a `tokenizer.json`
+    /// gave up, or its model knows no token for what it doesn't know.
+    pub fn fault(&self) -> Option<&str> {
+        match &self.engine {
+            Engine::Json(json) => json.fault.get().map(String::as_str),
+            Engine::Bpe(..) | Engine::Spm(..) => None,
+        }
+    }
+
+    /// The text of tokens; tokens of structure are left out.
     pub fn decode(&self, ids: &[u32]) -> String {
         let vocab = match &self.engine {
             Engine::Bpe(vocab, _) | Engine::Spm(vocab, _) => vocab,
@@ -292,6 +290,36 @@ impl Tokenizer {
     pub fn chat_bos(&self) -> bool {
         self.chat_bos
     }
+}
+
+/// The tokenizer of a `tokenizer.json`, and that of the text after a special token where it is
+/// another one.
+fn inner_and_later(
+    bytes: &[u8],
+    more: &[added::Added],
+    path: &Path,
+) -> Result<(tokenizers::Tokenizer, Option<tokenizers::Tokenizer>)> {
+    let wrong =
+        |e: &dyn std::fmt::Display| Error::format(path, None, format!("not a tokenizer.json: {e}"));
+    let parse = |bytes: &[u8]| {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
+        // How batches were padded and cut in training is no part of a chat: transformers sets
+        // it call by call.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| wrong(&e))?;
+        added::add(&mut inner, more, path)?;
+        // Special tokens are found here, where it is known which text is the user's.
+        inner.set_encode_special_tokens(true);
+        Ok(inner)
+    };
+    let inner = parse(bytes)?;
+    let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| wrong(&e))?;
+    let later = if value.get_mut("pre_tokenizer").is_some_and(drop_first_blank) {
+        Some(parse(value.to_string().as_bytes())?)
+    } else {
+        None
+    };
+    Ok((inner, later))
 }
 
 fn model(file: &Gguf) -> Option<&str> {

@@ -25,6 +25,7 @@ mod write {
     mod full_disk;
     mod gguf;
     mod interrupt;
+    mod two_at_once;
     mod wrapped;
 }
 
@@ -70,4 +71,11 @@ mod job {
 mod cli {
     mod commands;
     mod compare;
+    mod renders;
+}
+
+/// Files from strangers can't harm, and the source holds what docs/SECURITY.md says of it.
+mod trust {
+    mod fuzz;
+    mod source;
 }
