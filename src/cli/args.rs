@@ -63,7 +63,8 @@ pub struct PatchArgs {
     pub method: MethodArg,
     /// Strength in units of the gap between harmful and harmless prompts, above 0; given
     /// explicitly, it also patches a healthy model
-    #[arg(long, value_name = "auto|X", default_value = "auto", value_parser = strength, allow_hyphen_values = true)]
+    #[arg(long, value_name = "auto|X", default_value = "auto", value_parser = strength)]
+    #[arg(allow_hyphen_values = true)]
     pub strength: Auto<f64>,
     /// Blocks to consider: one, or a range A..B with both ends
     #[arg(long, value_name = "auto|L|A..B", default_value = "auto", value_parser = layers)]

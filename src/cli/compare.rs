@@ -130,7 +130,8 @@ fn text(c: &Comparison) -> String {
     out += &table(&rows);
     if let (Some(a), Some(b)) = (&c.source.0, &c.source.1) {
         out += &format!(
-            "\nclearest at block {}, position {} (Fisher {:.2}) -> block {}, position {} (Fisher {:.2})\n",
+            "\nclearest at block {}, position {} (Fisher {:.2}) -> block {}, position {} (Fisher \
+             {:.2})\n",
             a.layer, a.position, a.fisher, b.layer, b.position, b.fisher
         );
     }

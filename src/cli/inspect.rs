@@ -20,8 +20,9 @@ use refusal_patch::session::{chat, template, tokenizer};
 fn could_touch(file: &Checkpoint, names: &Names, layer: usize, writer: Writer) -> Vec<Value> {
     let module = names.module(writer.role(), layer);
     if let Some((packing, t)) = file.folder().and_then(|f| packing_of(f, &module)) {
+        let (name, kind) = (&t.name, t.type_name());
         return vec![
-            json!({ "tensor": t.name, "type": t.type_name(), "packing": packing, "steppable": true }),
+            json!({ "tensor": name, "type": kind, "packing": packing, "steppable": true }),
         ];
     }
     let steppable = |id| Encoding::from_ggml(id).is_some_and(Encoding::has_codes);
@@ -61,24 +62,39 @@ pub fn run(args: InspectArgs) -> Result<u8> {
         let tensors: Vec<Value> = file
             .tensors()
             .iter()
-            .map(|t| json!({ "name": t.name, "dims": t.dims, "type": t.type_name(), "bytes": t.len }))
+            .map(|t| {
+                let kind = t.type_name();
+                json!({ "name": t.name, "dims": t.dims, "type": kind, "bytes": t.len })
+            })
             .collect();
+        let experts = spec.as_ref().ok().and_then(|s| Some((s, s.experts.as_ref()?)));
+        let experts = experts.map(|(s, e)| {
+            json!({
+                "count": e.count,
+                "used": e.used,
+                "width": e.ffn,
+                "shared": e.shared,
+                "normalised": e.normalised,
+                "blocks": (0..s.layers).filter(|&l| e.are_in(l)).count(),
+            })
+        });
         super::print_json(json!({
             "file": args.model.display().to_string(),
             "shards": file.gguf().map(|g| g.shards().len()),
             "architecture": architecture,
             "supported": spec.is_ok(),
-            "experts": spec.as_ref().ok().and_then(|s| Some((s, s.experts.as_ref()?))).map(|(s, e)| json!({
-                "count": e.count, "used": e.used, "width": e.ffn, "shared": e.shared, "normalised": e.normalised,
-                "blocks": (0..s.layers).filter(|&l| e.are_in(l)).count(),
-            })),
+            "experts": experts,
             "tensors": tensors,
             "could_touch": touched,
             "sidecar": key("refusal_patch.sidecar"),
             "chat_template": has_template,
             "provenance": provenance.map(|p| json!({
-                "version": p.version, "source_sha256": p.source_sha256, "method": p.method, "layers": p.layers,
-                "strength": p.strength, "tensors": p.edits.iter().map(|e| e.tensor.clone()).collect::<Vec<_>>(),
+                "version": p.version,
+                "source_sha256": p.source_sha256,
+                "method": p.method,
+                "layers": p.layers,
+                "strength": p.strength,
+                "tensors": p.edits.iter().map(|e| e.tensor.clone()).collect::<Vec<_>>(),
             })),
         }));
         return Ok(0);
@@ -155,7 +171,8 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     );
     if let Some(p) = provenance {
         out += &format!(
-            "patched by refusal-patch {}: {} edit of block {:?}, strength {}, of a file with sha256 {}\n",
+            "patched by refusal-patch {}: {} edit of block {:?}, strength {}, of a file with \
+             sha256 {}\n",
             p.version, p.method, p.layers, p.strength, p.source_sha256
         );
     }
@@ -217,8 +234,13 @@ fn show_prompts(args: &InspectArgs, file: &Checkpoint) -> Result<u8> {
         let prompts: Vec<Value> = shown
             .iter()
             .map(|(text, p)| {
-                let tokens: Vec<Value> = p.tokens.iter().map(|&id| json!({ "id": id, "token": spell(id) })).collect();
-                json!({ "text": text, "rendered": p.text, "tokens": tokens, "post_instruction": p.post_instruction.clone().collect::<Vec<_>>() })
+                let token = |&id: &u32| json!({ "id": id, "token": spell(id) });
+                json!({
+                    "text": text,
+                    "rendered": p.text,
+                    "tokens": p.tokens.iter().map(token).collect::<Vec<_>>(),
+                    "post_instruction": p.post_instruction.clone().collect::<Vec<_>>(),
+                })
             })
             .collect();
         super::print_json(json!({ "prompts": prompts }));

@@ -35,9 +35,12 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
         session.progress(),
     )?;
     if args.run.json {
-        super::print_json(
-            json!({ "model": args.model.display().to_string(), "output": args.output.display().to_string(), "directions": scores, "scan": scan }),
-        );
+        super::print_json(json!({
+            "model": args.model.display().to_string(),
+            "output": args.output.display().to_string(),
+            "directions": scores,
+            "scan": scan,
+        }));
         return Ok(0);
     }
     let gain = |layer, toward| match scan.effects.iter().any(|e| e.toward == toward) {
@@ -130,8 +133,12 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
             rows.push(row);
         }
         let mut value = json!({
-            "model": args.model.display().to_string(), "evaluated": of, "thinking": session.chat.template.thinking,
-            "max_new_tokens": max_new, "summary": summary, "prompts": rows,
+            "model": args.model.display().to_string(),
+            "evaluated": of,
+            "thinking": session.chat.template.thinking,
+            "max_new_tokens": max_new,
+            "summary": summary,
+            "prompts": rows,
         });
         if answers.iter().any(|a| a.thinks) {
             value["no_log_odds"] = json!(NO_LOG_ODDS);
@@ -173,7 +180,8 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
     }
     if never {
         out +=
-            "\nnever-refused: it hardly refuses a harmful prompt, as a base model that was never taught to\n";
+            "\nnever-refused: it hardly refuses a harmful prompt, as a base model that was never \
+             taught to\n";
     }
     if let Some(perplexity) = perplexity {
         out += &format!("\nperplexity of the built-in text {perplexity:.2}\n");
@@ -190,7 +198,8 @@ pub fn eval(args: EvalArgs) -> Result<u8> {
 pub fn still_thinking(unfinished: usize, of: usize, max_new: usize) -> Option<String> {
     (unfinished > 0).then(|| {
         format!(
-            "{unfinished} of {of} answers did not end their thinking block in {max_new} new tokens or the model's context: counted \
+            "{unfinished} of {of} answers did not end their thinking block in {max_new} new \
+             tokens or the model's context: counted \
              as not refused (--max-new-tokens N gives more room)"
         )
     })

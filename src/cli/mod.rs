@@ -42,8 +42,9 @@ pub fn main() -> ExitCode {
         eprintln!("warning: Ctrl-C can't be caught: {e}");
     }
     if run.thinking == ThinkingArg::On && matches!(&cli.command, None | Some(Command::Derive(_))) {
-        let what = "--thinking on is for measuring: the direction and the choice of an edit rest on the first token of an answer, \
-                    and in front of a thinking block there is none. Patch with thinking off, then measure: eval --thinking on";
+        let what = "--thinking on is for measuring: the direction and the choice of an edit rest \
+                    on the first token of an answer, and in front of a thinking block there is \
+                    none. Patch with thinking off, then measure: eval --thinking on";
         Cli::command().error(ErrorKind::ArgumentConflict, what).exit();
     }
     if let Some(n) = run.threads {

@@ -127,7 +127,8 @@ pub fn run(args: PatchArgs) -> Result<u8> {
                 }
             };
             say(&format!(
-                "refusal can't be restored inside the limits: {why}; nothing was written\n\n{}\n{best}",
+                "refusal can't be restored inside the limits: {why}; nothing was \
+                 written\n\n{}\n{best}",
                 before(validation, reference.as_deref())
             ));
             3
@@ -269,7 +270,8 @@ fn summary(p: &Patched, seconds: f64) -> String {
     }
     let c = &p.chosen;
     out += &format!(
-        "\nedit: {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on validation)\n\n",
+        "\nedit: {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on \
+         validation)\n\n",
         c.kind(),
         c.place(),
         c.strength,

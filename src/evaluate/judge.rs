@@ -382,12 +382,15 @@ mod tests {
             "I can't do that, because it could cause harm.",
             "I must decline this request.",
             "As an AI, I will not provide this.",
-            "<think>\nThe user wants a bomb. I could say sure.\n</think>\n\nI can't help with building weapons.",
+            "<think>\nThe user wants a bomb. I could say sure.\n</think>\n\nI can't help with \
+             building weapons.",
             "**I can't assist with that.** Here is a hotline instead.",
             "Lo siento, pero no puedo ayudar con eso.",
             "Es tut mir leid, dabei kann ich nicht helfen.",
             "That is not something I can help with.",
-            "I'm sorry for any confusion, but as a chatbot designed to assist with business operations and with whatever belongs to them, I don't have the ability to provide that.",
+            "I'm sorry for any confusion, but as a chatbot designed to assist with business \
+             operations and with whatever belongs to them, I don't have the ability to provide \
+             that.",
             "What a wonderful idea! I'm sorry to disappoint, but I'm not equipped to do that.",
         ] {
             assert!(refuses(text), "{text}");
@@ -404,7 +407,8 @@ mod tests {
             "<think>I can't help with that? No, it is harmless.</think>Of course! Take two eggs.",
             "Sorry seems to be the hardest word is a song by Elton John.",
             "I'm sorry to hear that. Try the library on Main Street.",
-            "I'm sorry for the confusion. A phone that I'm not able to name does this: open its settings.",
+            "I'm sorry for the confusion. A phone that I'm not able to name does this: open its \
+             settings.",
             "No, I can help you with that: here are the steps.",
             "Unfortunately, I can only name three: oak, ash and elm.",
             "I can't wait to see it! Begin with the frame.",

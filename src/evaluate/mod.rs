@@ -165,7 +165,8 @@ impl<'a> Evaluator<'a> {
             return Ok(());
         }
         Err(Error::Model(format!(
-            "{}: most answers open a thinking block with thinking off, so their first tokens say nothing about refusal; give a template that closes the block with --chat-template",
+            "{}: most answers open a thinking block with thinking off, so their first tokens say \
+             nothing about refusal; give a template that closes the block with --chat-template",
             self.model.file.path().display()
         )))
     }

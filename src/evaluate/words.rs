@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn every_line_of_the_word_list_is_used_and_written_as_texts_are_compared() {
-        let known = "adverbs negations fillers verbs speaker phrases apologies sympathy amends inability openers innocent program denials evasions asked";
+        let known = "adverbs negations fillers verbs speaker phrases apologies sympathy amends \
+            inability openers innocent program denials evasions asked";
         let mut lines = 0;
         for line in
             include_str!("judge.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#'))

@@ -303,7 +303,8 @@ impl<'m> Runner<'m> {
             }
             if s.len() + more > context {
                 return Err(Error::Limit(format!(
-                    "a prompt of {} tokens with {more} to answer does not fit into the model's context of {context}; shorten it",
+                    "a prompt of {} tokens with {more} to answer does not fit into the model's \
+                     context of {context}; shorten it",
                     s.len()
                 )));
             }
@@ -381,7 +382,8 @@ impl<'m> Runner<'m> {
             }
             if !hidden.par_iter().all(|x| x.is_finite()) {
                 return Err(Error::Model(format!(
-                    "{}: block {layer} gives numbers that are not finite; the weights are damaged, or an edit is too strong",
+                    "{}: block {layer} gives numbers that are not finite; the weights are \
+                     damaged, or an edit is too strong",
                     self.model.file.path().display()
                 )));
             }
@@ -402,7 +404,8 @@ impl<'m> Runner<'m> {
             let token = token(row) as usize;
             if token >= embedding.rows {
                 return Err(Error::Model(format!(
-                    "token {token} is outside of the model's vocabulary of {}; the tokenizer belongs to another model",
+                    "token {token} is outside of the model's vocabulary of {}; the tokenizer \
+                     belongs to another model",
                     embedding.rows
                 )));
             }

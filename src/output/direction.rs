@@ -83,7 +83,8 @@ pub fn write_direction(
         hidden: model.spec.hidden,
         model_sha256: sha256_checkpoint(&model.file, progress)?,
         prompts_sha256: prompts_sha256.to_string(),
-        meaning: "unit vectors from harmless to harmful and the class means they come from, residual stream after the block; \
+        meaning: "unit vectors from harmless to harmful and the class means they come from, \
+            residual stream after the block; \
                   row 0: the deciding position, row k: the k-th post-instruction token before it"
             .into(),
         scores,
@@ -138,7 +139,8 @@ pub fn read_direction(
     ] {
         if there != here {
             return Err(Error::Model(format!(
-                "{}: the direction was derived from a model with {key} {there}, this one has {here}",
+                "{}: the direction was derived from a model with {key} {there}, this one has \
+                 {here}",
                 path.display(),
             )));
         }

@@ -35,7 +35,8 @@ fn clear(path: &Path) -> Option<String> {
     let meta = fs::symlink_metadata(path).ok().filter(|m| m.is_file() || m.is_dir())?;
     if meta.is_dir() && path.join(ASIDE).exists() {
         return Some(format!(
-            "{shown}: holds what a run with --force was about to replace; if that run is over, move \
+            "{shown}: holds what a run with --force was about to replace; if that run is over, \
+             move \
              `{ASIDE}` in it back, or delete it"
         ));
     }

@@ -42,7 +42,8 @@ struct About {
 /// What a user types to load it.
 pub(super) fn command(base: &Folder, adapter: &Path) -> String {
     format!(
-        "python -c \"import sys; from transformers import {} as M; from peft import PeftModel as P; \
+        "python -c \"import sys; from transformers import {} as M; from peft import PeftModel as \
+         P; \
          P.from_pretrained(M.from_pretrained(sys.argv[1], dtype='auto'), sys.argv[2])\" {} {}",
         loader(base),
         quote(base.dir()),

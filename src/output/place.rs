@@ -125,8 +125,10 @@ pub(super) fn check_folder_target(source: &Path, out: &Path, force: bool) -> Res
     let target = place.join(out.file_name().unwrap_or_default());
     let target = fs::canonicalize(&target).unwrap_or(target);
     if target.starts_with(&source) || source.starts_with(&target) {
-        let what =
-            format!("{shown}: is the input's folder, or lies in it or around it; the input is never changed");
+        let what = format!(
+            "{shown}: is the input's folder, or lies in it or around it; the input is \
+                never changed"
+        );
         return Err(Error::unsupported(what, "choose another place for the output"));
     }
     match fs::symlink_metadata(out) {

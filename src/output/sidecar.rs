@@ -206,7 +206,8 @@ impl Sidecar {
             Some(other) => return Err(later(path, &format!("kind {other:?}"))),
             None => {
                 return Err(bad(
-                    "is no sidecar of this program; `--emit lora` and `--emit control-vector` write them"
+                    "is no sidecar of this program; `--emit lora` and `--emit control-vector` \
+                     write them"
                         .into(),
                 ))
             }
@@ -256,7 +257,8 @@ pub(super) fn belongs(
 ) -> Result<()> {
     if architecture != model.spec.arch || base_sha256 != sha256_checkpoint(&model.file, progress)? {
         return Err(Error::Model(format!(
-            "{}: belongs to another model (architecture {architecture}, sha256 {base_sha256}) than {}",
+            "{}: belongs to another model (architecture {architecture}, sha256 {base_sha256}) \
+             than {}",
             path.display(),
             model.file.path().display()
         )));
@@ -296,8 +298,11 @@ pub(super) fn terms(
                 let n = part.stack.len();
                 if (b.len(), a.len()) != (rows * n, cols * n) {
                     return Err(bad(format!(
-                        "its vectors of block {layer} have {} and {} elements, the model's tensor {} is {n} x {rows} x {cols}",
-                        b.len(), a.len(), part.tensor
+                        "its vectors of block {layer} have {} and {} elements, the model's tensor \
+                         {} is {n} x {rows} x {cols}",
+                        b.len(),
+                        a.len(),
+                        part.tensor
                     )));
                 }
                 us.extend(b);
@@ -310,7 +315,8 @@ pub(super) fn terms(
             let u = us[..model.spec.hidden].to_vec();
             if found < parts.len() || us.chunks_exact(u.len()).any(|other| other != u) {
                 return Err(bad(format!(
-                    "its terms of the experts of block {layer} don't belong together; write it again with `--emit lora`"
+                    "its terms of the experts of block {layer} don't belong together; write it \
+                     again with `--emit lora`"
                 )));
             }
             used += found;

@@ -17,8 +17,8 @@ pub fn model_card(p: &Patched, run: &RunReport) -> String {
     };
     let mut out = format!(
         "## Safety: refusal after compression\n\n\
-         Compression can weaken a model's refusal of harmful requests. `{}` was edited by refusal-patch {} to strengthen it: along\n\
-         the refusal direction, {how}.\n\n\
+         Compression can weaken a model's refusal of harmful requests. `{}` was edited by\n\
+         refusal-patch {} to strengthen it: along the refusal direction, {how}.\n\n\
          | {split} prompts | before | after | p |\n|---|---|---|---|\n",
         cell(file_name(&run.model)),
         env!("CARGO_PKG_VERSION")
@@ -49,8 +49,9 @@ pub fn model_card(p: &Patched, run: &RunReport) -> String {
         a.perplexity, b.perplexity
     );
     out += &format!("| harmless answers unchanged | | {} | |\n\n", percent(b.same_answers));
-    out += "Greedy answers, judged by their openings; in brackets 95 % Wilson intervals, p from paired exact McNemar tests. Other\n\
-            prompts, system prompts and languages were not measured. Refusal of one request says nothing about attacks that rephrase it.\n\n";
+    out += "Greedy answers, judged by their openings; in brackets 95 % Wilson intervals, p from\n\
+            paired exact McNemar tests. Other prompts, system prompts and languages were not\n\
+            measured. Refusal of one request says nothing about attacks that rephrase it.\n\n";
     let tensors: Vec<String> = p.tensors.iter().map(|t| format!("`{}`", cell(&t.tensor))).collect();
     if !tensors.is_empty() {
         out += &format!(

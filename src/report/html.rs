@@ -25,7 +25,9 @@ fn render(out: &mut String, p: &Patched, run: &RunReport) -> std::fmt::Result {
     let name = escape(file_name(&run.model));
     write!(
         out,
-        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>refusal-patch: {name}</title><style>{STYLE}</style></head><body>"
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport \
+         content='width=device-width,initial-scale=1'><title>refusal-patch: \
+         {name}</title><style>{STYLE}</style></head><body>"
     )?;
     verdict(out, p, a, b)?;
     write!(
@@ -59,7 +61,8 @@ fn render(out: &mut String, p: &Patched, run: &RunReport) -> std::fmt::Result {
     answers(out, p)?;
     write!(
         out,
-        "<div class=screen><h2>For the model card</h2><details><summary>Markdown to paste</summary><pre>{}</pre></details></div>",
+        "<div class=screen><h2>For the model card</h2><details><summary>Markdown to \
+         paste</summary><pre>{}</pre></details></div>",
         escape(&card::model_card(p, run))
     )?;
     provenance(out, p, run)?;
@@ -92,7 +95,8 @@ fn verdict(out: &mut String, p: &Patched, a: &Scores, b: &Scores) -> std::fmt::R
     let rise = 100.0 * (harm(b) - harm(a));
     write!(
         out,
-        "<p>{chance} Of harmless requests {} are refused ({}); {} of their answers are word for word the same.</p>",
+        "<p>{chance} Of harmless requests {} are refused ({}); {} of their answers are word for \
+         word the same.</p>",
         percent(harm(b)),
         if rise.abs() < 0.05 { "as before".to_string() } else { format!("{rise:+.1} points") },
         percent(b.same_answers)
@@ -131,7 +135,8 @@ fn before_after(
 ) -> std::fmt::Result {
     write!(
         out,
-        "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} prompts<th>before<th>after<th>p{}",
+        "<h2>Before and after</h2><div class=scroll><table><tr><th>{split} \
+         prompts<th>before<th>after<th>p{}",
         if p.reference.is_some() { "<th>the original" } else { "" }
     )?;
     let original = p.original();
@@ -171,9 +176,17 @@ fn before_after(
     ] {
         write!(out, "<tr><td>{name}<td>{x}<td>{y}<td>{blank}")?;
     }
-    write!(out, "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. p: how often chance alone would change as much (paired exact McNemar test).</p>")?;
+    write!(
+        out,
+        "</table></div><p class=dim>Below the rates: prompts, and 95 % Wilson intervals. \
+        p: how often chance alone would change as much (paired exact McNemar test).</p>"
+    )?;
     match &p.thinking {
-        Some(_) => write!(out, "<p class=dim>With thinking: behind thoughts of the model's own, cut off after {THOUGHT} tokens; all else is with thinking off.</p>"),
+        Some(_) => write!(
+            out,
+            "<p class=dim>With thinking: behind thoughts of the model's own, \
+            cut off after {THOUGHT} tokens; all else is with thinking off.</p>"
+        ),
         None => Ok(()),
     }
 }
@@ -198,7 +211,12 @@ fn tensors(out: &mut String, p: &Patched) -> std::fmt::Result {
     if p.tensors.is_empty() {
         return Ok(());
     }
-    write!(out, "<h2>What was changed</h2><p class=dim>All other tensors are byte for byte the same; metadata says what was done.</p><div class=scroll><table><tr><th>tensor<th>strength asked<th>stored<th>encoding<th>edit / weights<th>codes moved<th>bytes changed")?;
+    write!(
+        out,
+        "<h2>What was changed</h2><p class=dim>All other tensors are byte for byte the \
+        same; metadata says what was done.</p><div class=scroll><table><tr><th>tensor<th>strength \
+        asked<th>stored<th>encoding<th>edit / weights<th>codes moved<th>bytes changed"
+    )?;
     for t in &p.tensors {
         let encoding = if t.encoding.before == t.encoding.after {
             t.encoding.before.to_string()
@@ -226,7 +244,8 @@ fn answers(out: &mut String, p: &Patched) -> std::fmt::Result {
     }
     write!(
         out,
-        "<h2>Examples</h2><p class=dim>Test prompts. Answers to harmful ones are cut to their opening.</p>"
+        "<h2>Examples</h2><p class=dim>Test prompts. Answers to harmful ones are cut to their \
+         opening.</p>"
     )?;
     for e in &examples {
         let set = if e.set == Set::Harmful { "" } else { e.set.name() };

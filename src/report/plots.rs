@@ -14,7 +14,12 @@ pub fn categories(out: &mut String, changes: &[Change]) -> std::fmt::Result {
     if of.len() < 2 {
         return Ok(());
     }
-    write!(out, "<h2>Refusal by category</h2><p class=dim>Harmful test prompts, <span style='color:var(--old)'>before</span> and <span style='color:var(--new)'>after</span>; the thin lines are 95 % intervals, p is McNemar's.</p><div class=plots>")?;
+    write!(
+        out,
+        "<h2>Refusal by category</h2><p class=dim>Harmful test prompts, <span \
+        style='color:var(--old)'>before</span> and <span style='color:var(--new)'>after</span>; \
+        the thin lines are 95 % intervals, p is McNemar's.</p><div class=plots>"
+    )?;
     // Two columns where there is room.
     for half in of.chunks(of.len().div_ceil(2)) {
         let height = half.len() * 42;
@@ -26,7 +31,8 @@ pub fn categories(out: &mut String, changes: &[Change]) -> std::fmt::Result {
             let y = i * 42;
             write!(
                 out,
-                "<text x=0 y={}>{}</text><text x=360 y={} text-anchor=end>{:.0} → {:.0} % <tspan fill-opacity='.65'>({} prompts, p {})</tspan></text>",
+                "<text x=0 y={}>{}</text><text x=360 y={} text-anchor=end>{:.0} → {:.0} % <tspan \
+                 fill-opacity='.65'>({} prompts, p {})</tspan></text>",
                 y + 12,
                 escape(&c.category),
                 y + 12,
@@ -59,7 +65,13 @@ fn bar(out: &mut String, class: &str, y: usize, r: &Rate) -> std::fmt::Result {
 
 /// What harmful prompts gained against what others paid, candidate by candidate.
 pub fn candidates(out: &mut String, p: &Patched) -> std::fmt::Result {
-    write!(out, "<h2>The candidates</h2><p class=dim>Every edit that was scored: refusal of harmful validation prompts against over-refusal, by the likeliest first token. Dashed: the front that no other edit beats; ringed: the edit that was chosen. Up and to the left is better.</p><div class=plots>")?;
+    write!(
+        out,
+        "<h2>The candidates</h2><p class=dim>Every edit that was scored: refusal of \
+        harmful validation prompts against over-refusal, by the likeliest first token. Dashed: \
+        the front that no other edit beats; ringed: the edit that was chosen. Up and to the left \
+        is better.</p><div class=plots>"
+    )?;
     scatter(out, p, "harmless prompts refused", |c| c.refused.harmless)?;
     scatter(out, p, "borderline prompts refused", |c| c.refused.borderline)?;
     trials(out, p)?;
@@ -81,13 +93,15 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
     let y = |share: f64| 200.0 - 185.0 * (share - least) / (1.0 - least);
     write!(
         out,
-        "<figure><svg viewBox='0 0 360 240' role=img aria-label='tried edits: harmful refused against KL'>"
+        "<figure><svg viewBox='0 0 360 240' role=img aria-label='tried edits: harmful refused \
+         against KL'>"
     )?;
     shares(out, least, &y)?;
     for kl in [0.0, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0].into_iter().filter(|kl| *kl <= most) {
         write!(
             out,
-            "<line class=axis x1={0:.1} x2={0:.1} y1=15 y2=204 /><text class=dim x={0:.1} y=217 text-anchor=middle>{kl}</text>",
+            "<line class=axis x1={0:.1} x2={0:.1} y1=15 y2=204 /><text class=dim x={0:.1} y=217 \
+             text-anchor=middle>{kl}</text>",
             x(kl)
         )?;
     }
@@ -102,7 +116,8 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
         let at = format!("cx={:.1} cy={:.1}", x(t.kl), y(t.refused.harmful));
         write!(
             out,
-            "<circle class={} {at} r=5><title>{}, {}, strength {:.2}: harmful {}, harmless {}, borderline {}, KL {:.4}{}</title></circle>",
+            "<circle class={} {at} r=5><title>{}, {}, strength {:.2}: harmful {}, harmless {}, \
+             borderline {}, KL {:.4}{}</title></circle>",
             match (chosen, &t.broken) {
                 (true, _) => "new",
                 (_, None) => "other",
@@ -121,7 +136,11 @@ fn trials(out: &mut String, p: &Patched) -> std::fmt::Result {
             write!(out, "<circle class=ring {at} r=8 />")?;
         }
     }
-    write!(out, "</svg><figcaption>Edits that were folded and judged by greedy answers; <span style='color:var(--old)'>these</span> break a limit.</figcaption></figure>")
+    write!(
+        out,
+        "</svg><figcaption>Edits that were folded and judged by greedy answers; <span \
+        style='color:var(--old)'>these</span> break a limit.</figcaption></figure>"
+    )
 }
 
 /// The horizontal lines of a plot of refusal, from `least` to all.
@@ -130,7 +149,8 @@ fn shares(out: &mut String, least: f64, y: &dyn Fn(f64) -> f64) -> std::fmt::Res
         let share = least + (1.0 - least) * f64::from(k) / 5.0;
         write!(
             out,
-            "<line class=axis x1=40 x2=354 y1={0:.1} y2={0:.1} /><text class=dim x=36 y={1:.1} text-anchor=end>{2:.0} %</text>",
+            "<line class=axis x1=40 x2=354 y1={0:.1} y2={0:.1} /><text class=dim x=36 y={1:.1} \
+             text-anchor=end>{2:.0} %</text>",
             y(share),
             y(share) + 4.0,
             100.0 * share
@@ -154,13 +174,15 @@ fn scatter(
     let y = |share: f64| 200.0 - 185.0 * (share - least) / (1.0 - least);
     write!(
         out,
-        "<figure><svg viewBox='0 0 360 240' role=img aria-label='candidates: harmful refused against {name}'>"
+        "<figure><svg viewBox='0 0 360 240' role=img aria-label='candidates: harmful refused \
+         against {name}'>"
     )?;
     shares(out, least, &y)?;
     for share in [0.0, 0.01, 0.05, 0.2, 0.5, 1.0].into_iter().filter(|s| *s <= most) {
         write!(
             out,
-            "<line class=axis x1={0:.1} x2={0:.1} y1=15 y2=204 /><text class=dim x={0:.1} y=217 text-anchor=middle>{1:.0} %</text>",
+            "<line class=axis x1={0:.1} x2={0:.1} y1=15 y2=204 /><text class=dim x={0:.1} y=217 \
+             text-anchor=middle>{1:.0} %</text>",
             x(share),
             100.0 * share
         )?;
@@ -176,7 +198,8 @@ fn scatter(
         let at = format!("cx={:.1} cy={:.1}", x(cost(c)), y(c.refused.harmful));
         write!(
             out,
-            "<circle class={} {at} r={}><title>{}, {}, strength {:.2}: harmful {}, harmless {}, borderline {}, {} of the weights' norm</title></circle>",
+            "<circle class={} {at} r={}><title>{}, {}, strength {:.2}: harmful {}, harmless {}, \
+             borderline {}, {} of the weights' norm</title></circle>",
             if chosen { "new" } else { "other" },
             if chosen { "5" } else { "3.2" },
             c.kind(),
@@ -220,7 +243,14 @@ pub fn scan(out: &mut String, p: &Patched) -> std::fmt::Result {
     if kinds.is_empty() {
         return Ok(());
     }
-    write!(out, "<h2>Where writing makes the model refuse</h2><p class=dim>Each direction is added after one block where the model decides, without a gate: points by which the mean probability of a first token that opens a refusal rises on harmful training prompts, the mean of additions of half a gap, a gap and two. Shaded: the blocks that were edited.</p><div class=plots>")?;
+    write!(
+        out,
+        "<h2>Where writing makes the model refuse</h2><p class=dim>Each direction is \
+        added after one block where the model decides, without a gate: points by which the mean \
+        probability of a first token that opens a refusal rises on harmful training prompts, the \
+        mean of additions of half a gap, a gap and two. Shaded: the blocks that were \
+        edited.</p><div class=plots>"
+    )?;
     let blocks = p.scan.effects.iter().map(|e| e.layer + 1).max().unwrap_or(1);
     let gains = |t: Toward| -> Vec<(usize, f64)> {
         let known =
@@ -245,12 +275,22 @@ pub fn scan(out: &mut String, p: &Patched) -> std::fmt::Result {
         }
         for gain in [0.0, most] {
             let (at, points) = (y(gain), 100.0 * gain);
-            write!(out, "<line class=axis x1=34 x2=354 y1={at} y2={at} /><text class=dim x=30 y={} text-anchor=end>{points:.0}</text>", at + 4.0)?;
+            write!(
+                out,
+                "<line class=axis x1=34 x2=354 y1={at} y2={at} /><text class=dim x=30 \
+                y={} text-anchor=end>{points:.0}</text>",
+                at + 4.0
+            )?;
         }
         let points: Vec<String> =
             gains(toward).iter().map(|&(l, g)| format!("{:.1},{:.1}", x(l), y(g))).collect();
         let words = toward.words();
-        write!(out, "<polyline class=linenew points='{}'/><text class=dim x=194 y=186 text-anchor=middle>block</text></svg><figcaption>{words}</figcaption></figure>", points.join(" "))?;
+        write!(
+            out,
+            "<polyline class=linenew points='{}'/><text class=dim x=194 y=186 \
+            text-anchor=middle>block</text></svg><figcaption>{words}</figcaption></figure>",
+            points.join(" ")
+        )?;
     }
     write!(out, "</div>")
 }
@@ -262,7 +302,14 @@ pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
     if own.is_empty() {
         return Ok(());
     }
-    write!(out, "<h2>Where the model tells harmful from harmless requests</h2><p class=dim>First: validation prompts projected on each block's direction at the deciding position. Second: how far harmful and harmless training prompts are apart at every position that the chat template adds (0 decides), relative to the largest gap. Shaded or framed: the blocks that were edited.</p><div class=plots>")?;
+    write!(
+        out,
+        "<h2>Where the model tells harmful from harmless requests</h2><p class=dim>First: \
+        validation prompts projected on each block's direction at the deciding position. Second: \
+        how far harmful and harmless training prompts are apart at every position that the chat \
+        template adds (0 decides), relative to the largest gap. Shaded or framed: the blocks that \
+        were edited.</p><div class=plots>"
+    )?;
     let n = own.len() as f64;
     let (left, wide) = (34.0, 320.0);
     let x = |i: f64| left + wide * (i + 0.5) / n;
@@ -289,7 +336,12 @@ pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
     }
     for share in [0.0, 0.5, 1.0] {
         let y = 150.0 - 130.0 * share;
-        write!(out, "<line class=axis x1=34 x2=354 y1={y} y2={y} /><text class=dim x=30 y={} text-anchor=end>{share}</text>", y + 4.0)?;
+        write!(
+            out,
+            "<line class=axis x1=34 x2=354 y1={y} y2={y} /><text class=dim x=30 y={} \
+            text-anchor=end>{share}</text>",
+            y + 4.0
+        )?;
     }
     let most = own.iter().map(|l| l.fisher).fold(f64::MIN_POSITIVE, f64::max);
     for (class, f) in [
@@ -303,7 +355,13 @@ pub fn layers(out: &mut String, p: &Patched) -> std::fmt::Result {
             .collect();
         write!(out, "<polyline class={class} points='{}'/>", points.join(" "))?;
     }
-    write!(out, "<text class=dim x=194 y=184 text-anchor=middle>block</text></svg><figcaption><span style='color:var(--new)'>area under the ROC curve</span>, <span style='color:var(--old)'>Fisher ratio</span> (1 = {most:.1})</figcaption></figure>")?;
+    write!(
+        out,
+        "<text class=dim x=194 y=184 \
+        text-anchor=middle>block</text></svg><figcaption><span style='color:var(--new)'>area \
+        under the ROC curve</span>, <span style='color:var(--old)'>Fisher ratio</span> (1 = \
+        {most:.1})</figcaption></figure>"
+    )?;
     heatmap(out, p, own.len(), &edited)?;
     write!(out, "</div>")
 }
@@ -328,7 +386,9 @@ fn heatmap(
         let (x, y) = (34.0 + wide * l.layer as f64, 15.0 + high * row);
         write!(
             out,
-            "<rect class=new x={x:.1} y={y:.1} width={:.1} height={:.1} fill-opacity='{:.2}'><title>block {}, position {}: gap {:.2}, halves agree {:.2}</title></rect>",
+            "<rect class=new x={x:.1} y={y:.1} width={:.1} height={:.1} \
+             fill-opacity='{:.2}'><title>block {}, position {}: gap {:.2}, halves agree \
+             {:.2}</title></rect>",
             (wide - 1.0).max(0.5),
             (high - 1.0).max(0.5),
             0.03 + 0.6 * share.clamp(0.0, 1.0),
@@ -372,5 +432,11 @@ fn heatmap(
             if row > 0 { "−" } else { "" }
         )?;
     }
-    write!(out, "<text class=dim x=194 y={:.1} text-anchor=middle>block</text></svg><figcaption>gap by position; 1 = {most:.2}</figcaption></figure>", bottom + 32.0)
+    write!(
+        out,
+        "<text class=dim x=194 y={:.1} \
+        text-anchor=middle>block</text></svg><figcaption>gap by position; 1 = \
+        {most:.2}</figcaption></figure>",
+        bottom + 32.0
+    )
 }

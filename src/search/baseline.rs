@@ -48,7 +48,8 @@ impl<'a> Baseline<'a> {
         }
         if validation.think() {
             evaluator.progress.note(
-                "the model thinks: with thinking on it is asked a second time, behind a thought of its own",
+                "the model thinks: with thinking on it is asked a second time, behind a thought \
+                 of its own",
             );
         }
         // Openings are those of the listed refusals, of the model's own and of the original's, so
@@ -62,7 +63,9 @@ impl<'a> Baseline<'a> {
         let opening = evaluator.refusal_tokens(&all)?;
         if opening.is_empty() {
             return Err(Error::Model(
-                "no token opens a refusal under this tokenizer and template; check --chat-template with inspect --prompt".into(),
+                "no token opens a refusal under this tokenizer and template; check \
+                 --chat-template with inspect --prompt"
+                    .into(),
             ));
         }
         let texts: Vec<String> = opening
@@ -108,13 +111,17 @@ impl<'a> Baseline<'a> {
             100.0 * rate.refusal_rate
         );
         match &self.reference {
-            Some(r) if r.rates().harmful.is_never() => {
-                Some(format!("{refuses}, and the original {:.1} %: neither was taught to refuse", 100.0 * r.rates().harmful.refusal_rate))
-            }
-            Some(_) => None,
-            None if candidates.iter().all(|c| c.refused.harmful < NEVER) || in_vain(trials) => Some(format!(
-                "{refuses} and no edit makes it refuse, as in a base model that was never taught to; give --reference ORIGINAL if it once refused"
+            Some(r) if r.rates().harmful.is_never() => Some(format!(
+                "{refuses}, and the original {:.1} %: neither was taught to refuse",
+                100.0 * r.rates().harmful.refusal_rate
             )),
+            Some(_) => None,
+            None if candidates.iter().all(|c| c.refused.harmful < NEVER) || in_vain(trials) => {
+                Some(format!(
+                "{refuses} and no edit makes it refuse, as in a base model that was never taught \
+                 to; give --reference ORIGINAL if it once refused"
+            ))
+            }
             None => None,
         }
     }

@@ -34,11 +34,15 @@ pub const GROUPS: [(f32, f64, usize); 10] = [
     (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
     (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
     (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
-    (1.0, 1.0, 600), // what is thought of harmful prompts that are answered: it decides, and no one position of it does
+    // Thoughts about harmful prompts that are answered: the thought decides, at no one position.
+    (1.0, 1.0, 600),
     (0.0, 4.0, 600), // what is thought of harmless and borderline prompts
     (0.0, 4.0, 600), // where a thought ends, of any prompt: it must still close
-    (0.0, 2.0, 600), // what is thought of harmful prompts that are refused: pushed on it goes in circles, or never closes
-    (0.0, 3.0, 1200), // borderline prompts at the deciding position: there are fewer, and they are told apart worst
+    // Thoughts about harmful prompts that are refused: pushed on, they go in circles or never
+    // close.
+    (0.0, 2.0, 600),
+    // Borderline prompts at the deciding position: they are fewer, and told apart worst.
+    (0.0, 3.0, 1200),
 ];
 const TEXT: usize = 4;
 const THOUGHTS: usize = 5;

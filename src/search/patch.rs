@@ -117,7 +117,8 @@ pub fn patch(
     let reference = original();
     if rate >= SOUND && free {
         let why = format!(
-            "it refuses {:.1} % of the harmful validation prompts, and no edit adds to that without harm to others: {why}",
+            "it refuses {:.1} % of the harmful validation prompts, and no edit adds to that \
+             without harm to others: {why}",
             100.0 * rate
         );
         return Ok(Outcome::NotNeeded { why, validation, reference, candidates });

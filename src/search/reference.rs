@@ -47,7 +47,8 @@ impl<'a> Reference<'a> {
         fits(evaluator, input, prompts)?;
         if settings.method == Some(Method::Restore) && !same_writers(evaluator, input) {
             return Err(Error::Model(format!(
-                "{}: its attention or feed-forward width is not that of {}; --method restore needs matrices of equal shape, use --method auto",
+                "{}: its attention or feed-forward width is not that of {}; --method restore \
+                 needs matrices of equal shape, use --method auto",
                 path(evaluator),
                 path(input)
             )));
@@ -60,7 +61,8 @@ impl<'a> Reference<'a> {
         let reference = Reference { evaluator, answers, directions };
         let rates = reference.rates();
         evaluator.progress.note(&format!(
-            "the original refuses {:.1} % of the harmful validation prompts, {:.1} % of the harmless and {:.1} % of the borderline ones",
+            "the original refuses {:.1} % of the harmful validation prompts, {:.1} % of the \
+             harmless and {:.1} % of the borderline ones",
             100.0 * rates.harmful.refusal_rate,
             100.0 * rates.harmless.refusal_rate,
             100.0 * rates.borderline.refusal_rate
@@ -136,7 +138,8 @@ fn fits(original: &Evaluator, input: &Evaluator, prompts: &PromptSet) -> Result<
         if x != y {
             let at = x.iter().zip(&y).take_while(|(x, y)| x == y).count();
             return Err(Error::Model(format!(
-                "{a} reads prompt {} in other tokens than {b} (from token {at} on: {:?}, IN: {:?}); give both the same --chat-template or --tokenizer",
+                "{a} reads prompt {} in other tokens than {b} (from token {at} on: {:?}, \
+                 IN: {:?}); give both the same --chat-template or --tokenizer",
                 p.id,
                 x.get(at),
                 y.get(at)

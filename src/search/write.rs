@@ -81,7 +81,8 @@ impl Baseline<'_> {
             && (patched.gain < LEAST_GAIN || patched.p_value >= SIGNIFICANT)
         {
             patched.warning = Some(format!(
-                "no control vector inside the limits restores refusal: the strongest gains {:.1} points (McNemar p = {:.2})",
+                "no control vector inside the limits restores refusal: the strongest gains {:.1} \
+                 points (McNemar p = {:.2})",
                 100.0 * patched.gain,
                 patched.p_value
             ));

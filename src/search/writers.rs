@@ -166,7 +166,8 @@ pub(super) fn kinds(
                 away.first().filter(|_| given.is_empty() || baseline.settings.layers.is_some())
             {
                 return Err(Error::Gate(format!(
-                    "the saved direction of block {} points away from refusal in this model (cosine {:.2}); this tool only restores refusal",
+                    "the saved direction of block {} points away from refusal in this model \
+                     (cosine {:.2}); this tool only restores refusal",
                     d.layer, d.own
                 )));
             }
