@@ -126,7 +126,7 @@ impl Session {
             notes,
             compute: Compute::new(&options.device)?.with_cancel(cancel.clone()),
             memory: options.memory.unwrap_or_else(free_memory),
-            progress: Watched { progress: options.progress.clone(), cancel },
+            progress: Watched { progress: Arc::clone(&options.progress), cancel },
         })
     }
 

@@ -385,9 +385,9 @@ impl<'a> Evaluator<'a> {
         let mut wanted = Vec::new();
         let mut next = Vec::new();
         for (i, s) in sequences.iter().enumerate() {
-            for p in 1..s.len() {
-                wanted.push((i, p - 1));
-                next.push(s[p]);
+            for (p, &token) in s.iter().skip(1).enumerate() {
+                wanted.push((i, p));
+                next.push(token);
             }
         }
         let states = self.runner().run(&sequences, &[], &wanted, &mut ())?;

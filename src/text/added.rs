@@ -178,9 +178,7 @@ mod tests {
 
     #[test]
     fn tokens_that_only_the_other_files_know_are_added_with_their_ids() {
-        let token = |text: &str, special: bool| {
-            json!({ "content": text, "special": special, "lstrip": false })
-        };
+        let token = |text: &str, special: bool| json!({ "content": text, "special": special, "lstrip": false });
         let decoder =
             json!({ "4": token("<e>", true), "3": token("<u>", true), "2": token("<pad>", true) });
         for files in [

@@ -107,7 +107,7 @@ impl ChatTemplate {
             enable_thinking => thinking == Thinking::On,
             thinking => thinking == Thinking::On,
         };
-        let env = self.env.clone();
+        let env = Arc::clone(&self.env);
         let rendered = guarded(what, guard::TEMPLATE, move || render(&env, context));
         self.overran.fetch_or(rendered.is_err(), Ordering::Relaxed);
         rendered.and_then(|text| text.map_err(Error::Model)).map_err(|e| match e {

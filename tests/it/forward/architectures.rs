@@ -54,7 +54,7 @@ fn list(v: &Value) -> &[Value] {
 
 fn sequences(golden: &Value) -> Vec<Vec<u32>> {
     let ids = |s: &Value| list(s).iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
-    list(&golden["sequences"]).iter().map(|s| ids(s)).collect()
+    list(&golden["sequences"]).iter().map(ids).collect()
 }
 
 fn every_position(sequences: &[Vec<u32>]) -> Vec<(usize, usize)> {
@@ -233,7 +233,7 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
             let mut watch =
                 Watch { at: (layer, writer), pos: 9, read: Vec::new(), stream: Vec::new() };
             let runner = Runner::new(&model, &compute, edit, MEMORY, &Silent);
-            runner.run(&[tokens.clone()], &[], &[], &mut watch).unwrap();
+            runner.run(std::slice::from_ref(&tokens), &[], &[], &mut watch).unwrap();
             watch
         };
         let before = run(None);

@@ -31,7 +31,7 @@ fn sequences(json: &Value) -> Vec<Vec<u32>> {
     let ids = |s: &Value| {
         s.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>()
     };
-    json["sequences"].as_array().unwrap().iter().map(|s| ids(s)).collect()
+    json["sequences"].as_array().unwrap().iter().map(ids).collect()
 }
 
 fn every_position(sequences: &[Vec<u32>]) -> Vec<(usize, usize)> {
@@ -199,7 +199,7 @@ fn a_fork_costs_a_row_and_equals_the_sequence_whose_edit_fires_there_only() {
     for (name, ffn) in [("llama3", Writer::Ffn), ("mixtral", Writer::Experts)] {
         let (model, json) = golden(name);
         let last = model.spec.layers - 1;
-        let edits = vec![edit(&model, last, Writer::Attention), edit(&model, last, ffn)];
+        let edits = [edit(&model, last, Writer::Attention), edit(&model, last, ffn)];
         let plain = sequences(&json);
         let forks: Vec<Fork> = (0..plain.len())
             .flat_map(|seq| edits.iter().map(move |e| (seq, e)))

@@ -181,7 +181,7 @@ fn a_shard_under_another_name_says_what_it_must_be_called() {
     let other = dir.path().join("model.gguf");
     fs::copy(&paths[1], &other).unwrap();
     let words = ["is shard 2 of 3 by its metadata", "must end in -00002-of-00003.gguf"];
-    refused(&[other.clone()], "model.gguf", &words);
+    refused(std::slice::from_ref(&other), "model.gguf", &words);
     let mut bytes = header(3, 0, 1);
     bytes.extend(entry("split.count", 2, &3u16.to_le_bytes()));
     fs::write(&other, bytes).unwrap();
