@@ -103,7 +103,7 @@ fn text(c: &Comparison) -> String {
     }
     out += &format!(
         "\nperplexity of the built-in text {:.2} -> {:.2}\n\n",
-        c.perplexity.0, c.perplexity.1
+        c.perplexity.before, c.perplexity.after
     );
     let mut rows = vec![cells![
         "block",
@@ -122,13 +122,13 @@ fn text(c: &Comparison) -> String {
             format!("{:.3}", l.across),
             format!("{:.3} ({:.3})", l.null, l.null_low),
             if l.moved { "yes" } else { "no" },
-            format!("{:.3} -> {:.3}", l.magnitude.0, l.magnitude.1),
-            percent(l.magnitude.1 / l.magnitude.0),
-            format!("{:.3} -> {:.3}", l.auc.0, l.auc.1)
+            format!("{:.3} -> {:.3}", l.magnitude.before, l.magnitude.after),
+            percent(l.magnitude.after / l.magnitude.before),
+            format!("{:.3} -> {:.3}", l.auc.before, l.auc.after)
         ]);
     }
     out += &table(&rows);
-    if let (Some(a), Some(b)) = (&c.source.0, &c.source.1) {
+    if let (Some(a), Some(b)) = (&c.source.before, &c.source.after) {
         out += &format!(
             "\nclearest at block {}, position {} (Fisher {:.2}) -> block {}, position {} (Fisher \
              {:.2})\n",

@@ -14,6 +14,7 @@ use crate::evaluate::stats::Power;
 use crate::evaluate::Change;
 use crate::model::Model;
 use crate::num::cosine;
+use crate::pair::Pair;
 use crate::text::{Set, Thinking};
 
 /// Odds of chance below which a loss counts.
@@ -51,11 +52,11 @@ pub struct Comparison {
     /// Refusal of every set and category, original against compressed.
     pub refusal: Vec<Change>,
     /// Perplexity of the built-in text, original and compressed.
-    pub perplexity: (f64, f64),
+    pub perplexity: Pair<f64>,
     /// The direction, block by block, at the deciding position.
     pub layers: Vec<LayerChange>,
     /// Where the direction tells prompts apart best in the original and in the compressed model.
-    pub source: (Option<Source>, Option<Source>),
+    pub source: Pair<Option<Source>>,
 }
 
 /// The direction of one block in both models.
@@ -77,9 +78,9 @@ pub struct LayerChange {
     pub moved: bool,
     /// (μ_harmful − μ_harmless) along the original's direction, in the original and in the
     /// compressed model.
-    pub magnitude: (f64, f64),
+    pub magnitude: Pair<f64>,
     /// Area under the ROC curve of each model's own direction on validation prompts.
-    pub auc: (f64, f64),
+    pub auc: Pair<f64>,
 }
 
 /// A block and post-instruction position.
@@ -123,9 +124,9 @@ pub fn compare(original: &Profile, compressed: &Profile, max_drop: f64) -> Compa
         power: whole.power(max_drop),
         rendering: Rendering::of(&original.rendered, &compressed.rendered),
         refusal,
-        perplexity: (original.perplexity, compressed.perplexity),
+        perplexity: Pair::new(original.perplexity, compressed.perplexity),
         layers: (0..original.layers).filter_map(|l| layer(original, compressed, l)).collect(),
-        source: (source(original), source(compressed)),
+        source: Pair::new(source(original), source(compressed)),
     }
 }
 
@@ -166,8 +167,8 @@ fn layer(original: &Profile, compressed: &Profile, layer: usize) -> Option<Layer
         null: mean(&null),
         null_low,
         moved: mean(&across) < null_low,
-        magnitude: (along(&a.difference), along(&b.difference)),
-        auc: (a.auc, b.auc),
+        magnitude: Pair::new(along(&a.difference), along(&b.difference)),
+        auc: Pair::new(a.auc, b.auc),
     })
 }
 
@@ -190,7 +191,7 @@ mod tests {
             Change {
                 set: Set::Harmful,
                 category,
-                rates: crate::pair::Pair::new(rate(before), rate(after)),
+                rates: Pair::new(rate(before), rate(after)),
                 gained,
                 lost,
                 p_value,

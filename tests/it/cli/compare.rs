@@ -63,9 +63,9 @@ fn a_model_that_lost_refusal_to_pruning_is_weakened_and_fails_the_gate() {
         );
     }
     // Pruning took magnitude along the direction (Chhabra & Khalili 2025; docs/METHOD.md).
-    let source = v["source"][0]["layer"].as_u64().unwrap() as usize;
+    let source = v["source"]["before"]["layer"].as_u64().unwrap() as usize;
     let magnitude = &v["layers"][source]["magnitude"];
-    assert!(number(&magnitude[1]) < number(&magnitude[0]), "{magnitude}");
+    assert!(number(&magnitude["after"]) < number(&magnitude["before"]), "{magnitude}");
 }
 
 #[test]
