@@ -113,7 +113,7 @@ fn both_written(dir: &Path, few: &[String]) -> (PathBuf, Vec<PathBuf>, Vec<PathB
         assert!(dir.join(end).exists(), "{end}");
     }
     let hash = |p: &Path| sha256_checkpoint(&Checkpoint::open(p).unwrap(), &Silent).unwrap();
-    assert_eq!(b["sha256"], json!([hash(&shards[0]), hash(&out[0])]));
+    assert_eq!(b["sha256"], json!({ "before": hash(&shards[0]), "after": hash(&out[0]) }));
     (one, shards, out)
 }
 
@@ -161,7 +161,7 @@ fn the_edit_beside_shards_is_one_file_that_belongs_to_them() {
         let (code, eval) = run(&[&beside[..], &words(&few)].concat());
         assert_eq!(code, 0);
         let rate = &eval["summary"]["harmful"]["refused"];
-        assert_eq!(*rate, report["test"][1]["harmful"]["refused"]);
+        assert_eq!(*rate, report["test"]["after"]["harmful"]["refused"]);
     }
 }
 

@@ -120,7 +120,7 @@ fn hostile_counts_and_shapes_are_one_clear_error() {
     number("expert_count", 1 << 31, &["ffn_gate_inp.weight is 6 x 64", "2147483648 x 64"]);
     number("expert_count", 5, &["ffn_gate_inp.weight is 6 x 64", "5 x 64"]);
     number("expert_count", 0, &["qwen2moe.expert_count is missing or not a positive number"]);
-    number("expert_used_count", 7, &["7 of 6 experts", "at most as many used as there are"]);
+    number("expert_used_count", 7, &["7 of 6 experts", "no more experts in use than there are"]);
     number("expert_used_count", u32::MAX, &["4294967295 of 6 experts"]);
     number(
         "expert_feed_forward_length",
