@@ -53,7 +53,7 @@ fn ended(mut child: Child) -> (i32, String) {
 fn strength_of(out: &Path) -> f32 {
     Model::open(out).unwrap();
     let record = Provenance::read(&Gguf::open(out).unwrap()).unwrap().unwrap();
-    assert_eq!(record.edits.len(), 1);
+    assert!(!record.edits.is_empty());
     record.strength
 }
 
