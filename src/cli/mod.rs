@@ -22,6 +22,7 @@ use args::{Cli, Command, ThinkingArg};
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     refusal_patch::checkpoint::name_files_cut_short();
+    refusal_patch::text::keep_guarded_panics_quiet();
     let run = match &cli.command {
         None => &cli.patch.run,
         Some(Command::Derive(a)) => &a.run,

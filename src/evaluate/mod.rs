@@ -174,7 +174,7 @@ impl<'a> Evaluator<'a> {
     /// First tokens of refusals under this tokenizer, after this template: those of the listed
     /// openings and of the refusals in `answers`, without tokens that carry over 5 % of the mass on
     /// average where harmless prompts are answered and not refused (a token that opens everything
-    /// says nothing), unless refusals give them [`CLEARLY`] times as much.
+    /// says nothing), unless refusals give them four times as much.
     ///
     /// # Errors
     /// Most of the answers think first.

@@ -54,7 +54,7 @@ impl PostNorm {
     }
 
     /// The vector that, added to a product of root mean square `rms`, adds `unit` to the residual
-    /// stream. It is the ridge solution rms / factor · w ⊙ `unit` / (w² + ε), with ε = [`RIDGE`] ·
+    /// stream. It is the ridge solution rms / factor · w ⊙ `unit` / (w² + ε), with ε = `RIDGE` ·
     /// mean(w²), or `unit` / factor without a norm. With a norm it holds only if the addition
     /// changes the product's length little: the norm fixes the length of its output, so that more
     /// of one direction is less of all others.

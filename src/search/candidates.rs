@@ -235,7 +235,7 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
 
 impl Candidate {
     /// What it is worth less what its size costs. `outlook`: of its first tokens, or of its
-    /// answers; `goal`: [`Outlook::worth`].
+    /// answers; `goal`: the refusal beyond which more is worth nothing.
     pub fn value(&self, outlook: &Outlook, goal: f64) -> f64 {
         outlook.worth(goal) - BULK * self.size
     }

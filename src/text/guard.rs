@@ -23,6 +23,20 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Values that lie inside each other are written and dropped by recursion.
 const STACK: usize = 128 << 20;
 
+/// The name of the threads that work runs in.
+const NAME: &str = "guarded";
+
+/// Keeps a panic of such work from being printed: it becomes an error. For a program's start: the
+/// hook for panics belongs to the whole process.
+pub fn keep_guarded_panics_quiet() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() != Some(NAME) {
+            before(info);
+        }
+    }));
+}
+
 /// Runs work, and returns what it returns. A thread that goes beyond a limit can't be stopped, only
 /// left: whoever sees the error ends the program soon.
 ///
@@ -35,7 +49,8 @@ pub(super) fn guarded<T: Send + 'static>(
 ) -> Result<T> {
     let (send, done) = channel();
     let (begun, before) = (Instant::now(), own_memory());
-    let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || {
+    let builder = std::thread::Builder::new().name(NAME.into()).stack_size(STACK);
+    let thread = builder.spawn(move || {
         let _ = send.send(work());
     });
     thread.map_err(|e| Error::Limit(format!("{what}: no thread can be started: {e}")))?;

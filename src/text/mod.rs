@@ -22,6 +22,7 @@ mod vocab;
 
 pub use by_set::BySet;
 pub use chat::{Chat, Message, Prompt};
+pub use guard::keep_guarded_panics_quiet;
 pub use hub::folder_template;
 pub use prompt_file::{read as read_prompts, PromptFile};
 pub use prompts::{PromptRecord, PromptSet, Set, Split};

@@ -128,7 +128,7 @@ impl PromptSet {
     /// measure the result.
     ///
     /// # Errors
-    /// `Limit` if one of these classes has fewer than [`FEWEST`] prompts or an empty split.
+    /// `Limit` if one of these classes has fewer than 64 prompts or an empty split.
     pub fn enough(&self) -> Result<()> {
         for set in [Set::Harmful, Set::Harmless] {
             let n = self.prompts.iter().filter(|p| p.set == set).count();

@@ -301,6 +301,8 @@ fn inner_and_later(
 ) -> Result<(tokenizers::Tokenizer, Option<tokenizers::Tokenizer>)> {
     let wrong =
         |e: &dyn std::fmt::Display| Error::format(path, None, format!("not a tokenizer.json: {e}"));
+    // First, because the library's own reader panics on some that isn't JSON.
+    let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| wrong(&e))?;
     let parse = |bytes: &[u8]| {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
         // How batches were padded and cut in training is no part of a chat: transformers sets
@@ -313,7 +315,6 @@ fn inner_and_later(
         Ok(inner)
     };
     let inner = parse(bytes)?;
-    let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| wrong(&e))?;
     let later = if value.get_mut("pre_tokenizer").is_some_and(drop_first_blank) {
         Some(parse(value.to_string().as_bytes())?)
     } else {
