@@ -132,6 +132,12 @@ impl<'a> Baseline<'a> {
         self.reference.as_ref().map_or(1.0, |r| Outlook::read(&r.answers).mean(Set::Harmful))
     }
 
+    /// By what share of harmful prompts these scores refuse more than the original; 0 without one.
+    pub fn beyond_goal(&self, s: &Scores) -> f64 {
+        let rate = s.refusal.harmful.refusal_rate;
+        self.reference.as_ref().map_or(0.0, |r| rate - r.rates().harmful.refusal_rate)
+    }
+
     /// The limits that every edit is held to.
     pub fn limits(&self) -> Limits {
         let original = self.reference.as_ref().map(Reference::rates);

@@ -282,7 +282,8 @@ fn try_out(
             Tried::Kept(finalist) => {
                 weaker = None;
                 if finalist.overshoot > 0.0 {
-                    weaker = weaker_of(candidates, order, &finalist, baseline);
+                    let wanted = finalist.gain - baseline.beyond_goal(&finalist.scores);
+                    weaker = weaker_of(candidates, order, index, finalist.gain, wanted);
                     weaker.into_iter().for_each(|next| queue.push_front(next));
                 }
                 finalists.push(*finalist);
@@ -300,20 +301,17 @@ fn try_out(
     Ok((finalists, why))
 }
 
-/// Of the family of a finalist that overshoots the goal, the weaker edit that should meet it: what
-/// an edit gains grows about as its strength.
+/// Of the family of candidate `of`, the weaker edit that should gain `wanted` of harmful prompts
+/// where `of` gained more: what an edit gains grows about as its strength.
 fn weaker_of(
     candidates: &[Candidate],
     order: &[usize],
-    finalist: &Finalist,
-    baseline: &Baseline,
+    of: usize,
+    gained: f64,
+    wanted: f64,
 ) -> Option<usize> {
-    let rates = baseline.reference.as_ref()?.rates();
-    let own = baseline.own.scores.refusal.harmful.refusal_rate;
-    let gained = finalist.scores.refusal.harmful.refusal_rate - own;
-    let of = &candidates[finalist.index];
-    let wanted = of.strength * ((rates.harmful.refusal_rate - own) / gained).clamp(0.0, 1.0);
-    let distance = |i: usize| (candidates[i].strength / wanted).ln().abs();
+    let (of, share) = (&candidates[of], (wanted / gained).clamp(1e-3, 1.0));
+    let distance = |i: usize| (candidates[i].strength / (of.strength * share)).ln().abs();
     let weaker = order.iter().copied().filter(|&i| {
         candidates[i].family == of.family && candidates[i].strength < of.strength - 1e-9
     });
@@ -338,4 +336,21 @@ fn take_best(
     };
     let (at, _) = finalists.iter().enumerate().max_by(|(_, a), (_, b)| better(a, b))?;
     Some(finalists.remove(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::search::rank::tests::candidate;
+
+    #[test]
+    fn where_a_goal_is_overshot_the_strength_that_should_meet_it_is_tried() {
+        let of = |strength, family| Candidate { strength, ..candidate(family, 0.1, [1.0; 3], 0.0) };
+        let all = [of(2.0, 0), of(1.41, 0), of(1.0, 0), of(0.5, 0), of(1.0, 1)];
+        let order = [0, 4, 1, 3, 2];
+        assert_eq!(weaker_of(&all, &order, 0, 0.4, 0.2), Some(2), "half the gain");
+        assert_eq!(weaker_of(&all, &order, 0, 0.4, 0.39), Some(1), "weaker, never the same");
+        assert_eq!(weaker_of(&all, &order, 0, 0.4, -0.1), Some(3), "the weakest there is");
+        assert_eq!(weaker_of(&all, &order, 3, 0.4, 0.1), None, "none is weaker");
+    }
 }

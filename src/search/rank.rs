@@ -111,7 +111,7 @@ pub(super) fn refine(candidates: &[Candidate], limits: &FirstTokenLimits) -> Vec
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::worth::Outlook;
     use super::super::Toward;
     use super::*;
@@ -119,7 +119,7 @@ mod tests {
     use crate::text::BySet;
 
     /// A candidate of a family of its own under which three harmful prompts are refused like this.
-    fn candidate(family: usize, size: f64, harmful: [f64; 3], risk: f64) -> Candidate {
+    pub fn candidate(family: usize, size: f64, harmful: [f64; 3], risk: f64) -> Candidate {
         Candidate {
             method: Method::Gated,
             toward: Toward::Projected,
