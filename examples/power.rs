@@ -83,7 +83,8 @@ fn main() {
          compressions ({TIMES} for each cell and loss, losses in steps of half a point). The\n\
          original refuses {:.0} % of the harmful prompts. The background is the share of the\n\
          prompts that changes sides each way without a loss: quantization alone does that.\n\n\
-         *Test*: the exact McNemar test alone, p < 0.05, computed, as `compare` prints it.\n\
+         *Test*: the exact McNemar test alone, p < 0.05, computed, as `compare` prints it; the\n\
+         background is rounded to whole prompts there.\n\
          *Verdict*: the test, and a measured loss over --max-drop {MAX_DROP}, simulated: a loss\n\
          that is only just over what is allowed is measured as less every other time. The\n\
          built-in set has {built_in} harmful test prompts.\n",
@@ -102,7 +103,6 @@ fn main() {
         for b in BACKGROUNDS {
             let refused = (BEFORE * n as f64).round() as usize;
             let both = (b * n as f64).round() as usize;
-            // The computed one takes a whole number of prompts for the background.
             let test = Power::of(n, refused, both, both, MAX_DROP).smallest_loss;
             print!(" {} | {} |", points(test), points(smallest(n, b)));
         }

@@ -15,7 +15,7 @@ pub(super) struct Bounds {
 }
 
 /// Templates render in milliseconds.
-pub(super) const TEMPLATE: Bounds = Bounds { seconds: 20, megabytes: 512 };
+pub(super) const TEMPLATE: Bounds = Bounds { seconds: 20, megabytes: 256 };
 /// A tokenizer of 260,000 tokens is read in a second or two.
 pub(super) const TOKENIZER: Bounds = Bounds { seconds: 120, megabytes: 2048 };
 /// How often the memory is looked at.

@@ -249,7 +249,7 @@ mod tests {
             ),
             ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".into(), "recursion"),
             ("{{ ('a' * 10000000) ~ ('a' * 10000000) }}".into(), "bytes"),
-            (format!("{doubled}n.s ~ n.s %}}{{% endfor %}}"), "512 MB"),
+            (format!("{doubled}n.s ~ n.s %}}{{% endfor %}}"), "256 MB"),
             ("{{ messages | string | indent(1000000000000) }}".into(), "width"),
             ("{{ messages | string | indent(width=1000000000000) }}".into(), "width"),
             ("{{ [1] | batch(1000000000000) | list }}".into(), "count"),
