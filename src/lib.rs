@@ -32,6 +32,7 @@ pub mod error;
 pub mod evaluate;
 pub mod forward;
 pub mod model;
+mod nan;
 pub mod num;
 pub mod output;
 pub mod packing;

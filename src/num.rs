@@ -49,27 +49,3 @@ pub fn random_unit(n: usize, seed: u64) -> Vec<f32> {
     let length = norm(&v);
     v.iter().map(|x| (f64::from(*x) / length) as f32).collect()
 }
-
-/// Numbers that may be missing: NaN is `null` in JSON.
-pub mod nan {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    /// Writes a number, or `null`.
-    ///
-    /// # Errors
-    /// What the serializer says.
-    pub fn serialize<S: Serializer>(x: &f64, s: S) -> Result<S::Ok, S::Error> {
-        match x.is_finite() {
-            true => s.serialize_f64(*x),
-            false => s.serialize_none(),
-        }
-    }
-
-    /// Reads a number, or NaN for `null`.
-    ///
-    /// # Errors
-    /// What the deserializer says.
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
-        Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
-    }
-}

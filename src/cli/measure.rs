@@ -2,9 +2,8 @@
 
 use refusal_patch::evaluate::judge::Verdict;
 use refusal_patch::evaluate::{categories, AnswerOptions, Evaluator, Rate};
-use refusal_patch::output::Emit;
-use refusal_patch::output::{preflight_beside, write_direction, Sidecar};
-use refusal_patch::search::{self, Derived, LayerScore, Settings, Toward};
+use refusal_patch::output::{preflight_beside, write_direction, Emit, Sidecar};
+use refusal_patch::search::{Derived, LayerScore, Settings, Toward};
 use refusal_patch::text::{PromptRecord, Set, Split};
 use refusal_patch::{Error, Result};
 use serde_json::json;
@@ -23,7 +22,7 @@ pub fn derive(args: DeriveArgs) -> Result<u8> {
     let prompts = prompts(&args.run)?;
     let settings =
         Settings { max_new_tokens: usize::from(args.run.max_new_tokens), ..Settings::default() };
-    let Derived { directions, scan } = search::derive(&session.evaluator(), &prompts, &settings)?;
+    let Derived { directions, scan } = session.derive(&prompts, &settings)?;
     let scores: Vec<LayerScore> = directions.iter().map(LayerScore::from).collect();
     write_direction(
         &args.output,

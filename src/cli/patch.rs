@@ -7,10 +7,9 @@ use refusal_patch::checkpoint::{Checkpoint, ShardName};
 use refusal_patch::edit::Method;
 use refusal_patch::encoding::Encoding;
 use refusal_patch::evaluate::{Scores, THOUGHT};
-use refusal_patch::output::Emit;
 use refusal_patch::output::{
     check_copy, clear_leftovers, preflight, preflight_checkpoint, read_direction, write_whole,
-    Provenance,
+    Emit, Provenance,
 };
 use refusal_patch::pair::Pair;
 use refusal_patch::report::{self, ReportPaths, RunFacts, RunReport};

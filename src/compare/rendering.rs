@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::hex;
 use crate::error::Result;
+use crate::pair::Pair;
 use crate::text::{Chat, PromptSet};
 
 /// Characters that are shown of a text around the place where it differs.
@@ -38,7 +39,7 @@ impl Rendered {
     }
 
     /// sha256 of all texts, and of all token ids.
-    fn sha256(&self) -> (String, String) {
+    fn sha256(&self) -> Hashes {
         let (mut texts, mut tokens) = (Sha256::new(), Sha256::new());
         for p in &self.prompts {
             texts.update((p.text.len() as u64).to_le_bytes());
@@ -46,7 +47,7 @@ impl Rendered {
             tokens.update((p.tokens.len() as u64).to_le_bytes());
             p.tokens.iter().for_each(|t| tokens.update(t.to_le_bytes()));
         }
-        (hex(&texts.finalize()), hex(&tokens.finalize()))
+        Hashes { texts: hex(&texts.finalize()), tokens: hex(&tokens.finalize()) }
     }
 }
 
@@ -59,13 +60,20 @@ pub struct Rendering {
     pub texts_differ: usize,
     /// Prompts whose token ids differ.
     pub tokens_differ: usize,
-    /// sha256 of the rendered texts, original and compressed.
-    pub sha256: (String, String),
-    /// sha256 of their token ids.
-    pub tokens_sha256: (String, String),
+    /// sha256 of what the original and the compressed model read.
+    pub sha256: Pair<Hashes>,
     /// The first prompt that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first: Option<Difference>,
+}
+
+/// sha256 of all prompts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Hashes {
+    /// Of the rendered texts.
+    pub texts: String,
+    /// Of the token ids.
+    pub tokens: String,
 }
 
 /// Where a prompt differs.
@@ -73,17 +81,15 @@ pub struct Rendering {
 pub struct Difference {
     /// The prompt's id.
     pub id: String,
-    /// The text, or the tokens, from the place where the two differ.
-    pub original: String,
-    /// The same of the compressed model.
-    pub compressed: String,
+    /// The text, or the tokens, from the place where the two differ: of the original, and of the
+    /// compressed model.
+    pub shown: Pair<String>,
 }
 
 impl Rendering {
     /// Compares what an original and its compressed version read of the same prompts.
     pub fn of(original: &Rendered, compressed: &Rendered) -> Rendering {
         let pairs = || original.prompts.iter().zip(&compressed.prompts);
-        let (a, b) = (original.sha256(), compressed.sha256());
         let text = pairs().find(|(x, y)| x.text != y.text).map(|(x, y)| {
             let same = x.text.chars().zip(y.text.chars()).take_while(|(a, b)| a == b).count();
             let from = same.saturating_sub(SHOWN / 4);
@@ -98,24 +104,23 @@ impl Rendering {
                 (x, shown(&x.tokens), shown(&y.tokens))
             })
         };
-        let first = text.or_else(tokens).map(|(one, original, compressed)| Difference {
+        let first = text.or_else(tokens).map(|(one, before, after)| Difference {
             id: one.id.clone(),
-            original,
-            compressed,
+            shown: Pair { before, after },
         });
         Rendering {
             prompts: original.prompts.len(),
             texts_differ: pairs().filter(|(x, y)| x.text != y.text).count(),
             tokens_differ: pairs().filter(|(x, y)| x.tokens != y.tokens).count(),
-            sha256: (a.0, b.0),
-            tokens_sha256: (a.1, b.1),
+            sha256: Pair::new(original.sha256(), compressed.sha256()),
             first,
         }
     }
 
     /// What the user must know before the numbers; none where both models read the same.
     pub fn warning(&self) -> Option<String> {
-        let Difference { id, original, compressed } = self.first.as_ref()?;
+        let Difference { id, shown: Pair { before: original, after: compressed } } =
+            self.first.as_ref()?;
         let (n, all) = (self.texts_differ, self.prompts);
         Some(match n {
             0 => format!(
@@ -158,12 +163,12 @@ mod tests {
         let first = r.first.as_ref().unwrap();
         assert_eq!(first.id, "p1");
         assert_eq!(
-            (first.original.as_str(), first.compressed.as_str()),
+            (first.shown.before.as_str(), first.shown.after.as_str()),
             ("<user>b<end>", "<user> b<stop>")
         );
         let warning = r.warning().unwrap();
         assert!(warning.contains("DIFFERENT PROMPTS") && warning.contains("1 of 2"), "{warning}");
-        assert_ne!(r.sha256.0, r.sha256.1);
+        assert_ne!(r.sha256.before.texts, r.sha256.after.texts);
     }
 
     #[test]
@@ -171,7 +176,8 @@ mod tests {
         let a = rendered(&[("a", &[7, 1, 2])]);
         let r = Rendering::of(&a, &rendered(&[("a", &[1, 2])]));
         assert_eq!((r.texts_differ, r.tokens_differ), (0, 1));
-        assert_eq!(r.sha256.0, r.sha256.1);
+        assert_eq!(r.sha256.before.texts, r.sha256.after.texts);
+        assert_ne!(r.sha256.before.tokens, r.sha256.after.tokens);
         let warning = r.warning().unwrap();
         assert!(warning.contains("DIFFERENT TOKENS") && warning.contains("[7, 1, 2]"), "{warning}");
         let same = Rendering::of(&a, &a);

@@ -15,8 +15,7 @@ use rayon::prelude::*;
 use crate::encoding::{Encoding, Params};
 use crate::error::{Error, Result};
 use crate::num::norm;
-use crate::weights::pruned;
-use crate::weights::{Matrix, Stack, Storage};
+use crate::weights::{pruned, Matrix, Stack, Storage};
 
 /// Columns that are worked on together: the longest block.
 const PANEL: usize = 256;

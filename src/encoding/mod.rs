@@ -18,6 +18,7 @@ mod iquant;
 mod kquant;
 mod lattice;
 mod legacy;
+mod mask;
 pub mod packed;
 mod plain;
 
@@ -82,6 +83,20 @@ pub enum Encoding {
     TQ1_0,
     /// 2.1 bits: `d·q` with q from −1 to 1, 256 elements.
     TQ2_0,
+}
+
+/// The levels that codes stand for.
+enum Scale {
+    /// Floats in numerical order.
+    Ranks,
+    /// The table of IQ4_NL.
+    Iq4,
+    /// 4-bit floats.
+    Fp4,
+    /// The code itself.
+    Integers,
+    /// No element has a code of its own.
+    None,
 }
 
 /// What turns an element's code into its value: `value = scale · level(code) + offset`. The value
@@ -186,30 +201,12 @@ impl Encoding {
     /// # Panics
     /// If the encoding has no codes.
     pub fn value(self, p: Params, code: i32) -> f32 {
-        // One arm for each encoding and no `_`: a new encoding must say what its codes mean.
-        let level = match self {
-            Encoding::F32 | Encoding::F16 | Encoding::BF16 => return plain::value(self, code),
-            Encoding::IQ4NL | Encoding::IQ4XS => iquant::level(code),
-            Encoding::MXFP4 | Encoding::NVFP4 => fp4::level(code),
-            Encoding::Q4_0
-            | Encoding::Q4_1
-            | Encoding::Q5_0
-            | Encoding::Q5_1
-            | Encoding::Q8_0
-            | Encoding::Q2K
-            | Encoding::Q3K
-            | Encoding::Q4K
-            | Encoding::Q5K
-            | Encoding::Q6K => code as f32,
-            Encoding::IQ1S
-            | Encoding::IQ1M
-            | Encoding::IQ2XXS
-            | Encoding::IQ2XS
-            | Encoding::IQ2S
-            | Encoding::IQ3XXS
-            | Encoding::IQ3S
-            | Encoding::TQ1_0
-            | Encoding::TQ2_0 => self.no_codes(),
+        let level = match self.scale() {
+            Scale::Ranks => return plain::value(self, code),
+            Scale::Iq4 => iquant::level(code),
+            Scale::Fp4 => fp4::level(code),
+            Scale::Integers => code as f32,
+            Scale::None => self.no_codes(),
         };
         p.scale * level + p.offset
     }
@@ -221,29 +218,12 @@ impl Encoding {
     /// If the encoding has no codes.
     pub fn nearest(self, p: Params, x: f32) -> i32 {
         let level = ((x as f64 - p.offset as f64) / p.scale as f64) as f32;
-        let guess = match self {
-            Encoding::F32 | Encoding::F16 | Encoding::BF16 => return plain::nearest(self, x),
-            Encoding::IQ4NL | Encoding::IQ4XS => iquant::nearest(level),
-            Encoding::MXFP4 | Encoding::NVFP4 => fp4::nearest(level),
-            Encoding::Q4_0
-            | Encoding::Q4_1
-            | Encoding::Q5_0
-            | Encoding::Q5_1
-            | Encoding::Q8_0
-            | Encoding::Q2K
-            | Encoding::Q3K
-            | Encoding::Q4K
-            | Encoding::Q5K
-            | Encoding::Q6K => level.round() as i32,
-            Encoding::IQ1S
-            | Encoding::IQ1M
-            | Encoding::IQ2XXS
-            | Encoding::IQ2XS
-            | Encoding::IQ2S
-            | Encoding::IQ3XXS
-            | Encoding::IQ3S
-            | Encoding::TQ1_0
-            | Encoding::TQ2_0 => self.no_codes(),
+        let guess = match self.scale() {
+            Scale::Ranks => return plain::nearest(self, x),
+            Scale::Iq4 => iquant::nearest(level),
+            Scale::Fp4 => fp4::nearest(level),
+            Scale::Integers => level.round() as i32,
+            Scale::None => self.no_codes(),
         };
         let (low, high) = self.code_range();
         let guess = guess.clamp(low, high);
@@ -301,6 +281,34 @@ impl Encoding {
             "{}: {bytes} bytes for {elements} elements",
             self.name()
         );
+    }
+
+    /// What the codes are. No `_`: a new encoding must say what its codes mean.
+    fn scale(self) -> Scale {
+        match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => Scale::Ranks,
+            Encoding::IQ4NL | Encoding::IQ4XS => Scale::Iq4,
+            Encoding::MXFP4 | Encoding::NVFP4 => Scale::Fp4,
+            Encoding::Q4_0
+            | Encoding::Q4_1
+            | Encoding::Q5_0
+            | Encoding::Q5_1
+            | Encoding::Q8_0
+            | Encoding::Q2K
+            | Encoding::Q3K
+            | Encoding::Q4K
+            | Encoding::Q5K
+            | Encoding::Q6K => Scale::Integers,
+            Encoding::IQ1S
+            | Encoding::IQ1M
+            | Encoding::IQ2XXS
+            | Encoding::IQ2XS
+            | Encoding::IQ2S
+            | Encoding::IQ3XXS
+            | Encoding::IQ3S
+            | Encoding::TQ1_0
+            | Encoding::TQ2_0 => Scale::None,
+        }
     }
 
     fn codes(self) -> &'static dyn Codes {

@@ -25,7 +25,7 @@ pub struct Rate {
     pub interval: Interval,
     /// Mean log-odds of refusal at the first answer position; no number (`null` in JSON) where the
     /// answers think first.
-    #[serde(with = "crate::num::nan")]
+    #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub mean_log_odds: f64,
     /// Answers that neither refuse nor answer.

@@ -15,15 +15,15 @@ pub struct Scores {
     #[serde(flatten)]
     pub refusal: BySet<Rate>,
     /// Mean KL(IN ‖ this) over IN's own answers to harmless prompts, nats.
-    #[serde(with = "crate::num::nan")]
+    #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub kl: f64,
     /// Perplexity of IN's own answers to harmless prompts.
-    #[serde(with = "crate::num::nan")]
+    #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub answer_perplexity: f64,
     /// Perplexity of the built-in text.
-    #[serde(with = "crate::num::nan")]
+    #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub perplexity: f64,
     /// Share of harmless prompts that are answered token for token as IN answers them.

@@ -117,7 +117,8 @@ mod tests {
     use crate::output::Emit;
     use crate::pair::Pair;
     use crate::search::{
-        Candidate, Effect, LayerScore, Outcome, Scan, Settings, Stored, TensorReport, Toward,
+        Broken, Candidate, Effect, LayerScore, Limit, Outcome, Scan, Settings, Stored,
+        TensorReport, Toward, Trial,
     };
     use crate::text::{BySet, PromptSet};
 
@@ -193,8 +194,8 @@ mod tests {
             layer,
             position,
             gap: 1.0,
-            auc: 0.9,
-            fisher: 2.0,
+            auc: if position == 0 { 0.9 } else { f64::NAN },
+            fisher: if position == 0 { 2.0 } else { f64::NAN },
             split_half: 0.8,
         };
         Patched {
@@ -206,7 +207,15 @@ mod tests {
             bytes: Pair::new(10, 20),
             chosen: candidate(2.0),
             candidates: vec![candidate(1.0), candidate(2.0), candidate(3.0)],
-            trials: Vec::new(),
+            trials: vec![Trial {
+                method: Method::Gated,
+                toward: Toward::Projected,
+                place: HOSTILE.into(),
+                strength: 1.0,
+                refused: BySet { harmful: f64::NAN, ..Default::default() },
+                kl: f64::NAN,
+                broken: Some(Broken { limit: Limit::Kl, value: f64::NAN, bound: 0.02 }),
+            }],
             tensors: vec![TensorReport {
                 tensor: HOSTILE.into(),
                 encoding: Pair::new("Q4_K".into(), "Q8_0".into()),

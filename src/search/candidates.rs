@@ -4,13 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Writer;
-use crate::edit::{Edit, RankOne};
+use crate::edit::{Edit, Method, RankOne};
 use crate::num::norm;
 
 use super::worth::Outlook;
 use super::writers::{Ingredient, Layer};
 use super::{Settings, Toward};
-use crate::edit::Method;
 use crate::text::BySet;
 
 /// Strengths that are tried, in units of the gap; about a factor √2 apart.
@@ -44,20 +43,25 @@ pub struct Candidate {
     /// √Σ ‖u vᵀ‖² / √Σ ‖W‖² over the edited tensors (of a constant: √Σ ‖u‖² / √Σ ‖W‖²).
     pub size: f64,
     /// Validation prompts of each class whose likeliest first token opens a refusal, as shares.
-    #[serde(flatten)]
+    #[serde(flatten, with = "crate::nan::by_set")]
+    #[schemars(with = "BySet<Option<f64>>")]
     pub refused: BySet<f64>,
     /// Mean log-odds of refusal on harmful prompts.
+    #[serde(with = "crate::nan")]
+    #[schemars(with = "Option<f64>")]
     pub log_odds: f64,
     /// Mean probability of a first token that opens a refusal. On harmless and borderline prompts:
     /// what over-refusal is to be expected on prompts like these, known more finely than by
     /// counting.
+    #[serde(with = "crate::nan::by_set")]
+    #[schemars(with = "BySet<Option<f64>>")]
     pub risk: BySet<f64>,
     /// How likely each validation prompt is refused under it.
     #[serde(skip)]
     pub outlook: Outlook,
     /// Held-out separation of the gate: 1 / root mean square on harmless prompts; `null` in JSON
     /// where no gate was fitted.
-    #[serde(with = "crate::num::nan")]
+    #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub separation: f64,
     /// The terms.

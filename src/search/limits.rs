@@ -35,7 +35,7 @@ pub struct Broken {
     pub limit: Limit,
     /// What was measured: a rise as a share, nats, or relative growth. NaN (`null` in JSON) breaks
     /// every limit.
-    #[serde(with = "crate::num::nan")]
+    #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub value: f64,
     /// The most that is allowed.

@@ -138,9 +138,12 @@ pub struct Trial {
     pub strength: f64,
     /// Prompts refused, as shares; no number (`null` in JSON) where a limit was broken before they
     /// were asked.
-    #[serde(flatten)]
+    #[serde(flatten, with = "crate::nan::by_set")]
+    #[schemars(with = "BySet<Option<f64>>")]
     pub refused: BySet<f64>,
     /// KL(IN ‖ OUT) on harmless answers, nats.
+    #[serde(with = "crate::nan")]
+    #[schemars(with = "Option<f64>")]
     pub kl: f64,
     /// The limit that it breaks.
     pub broken: Option<Broken>,
@@ -191,9 +194,14 @@ pub struct LayerScore {
     pub position: isize,
     /// ‖μ_harmful − μ_harmless‖.
     pub gap: f64,
-    /// Area under the ROC curve on validation prompts.
+    /// Area under the ROC curve on validation prompts; deciding position only, else NaN (`null` in
+    /// JSON).
+    #[serde(with = "crate::nan")]
+    #[schemars(with = "Option<f64>")]
     pub auc: f64,
-    /// Fisher ratio there.
+    /// Fisher ratio there; the same.
+    #[serde(with = "crate::nan")]
+    #[schemars(with = "Option<f64>")]
     pub fisher: f64,
     /// Cosine of the two halves' directions.
     pub split_half: f64,

@@ -1,6 +1,6 @@
 //! The main job: measure, derive, choose, fold, check, write, measure what was written.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::baseline::Baseline;
@@ -20,9 +20,7 @@ use crate::direction::Direction;
 use crate::edit::Method;
 use crate::error::{Error, Result};
 use crate::evaluate::{energy::writer_inputs, Evaluator};
-use crate::output::can_carry;
-use crate::output::preflight_checkpoint;
-use crate::output::Emit;
+use crate::output::{can_carry, preflight_checkpoint, Emit};
 use crate::text::{PromptSet, Set, Split};
 
 /// Runs the main job. `reference`: the original before compression, whose refusal is the goal.
@@ -249,42 +247,37 @@ fn try_out(
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
-    let mut tries = 0;
-    // With an original, stop at 3 finalists that meet its rate, or 6 in all.
-    let counts = |f: &Finalist| f.meets_goal(baseline);
-    let mut queue: VecDeque<usize> = order.iter().copied().collect();
-    // The weaker edit that is tried next, as a finalist of its family overshoots the goal.
+    let mut tried = HashSet::new();
+    // The weaker edit that is tried next where a finalist of its family overshoots the goal.
     let mut weaker = None;
-    let mut seen = HashSet::new();
-    while let Some(index) = queue.pop_front() {
+    let mut ranked = order.iter().copied();
+    while let Some((index, asked)) =
+        weaker.take().map(|i| (i, true)).or_else(|| ranked.next().map(|i| (i, false)))
+    {
         let candidate = &candidates[index];
-        let enough = finalists.iter().filter(|f| counts(f)).count() == FINALISTS;
-        if enough || finalists.len() == 2 * FINALISTS || tries == TRIES {
+        // With an original, stop at 3 finalists that meet its rate, or 6 in all.
+        let enough = finalists.iter().filter(|f| f.meets_goal(baseline)).count() == FINALISTS;
+        if enough || finalists.len() == 2 * FINALISTS || tried.len() == TRIES {
             break;
         }
         // What was too strong once is not tried stronger, and a family is not tried twice once it
         // has a finalist.
         let done = |f: &Finalist| {
             let of = &candidates[f.index];
-            let same = of.family == candidate.family && weaker != Some(index);
-            same && (f.reached || counts(f) || of.strength >= candidate.strength)
+            let ends = f.reached || baseline.reference.is_none();
+            of.family == candidate.family && (ends || of.strength >= candidate.strength)
         };
         if dropped.iter().any(|&(f, s)| f == candidate.family && candidate.strength >= s)
-            || finalists.iter().any(done)
+            || (!asked && finalists.iter().any(done))
+            || !tried.insert(index)
         {
             continue;
         }
-        if !seen.insert(index) {
-            continue;
-        }
-        tries += 1;
         match baseline.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
             Tried::Kept(finalist) => {
-                weaker = None;
                 if finalist.overshoot > 0.0 {
                     let wanted = finalist.gain - baseline.beyond_goal(&finalist.scores);
                     weaker = weaker_of(candidates, order, index, finalist.gain, wanted);
-                    weaker.into_iter().for_each(|next| queue.push_front(next));
                 }
                 finalists.push(*finalist);
             }

@@ -14,14 +14,12 @@ use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::evaluate::{Change, Evaluator, Rate, Scores, Unedited};
 use crate::model::{Model, Replacement};
-use crate::output::Emit;
 use crate::output::{
-    load_command, stage, stage_folder, unpatched, Added, Kind, Patch, Plan, Provenance, Sidecar,
-    Staged, TensorEdit,
+    load_command, stage, stage_folder, unpatched, Added, Emit, Kind, Patch, Plan, Provenance,
+    Sidecar, Staged, TensorEdit,
 };
 use crate::pair::Pair;
-use crate::text::BySet;
-use crate::text::Split;
+use crate::text::{BySet, Split};
 
 impl Baseline<'_> {
     /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test

@@ -1,7 +1,7 @@
 //! The fast tests: a module for each promise. `cargo test --test it read::` runs one module.
 //!
-//! All tests share one process and run side by side. A test that changes the process (its current
-//! folder, its interrupt) calls `common::alone` first.
+//! All tests share one process and run side by side. A test that changes the process, such as its
+//! current folder, calls `common::alone` first.
 
 mod common;
 
@@ -64,6 +64,7 @@ mod job {
     mod main_job;
     mod reference;
     mod report;
+    mod session;
     mod split;
 }
 

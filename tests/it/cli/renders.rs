@@ -36,15 +36,15 @@ fn a_changed_template_is_said_before_anything_else() {
     let (json, text, said) = compare(&healthy(), &changed);
     let r = &json["rendering"];
     assert_eq!(r["texts_differ"], r["prompts"]);
-    assert_ne!(r["sha256"][0], r["sha256"][1]);
-    assert!(r["first"]["compressed"].as_str().unwrap().contains("|>\t"), "{r}");
+    assert_ne!(r["sha256"]["before"]["texts"], r["sha256"]["after"]["texts"]);
+    assert!(r["first"]["shown"]["after"].as_str().unwrap().contains("|>\t"), "{r}");
     assert!(text.starts_with("THE TWO MODELS READ DIFFERENT PROMPTS"), "{text}");
     assert!(said.contains("warning: THE TWO MODELS READ DIFFERENT PROMPTS"), "{said}");
 
     let (json, text, said) = compare(&healthy(), &healthy());
     let r = &json["rendering"];
     assert_eq!((&r["texts_differ"], &r["tokens_differ"]), (&0.into(), &0.into()));
-    assert_eq!((&r["sha256"][0], &r["first"]), (&r["sha256"][1], &Value::Null));
+    assert_eq!((&r["sha256"]["before"], &r["first"]), (&r["sha256"]["after"], &Value::Null));
     assert!(text.starts_with("refusal is healthy") && !said.contains("DIFFERENT"), "{text}{said}");
     // Nothing changed sides, so the loss that shows is the least for so many prompts.
     let power = &json["power"];

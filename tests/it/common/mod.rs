@@ -7,6 +7,7 @@ pub mod gguf;
 pub mod main_job;
 pub mod organism;
 pub mod packings;
+pub mod random;
 pub mod record;
 pub mod sidecar;
 pub mod split;

@@ -2,34 +2,13 @@
 
 use std::path::Path;
 
+use crate::common::random::Random;
 use refusal_patch::arch::Writer;
 use refusal_patch::edit::fold::{achieved, fold, recode};
 use refusal_patch::encoding::{Encoding, Params};
 use refusal_patch::model::Model;
 use refusal_patch::num::norm;
 use refusal_patch::weights::Matrix;
-
-/// Gaussian numbers from SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) as f64 + 0.5) / (u64::MAX as f64 + 1.0)
-    }
-
-    fn gaussian(&mut self) -> f32 {
-        ((-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos())
-            as f32
-    }
-
-    fn vector(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.gaussian()).collect()
-    }
-}
 
 fn quantized(encoding: Encoding, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
@@ -45,7 +24,8 @@ fn quantized(encoding: Encoding, rows: usize, cols: usize, seed: u64) -> Vec<u8>
 /// An edit whose size is `share` of ‖W‖, with a few massive entries in û as real models have.
 fn edit(w: &Matrix, share: f64, seed: u64) -> (Vec<f32>, Vec<f32>) {
     let mut random = Random(seed);
-    let (mut u, v) = (random.vector(w.rows), random.vector(w.cols));
+    let mut vector = |n: usize| (0..n).map(|_| random.gaussian()).collect::<Vec<f32>>();
+    let (mut u, v) = (vector(w.rows), vector(w.cols));
     for i in 0..3 {
         u[i * w.rows / 3] *= 6.0;
     }

@@ -1,6 +1,7 @@
 //! The report of a whole main job, on a share of the built-in prompts given as files.
 
 use crate::common::organism::{few_prompts, first, run, text, words};
+use refusal_patch::report::RunReport;
 use serde_json::Value;
 
 #[test]
@@ -23,9 +24,11 @@ fn the_report_says_in_html_and_json_what_was_measured_and_shows_no_answer_to_a_h
     ];
     let (code, _) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!(code, 0);
-    let report: Value =
-        serde_json::from_str(&std::fs::read_to_string(dir.path().join("out.report.json")).unwrap())
-            .unwrap();
+    let json = std::fs::read_to_string(dir.path().join("out.report.json")).unwrap();
+    let report: Value = serde_json::from_str(&json).unwrap();
+    // It is the library's own type, to the last figure.
+    let record: RunReport = serde_json::from_str(&json).unwrap();
+    assert_eq!(serde_json::to_value(&record).unwrap(), report);
     let html = std::fs::read_to_string(dir.path().join("out.report.html")).unwrap();
 
     // The paired changes of the categories add up to those of the whole set.

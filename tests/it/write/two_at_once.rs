@@ -9,28 +9,9 @@ use std::process::{Child, Command, Stdio};
 use refusal_patch::checkpoint::Gguf;
 use refusal_patch::model::Model;
 use refusal_patch::output::Provenance;
-use refusal_patch::text::{PromptSet, Set, Split};
-use serde_json::{json, Value};
+use serde_json::Value;
 
-/// Few built-in prompts of each class, as files, for runs of seconds.
-fn few_prompts(dir: &Path) -> Vec<String> {
-    let all = PromptSet::built_in();
-    let mut words = Vec::new();
-    for (set, most) in [(Set::Harmful, 64), (Set::Harmless, 64), (Set::Borderline, 12)] {
-        let (half, quarter) = (most / 2, most / 4);
-        let splits = [(Split::Train, half), (Split::Validation, quarter), (Split::Test, quarter)];
-        let mut lines = String::new();
-        for (split, n) in splits {
-            for p in all.of(set, split).into_iter().take(n) {
-                lines += &format!("{}\n", json!({ "prompt": p.prompt, "split": split }));
-            }
-        }
-        let path = dir.join(format!("{}.jsonl", set.name()));
-        std::fs::write(&path, lines).unwrap();
-        words.extend([format!("--{}", set.name()), path.display().to_string()]);
-    }
-    words
-}
+use crate::common::organism::share_of_prompts;
 
 /// A run that writes an edit of this strength.
 fn start(dir: &Path, prompts: &[String], strength: &str, more: &[&str]) -> Child {
@@ -70,7 +51,7 @@ fn names(dir: &Path) -> Vec<String> {
 fn of_two_programs_that_write_one_output_one_wins_and_the_output_is_whole() {
     let (dir, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (dir, place) = (dir.path(), place.path());
-    let prompts = few_prompts(dir);
+    let prompts = share_of_prompts(dir, 22);
     let out: PathBuf = place.join("out.gguf");
     let written = ["out.gguf", "out.report.html", "out.report.json"];
     let both = ["0.5", "1.0"];
