@@ -1,12 +1,12 @@
 //! Two checkpoints tensor by tensor: what differs, and how much of a recorded edit the stored
 //! weights carry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use crate::arch::Writer;
-use crate::checkpoint::{sha256_file, sha256_tensors, Checkpoint};
+use crate::checkpoint::{sha256_file, sha256_tensors, Checkpoint, Tensor};
 use crate::edit::fold::achieved_all;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use crate::output::{other_files, Provenance, TensorEdit};
 use crate::pair::Pair;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::text::{PromptSet, Set, Split};
+use crate::text::{PromptRecord, PromptSet, Set, Split};
 use crate::weights::{Matrix, Stack};
 
 /// What differs between two checkpoints.
@@ -87,19 +87,14 @@ pub fn diff(
     let provenance = Provenance::of(after)?;
     let edits = provenance.as_ref().map_or(&[][..], |p| &p.edits);
     let models = Pair::new(before, after).map(|c| Model::open(c.path()).ok());
-    let site = |name: &str| {
-        let model = &session?.model;
-        let mut writers =
-            (0..model.spec.layers).flat_map(|l| model.spec.writers(l).iter().map(move |w| (l, *w)));
-        writers.find(|&(l, w)| model.names.is_writer(name, l, w))
-    };
-    // Of the writer that was looked at last: experts can be many tensors.
-    let mut inputs: Option<((usize, Writer), WriterInputs)> = None;
     let harmless = prompts.of(Set::Harmless, Split::Test);
+    let mut off = OffDirections { session, harmless: &harmless, inputs: None };
+    let places: HashMap<&str, usize> =
+        after.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let mut changed = Vec::new();
     let mut identical = 0usize;
     for (t, hash) in before.tensors().iter().zip(&a) {
-        let Some(at) = after.tensors().iter().position(|o| o.name == t.name) else {
+        let Some(&at) = places.get(t.name.as_str()) else {
             return Err(Error::Model(format!(
                 "{}: tensor {} is missing",
                 after.path().display(),
@@ -111,30 +106,11 @@ pub fn diff(
             identical += 1;
             continue;
         }
-        let (x, y) = (before.bytes(t), after.bytes(other));
-        let mut row = ChangedTensor {
-            tensor: t.name.clone(),
-            encoding: Pair::new(t.type_name(), other.type_name()),
-            asked: None,
-            norm: None,
-            achieved: None,
-            residue: None,
-            off_direction_energy: None,
-            codes_moved: None,
-            sparsity: None,
-            bytes_changed: if x.len() == y.len() {
-                x.iter().zip(y).filter(|(a, b)| a != b).count()
-            } else {
-                y.len()
-            } as u64,
-        };
+        let mut row = ChangedTensor::new(before, t, after, other);
         // Of a packed matrix the tensor of its codes differs.
         let codes = |e: &&TensorEdit| {
-            e.tensor == t.name
-                || models
-                    .before
-                    .as_ref()
-                    .is_some_and(|m| m.code_tensor(&e.tensor).is_ok_and(|c| c == t.name))
+            let packed = |m: &Model| m.code_tensor(&e.tensor).is_ok_and(|c| c == t.name);
+            e.tensor == t.name || models.before.as_ref().is_some_and(packed)
         };
         let edit = edits.iter().find(codes);
         let stored = |file, model| edit.and_then(|e| stack(file, model, &e.tensor));
@@ -142,30 +118,12 @@ pub fn diff(
             (stored(before, models.before.as_ref()), stored(after, models.after.as_ref()), edit)
         {
             let (rows, cols) = m.shape();
-            if (e.u.len(), e.v.len()) == (rows, cols * m.len())
-                && (m.shape(), m.len()) == (n.shape(), n.len())
-            {
-                let stored = achieved_all(&m, &n, &e.u, &e.v);
+            let fits = (e.u.len(), e.v.len()) == (rows, cols * m.len())
+                && (m.shape(), m.len()) == (n.shape(), n.len());
+            if fits {
                 row.asked = provenance.as_ref().map(|p| f64::from(p.strength));
-                row.norm = Some(norm(&e.u));
-                row.achieved = Some(stored.gain);
-                row.residue = Some(stored.residue);
-                row.codes_moved = Some(stored.codes_moved);
-                let (before, after) = stored.sparsity();
-                row.sparsity = Some(Pair { before, after });
-                if let (Some(session), Some(at)) = (session, site(&e.tensor)) {
-                    let evaluator = session.evaluator();
-                    if inputs.as_ref().is_none_or(|(of, _)| *of != at) {
-                        inputs = Some((at, writer_inputs(&evaluator, &harmless, &[at])?));
-                    }
-                    let parts = session.model.parts(at.0, at.1)?;
-                    let part = parts.iter().find(|p| p.tensor == e.tensor);
-                    if let (Some(part), Some((_, all))) = (part, &inputs) {
-                        let x = inputs_of(all, at.0, at.1, part);
-                        row.off_direction_energy =
-                            Some(off_direction(evaluator.compute, &m, &n, &e.u, &x)?);
-                    }
-                }
+                row.fill(e, &m, &n);
+                row.off_direction_energy = off.of(e, &m, &n)?;
             }
         }
         changed.push(row);
@@ -187,6 +145,74 @@ pub fn diff(
         added: added_tensors,
         metadata: MetadataChange { added, removed, changed: changed_keys },
     })
+}
+
+impl ChangedTensor {
+    /// What the bytes alone say.
+    fn new(before: &Checkpoint, t: &Tensor, after: &Checkpoint, other: &Tensor) -> ChangedTensor {
+        let (x, y) = (before.bytes(t), after.bytes(other));
+        let bytes_changed = match x.len() == y.len() {
+            true => x.iter().zip(y).filter(|(a, b)| a != b).count(),
+            false => y.len(),
+        };
+        ChangedTensor {
+            tensor: t.name.clone(),
+            encoding: Pair::new(t.type_name(), other.type_name()),
+            asked: None,
+            norm: None,
+            achieved: None,
+            residue: None,
+            off_direction_energy: None,
+            codes_moved: None,
+            sparsity: None,
+            bytes_changed: bytes_changed as u64,
+        }
+    }
+
+    /// How much of a recorded edit the stored weights carry.
+    fn fill(&mut self, edit: &TensorEdit, before: &Stack, after: &Stack) {
+        let stored = achieved_all(before, after, &edit.u, &edit.v);
+        let (zeros_before, zeros_after) = stored.sparsity();
+        self.norm = Some(norm(&edit.u));
+        self.achieved = Some(stored.gain);
+        self.residue = Some(stored.residue);
+        self.codes_moved = Some(stored.codes_moved);
+        self.sparsity = Some(Pair::new(zeros_before, zeros_after));
+    }
+}
+
+/// Measures what edits do off their direction, where BEFORE can be run.
+struct OffDirections<'a> {
+    session: Option<&'a Session>,
+    harmless: &'a [&'a PromptRecord],
+    /// Of the writer that was looked at last: experts can be many tensors.
+    inputs: Option<((usize, Writer), WriterInputs)>,
+}
+
+impl OffDirections<'_> {
+    fn of(
+        &mut self,
+        edit: &TensorEdit,
+        before: &Stack,
+        after: &Stack,
+    ) -> Result<Option<OffDirection>> {
+        let Some(session) = self.session else { return Ok(None) };
+        let model = &session.model;
+        let mut writers =
+            (0..model.spec.layers).flat_map(|l| model.spec.writers(l).iter().map(move |w| (l, *w)));
+        let Some(at) = writers.find(|&(l, w)| model.names.is_writer(&edit.tensor, l, w)) else {
+            return Ok(None);
+        };
+        let evaluator = session.evaluator();
+        if self.inputs.as_ref().is_none_or(|(of, _)| *of != at) {
+            self.inputs = Some((at, writer_inputs(&evaluator, self.harmless, &[at])?));
+        }
+        let parts = model.parts(at.0, at.1)?;
+        let part = parts.iter().find(|p| p.tensor == edit.tensor);
+        let (Some(part), Some((_, all))) = (part, &self.inputs) else { return Ok(None) };
+        let x = inputs_of(all, at.0, at.1, part);
+        off_direction(evaluator.compute, before, after, &edit.u, &x).map(Some)
+    }
 }
 
 /// What a checkpoint holds besides tensors: a GGUF's metadata by key, of a folder the other files

@@ -18,6 +18,13 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// `a` without its part along `b`.
+pub fn without(a: &[f64], b: &[f64]) -> Vec<f64> {
+    let along: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()
+        / b.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
+    a.iter().zip(b).map(|(a, b)| a - along * b).collect()
+}
+
 /// Cosine of the angle between two vectors; 0 if one of them is zero.
 pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
     let dot: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();

@@ -138,6 +138,12 @@ impl Spec {
         self.experts.as_ref().map_or(0, |e| e.ffn.max(e.shared)).max(self.ffn)
     }
 
+    /// How many blocks, from 0, lie early enough that the rest of the model still reads what they
+    /// write: the first four fifths.
+    pub fn early(&self) -> usize {
+        (self.layers * 4).div_ceil(5).max(1)
+    }
+
     /// The roles of a block's tensors. Of `AttnQkv` and the three of `AttnQ`, `AttnK` and `AttnV`,
     /// a block has either; all other tensors are required.
     pub fn roles(&self, layer: usize) -> Vec<Role> {

@@ -130,7 +130,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<usize>,
     /// Render chats with thinking off, or on (eval, compare and inspect only): answers are judged
-    /// behind the thinking block, and those that do not end it within their new tokens are counted
+    /// after the thinking block, and those that do not end it within their new tokens are counted
     /// as unfinished
     #[arg(long, value_enum, default_value = "off")]
     pub thinking: ThinkingArg,

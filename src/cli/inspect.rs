@@ -201,7 +201,7 @@ fn block(s: &Spec) -> String {
         None => String::new(),
     };
     if s.norms.after() {
-        out += ", norms behind the writers: an edit turns what they add, and can't lengthen it";
+        out += ", norms after the writers: an edit turns what they add, and can't lengthen it";
     }
     out
 }

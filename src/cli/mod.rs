@@ -31,7 +31,7 @@ pub fn main() -> ExitCode {
         Some(Command::Diff(a)) => &a.run,
         Some(Command::Inspect(a)) => &a.run,
     };
-    // The first Ctrl-C lets the run clean up behind itself, the second one ends it at once.
+    // The first Ctrl-C lets the run clean up, the second one ends it at once.
     let (cancel, mut asked) = (run.cancel.clone(), false);
     let handler = move || {
         if std::mem::replace(&mut asked, true) {

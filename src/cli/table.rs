@@ -1,6 +1,7 @@
 //! Aligned columns.
 
 use refusal_patch::evaluate::{Change, Rate};
+pub use refusal_patch::report::text::{bytes, p_value, percent};
 
 /// Cells from anything printable.
 macro_rules! cells {
@@ -32,14 +33,6 @@ pub fn table(rows: &[Vec<String>]) -> String {
         }
     }
     out
-}
-
-/// A share in per cent.
-pub fn percent(x: f64) -> String {
-    if x.is_nan() {
-        return "not asked".into();
-    }
-    format!("{:.1} %", 100.0 * x)
 }
 
 /// A rate with its Wilson interval.
@@ -75,23 +68,4 @@ pub fn changes<'a>(
         return String::new();
     }
     table(&rows)
-}
-
-/// A p-value for people.
-pub fn p_value(p: f64) -> String {
-    if p < 0.001 {
-        format!("{p:.1e}")
-    } else {
-        format!("{p:.3}")
-    }
-}
-
-/// Bytes for people.
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..=9_999 => format!("{n} B"),
-        10_000..=9_999_999 => format!("{:.1} kB", n as f64 / 1e3),
-        10_000_000..=9_999_999_999 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.1} GB", n as f64 / 1e9),
-    }
 }

@@ -10,15 +10,12 @@ pub use rendering::{Difference, Rendered, Rendering};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::evaluate::stats::Power;
+use crate::evaluate::stats::{Power, SIGNIFICANT};
 use crate::evaluate::Change;
 use crate::model::Model;
 use crate::num::cosine;
 use crate::pair::Pair;
 use crate::text::{Set, Thinking};
-
-/// Odds of chance below which a loss counts.
-pub const SIGNIFICANT: f64 = 0.05;
 
 /// What became of refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]

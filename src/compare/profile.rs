@@ -6,6 +6,7 @@ use crate::direction::separation;
 use crate::error::{Error, Result};
 use crate::evaluate::{Answer, AnswerOptions, Evaluator};
 use crate::forward::{Row, Tap};
+use crate::num::without;
 use crate::text::{Prompt, PromptSet, Set, Split, Thinking};
 
 /// Groups of training prompts of a class, of which halves are made: with eight there are 35 ways to
@@ -16,6 +17,8 @@ const GROUPS: usize = 8;
 pub struct Profile {
     /// Blocks.
     pub layers: usize,
+    /// How many of them a direction's source is sought in, [`crate::arch::Spec::early`].
+    early: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Whether the model was let think before it answered.
@@ -136,6 +139,7 @@ impl Profile {
         let rendered = Rendered::take(evaluator.chat, prompts)?;
         Ok(Profile {
             layers,
+            early: spec.early(),
             hidden,
             thinking,
             rendered,
@@ -151,7 +155,7 @@ impl Profile {
     /// Where the direction tells the validation prompts apart best, among the first four fifths of
     /// the blocks.
     pub fn source(&self) -> Option<&Place> {
-        let early = self.places.iter().filter(|p| p.layer < (self.layers * 4).div_ceil(5).max(1));
+        let early = self.places.iter().filter(|p| p.layer < self.early);
         early.max_by(|a, b| a.fisher.total_cmp(&b.fisher))
     }
 
@@ -186,10 +190,8 @@ impl Profile {
 /// the plain difference.
 fn direction(harmful: &[f64], harmless: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let difference: Vec<f64> = harmful.iter().zip(harmless).map(|(a, b)| a - b).collect();
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let along = dot(&difference, harmless) / dot(harmless, harmless).max(f64::MIN_POSITIVE);
-    let unit: Vec<f64> = difference.iter().zip(harmless).map(|(d, h)| d - along * h).collect();
-    let length = dot(&unit, &unit).sqrt().max(f64::MIN_POSITIVE);
+    let unit = without(&difference, harmless);
+    let length = unit.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
     (unit.iter().map(|x| x / length).collect(), difference)
 }
 

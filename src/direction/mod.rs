@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::forward::{Row, Runner, Tap};
-use crate::num::{cosine, norm};
+use crate::num::{cosine, norm, without};
 use crate::text::Prompt;
 
 /// The refusal direction of one layer at one post-instruction position.
@@ -203,9 +203,9 @@ impl Means<'_> {
         let (harmful, harmless) = (mean(&[0, 1]), mean(&[2, 3]));
         let raw = minus(&harmful, &harmless);
         let split_half = cosine(&minus(&mean(&[0]), &mean(&[2])), &minus(&mean(&[1]), &mean(&[3])));
-        let derived = without(&raw, &harmless);
+        let derived = unit_without(&raw, &harmless);
         let refused = (k == 0 && self.answers != [0, 0])
-            .then(|| without(&self.refused(layer, &raw), &harmless));
+            .then(|| unit_without(&self.refused(layer, &raw), &harmless));
         let own = given.map_or(1.0, |g| {
             g.iter().zip(&derived).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
         });
@@ -243,11 +243,8 @@ impl Means<'_> {
 
 /// The unit vector along `raw` without its part along the mean harmless state: what all prompts
 /// share is no refusal.
-fn without(raw: &[f64], harmless: &[f64]) -> Vec<f32> {
-    let along: f64 = raw.iter().zip(harmless).map(|(a, b)| a * b).sum::<f64>()
-        / harmless.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
-    let projected: Vec<f32> =
-        raw.iter().zip(harmless).map(|(r, h)| (r - along * h) as f32).collect();
+fn unit_without(raw: &[f64], harmless: &[f64]) -> Vec<f32> {
+    let projected: Vec<f32> = without(raw, harmless).into_iter().map(|x| x as f32).collect();
     let length = norm(&projected).max(f64::MIN_POSITIVE);
     projected.iter().map(|&x| (f64::from(x) / length) as f32).collect()
 }

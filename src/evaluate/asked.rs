@@ -1,5 +1,5 @@
 //! Prompts as a model reads them. One that thinks before it answers decides twice: where it may not
-//! think, and behind a thought.
+//! think, and after a thought.
 
 use super::judge::Verdict;
 use super::{Answer, AnswerOptions, Evaluator};
@@ -10,9 +10,9 @@ use crate::text::{thinking, Prompt, PromptRecord, Thinking};
 /// Tokens of a thought: a longer one is cut off there and closed.
 pub const THOUGHT: usize = 32;
 
-/// Prompts with what is read of each before the first token of an answer.
+/// Prompts, each with the tokens that the model reads before its answer.
 pub struct Asked<'p> {
-    /// The prompts; those that are asked again behind a thought come last.
+    /// The prompts; those that are asked again after a thought come last.
     pub prompts: Vec<&'p PromptRecord>,
     /// The rendered prompts, and the thoughts where there are any.
     pub samples: Vec<Prompt>,
@@ -38,7 +38,7 @@ impl Asked<'_> {
         self.samples.iter().map(|s| s.tokens.clone()).collect()
     }
 
-    /// Whether any are asked behind a thought.
+    /// Whether some are asked after a thought.
     pub fn think(&self) -> bool {
         self.plain < self.prompts.len()
     }
@@ -67,8 +67,7 @@ impl Evaluator<'_> {
         })
     }
 
-    /// Prompts without a thought, then `again` behind a thought of the model's own, where it
-    /// thinks.
+    /// Prompts without a thought, then `again` after a thought of the model's own, if it thinks.
     pub fn ask_twice<'p>(
         &self,
         prompts: &[&'p PromptRecord],
@@ -92,13 +91,13 @@ impl Evaluator<'_> {
 
     /// The same prompts with what this model thinks.
     pub fn ask_again<'p>(&self, asked: &Asked<'p>) -> Result<Asked<'p>> {
-        let (behind, thoughts) = self.think(&asked.prompts[asked.plain..])?;
-        let samples = [&asked.samples[..asked.plain], &behind].concat();
+        let (after, thoughts) = self.think(&asked.prompts[asked.plain..])?;
+        let samples = [&asked.samples[..asked.plain], &after].concat();
         Ok(Asked { prompts: asked.prompts.clone(), samples, plain: asked.plain, thoughts })
     }
 
     /// Prompts after what this model thinks of them.
-    pub fn ask_behind_thoughts<'p>(&self, prompts: &[&'p PromptRecord]) -> Result<Asked<'p>> {
+    pub fn ask_after_thoughts<'p>(&self, prompts: &[&'p PromptRecord]) -> Result<Asked<'p>> {
         let (samples, thoughts) = self.think(prompts)?;
         Ok(Asked { prompts: prompts.to_vec(), samples, plain: 0, thoughts })
     }
@@ -116,7 +115,7 @@ impl Evaluator<'_> {
         Ok(answers)
     }
 
-    /// Prompts rendered with thinking on and the model's own thought behind each, closed: what is
+    /// Prompts rendered with thinking on and the model's own thought after each, closed: what is
     /// generated next is the answer. The template's tokens are the sample's post-instruction
     /// positions; the thought follows them.
     fn think(&self, prompts: &[&PromptRecord]) -> Result<(Vec<Prompt>, Vec<Option<Thought>>)> {
@@ -134,17 +133,17 @@ impl Evaluator<'_> {
         Ok((samples, thoughts))
     }
 
-    /// Puts the thought that an answer begins with behind what was read, up to where what is said
-    /// behind it begins. `None`: it thinks nothing.
+    /// Appends the leading thinking block of the generated answer to the prompt tokens, closed.
+    /// `None` if the answer has none.
     fn close(&self, read: &mut Vec<u32>, generated: &Generated) -> Option<Thought> {
         let (opened, answer) = (self.left_open(read), &generated.tokens[..]);
         let text = |n: usize| format!("{opened}{}", self.shown(&answer[..n]));
         let tag = thinking::begun(&text(answer.len()))?;
         let is_closed =
-            |n: &usize| thinking::behind(&text(*n)).is_some_and(|said| said.trim().is_empty());
+            |n: &usize| thinking::after(&text(*n)).is_some_and(|said| said.trim().is_empty());
         // A tag may be several tokens; line breaks follow the second one.
         let mut inside = (1..=answer.len()).skip_while(|n| !thinking::begins(&text(*n)));
-        let first = inside.find(|n| thinking::behind(&text(*n)).is_some());
+        let first = inside.find(|n| thinking::after(&text(*n)).is_some());
         if let Some(first) = first.filter(is_closed) {
             let last = (first..=answer.len()).take_while(is_closed).last()?;
             let whole = text(first);

@@ -156,7 +156,7 @@ impl<'a> Evaluator<'a> {
         self.chat.prompt(request)
     }
 
-    /// That the first tokens of answers which were asked for without a thought are answers.
+    /// Checks that the model answers at once, without thinking first.
     ///
     /// # Errors
     /// Most of them think first.
@@ -275,7 +275,7 @@ impl<'a> Evaluator<'a> {
         self.judged(prompts, sequences, generated, opening)
     }
 
-    /// What was generated for prompts as judged answers.
+    /// Judges generated answers.
     pub fn judged(
         &self,
         prompts: &[&PromptRecord],
@@ -323,7 +323,7 @@ impl<'a> Evaluator<'a> {
             .collect())
     }
 
-    /// New tokens that the model's context has room for behind the longest of these, at least one.
+    /// New tokens that the model's context has room for after the longest of these, at least one.
     fn room(&self, sequences: &[Vec<u32>]) -> usize {
         let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
         match self.model.spec.context {
@@ -348,7 +348,7 @@ impl<'a> Evaluator<'a> {
 
     /// The tag of the thinking block that these tokens leave open at their end, or nothing.
     fn left_open(&self, tokens: &[u32]) -> &'static str {
-        // Tags are one token or a few, with a line break behind them.
+        // Tags are one token or a few, with a line break after them.
         let tail = &tokens[tokens.len().saturating_sub(12)..];
         thinking::left_open(&self.shown(tail)).map_or("", |(open, _)| open)
     }

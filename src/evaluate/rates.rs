@@ -153,7 +153,7 @@ impl Change {
         stats::Power::of(before.n, before.refused, self.gained, self.lost, max_drop)
     }
 
-    /// The changes of every set that has prompts, and of each of its categories behind it.
+    /// The changes of every set that has prompts, each followed by those of its categories.
     pub fn all(before: &[Answer], after: &[Answer]) -> Vec<Change> {
         let mut out = Vec::new();
         for set in Set::ALL {

@@ -60,7 +60,7 @@ fn is_forced(a: &Answer) -> bool {
 }
 
 impl Unedited {
-    /// Measures IN, of whose answers to a split's prompts the refusals are counted already.
+    /// Measures IN. `answers`: its answers to a split's prompts.
     pub fn take(evaluator: &Evaluator, answers: Vec<Answer>) -> Result<Unedited> {
         let mut forced = Vec::new();
         for a in answers.iter().filter(|a| is_forced(a)) {
@@ -77,9 +77,9 @@ impl Unedited {
         Ok(Unedited { answers, forced, states, next, scores })
     }
 
-    /// IN's answers as drafts of an edited model's; `layer`: the first block that an edit touches.
-    /// `None`: prompts are asked behind thoughts, which differ under every edit, or their states
-    /// would take more than a quarter of the memory.
+    /// IN's answers as drafts of an edited model's answers. `layer`: the first block that an edit
+    /// touches. `None` where prompts are asked after thoughts, which differ under every edit, or
+    /// where the states would take more than a quarter of the memory.
     pub fn drafts(
         &self,
         evaluator: &Evaluator,
@@ -120,8 +120,7 @@ impl Unedited {
         })
     }
 
-    /// Scores of answers to the split's prompts, in order, by the model of which `drift` was
-    /// measured.
+    /// The scores of a model from its `drift` and its answers to the split's prompts, in order.
     pub fn scores(&self, drift: Drift, answers: &[Answer]) -> Scores {
         let harmless: Vec<bool> = self
             .answers

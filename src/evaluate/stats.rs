@@ -41,8 +41,8 @@ pub fn paired_error(gained: usize, lost: usize, n: usize) -> f64 {
 
 /// Share of true losses that a verdict should find.
 pub const POWER: f64 = 0.8;
-/// Odds of chance below which a change counts.
-const SIGNIFICANT: f64 = 0.05;
+/// The p-value below which a change counts: not chance alone.
+pub const SIGNIFICANT: f64 = 0.05;
 /// More prompts than these are never asked for.
 const MOST_PROMPTS: usize = 1 << 17;
 

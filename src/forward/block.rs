@@ -173,7 +173,7 @@ impl Runner<'_> {
             });
             return Ok(());
         }
-        // An edit of the matrix changes what is normed. A constant is added behind all of that.
+        // An edit of the matrix changes the input of the norm. A constant is added after the norm.
         y.par_chunks_mut(d).enumerate().for_each(|(i, y)| {
             self.add_terms(site, &rows[i], input(i), y, |gated| gated);
         });

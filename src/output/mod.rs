@@ -87,7 +87,7 @@ pub struct Plan<'a> {
     pub source: &'a Gguf,
     /// Tensors with new content.
     pub patches: Vec<Patch>,
-    /// Tensors to add, behind the others.
+    /// Tensors to add after the others.
     pub added: Vec<Added>,
     /// Metadata to set: a key that the source has keeps its place, another goes to the end.
     pub metadata: Vec<(String, Value)>,

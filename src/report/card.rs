@@ -1,6 +1,7 @@
 //! A section for a model card, in Markdown.
 
-use super::{file_name, p_value, percent, RunReport};
+use super::text::{p_value, percent};
+use super::{file_name, RunReport};
 use crate::evaluate::Rate;
 use crate::output::Emit;
 use crate::pair::Pair;

@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
-use super::{card, escape, examples, file_name, p_value, percent, plots, Opening, RunReport};
+use super::text::{p_value, percent};
+use super::{card, escape, examples, file_name, plots, Opening, RunReport};
+use crate::evaluate::stats::SIGNIFICANT;
 use crate::evaluate::Scores;
 use crate::evaluate::{judge::Verdict, Rate, THOUGHT};
 use crate::output::Emit;
 use crate::pair::Pair;
-use crate::search::{Patched, LEAST_GAIN, SIGNIFICANT};
+use crate::search::{Patched, LEAST_GAIN};
 use crate::text::Set;
 
 const STYLE: &str = include_str!("style.css");
@@ -184,7 +186,7 @@ fn before_after(
     match &p.thinking {
         Some(_) => write!(
             out,
-            "<p class=dim>With thinking: behind thoughts of the model's own, \
+            "<p class=dim>With thinking: after thoughts of the model's own, \
             cut off after {THOUGHT} tokens; all else is with thinking off.</p>"
         ),
         None => Ok(()),

@@ -5,6 +5,7 @@ mod card;
 mod html;
 mod plots;
 mod run;
+pub mod text;
 
 pub use card::model_card;
 pub use html::html;
@@ -76,20 +77,6 @@ fn opening(a: &Answer) -> Opening {
     let cut: String = a.continuation.chars().take(most).collect();
     let text = if cut.len() < a.continuation.len() { cut + "…" } else { cut };
     Opening { text, verdict: a.verdict }
-}
-
-/// A share in per cent, as short as it is true.
-fn percent(x: f64) -> String {
-    format!("{:.1} %", 100.0 * x)
-}
-
-/// A p-value.
-fn p_value(p: f64) -> String {
-    if p < 0.001 {
-        format!("{p:.1e}")
-    } else {
-        format!("{p:.3}")
-    }
 }
 
 /// Text that may stand in HTML, between tags and in quoted attributes.

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{escape, p_value, percent};
+use super::escape;
+use super::text::{p_value, percent};
 use crate::evaluate::{Change, Rate};
 use crate::search::{Candidate, LayerScore, Patched, Toward};
 use crate::text::Set;

@@ -5,7 +5,7 @@ use super::candidates::Candidate;
 use super::limits::{Broken, Limits};
 use super::outcome::Trial;
 use super::reference::Reference;
-use super::settings::{Settings, HEALTHY, LEAST_GAIN, SIGNIFICANT};
+use super::settings::{Settings, HEALTHY, LEAST_GAIN};
 use super::worth::Outlook;
 use crate::direction::{derive, Classes, Direction};
 use crate::error::{Error, Result};
@@ -19,10 +19,10 @@ pub(super) struct Baseline<'a> {
     pub evaluator: &'a Evaluator<'a>,
     pub prompts: &'a PromptSet,
     pub settings: &'a Settings,
-    /// The prompts that the choice is made on, of a model that thinks each twice: without a
-    /// thought, and behind one of IN's.
+    /// The prompts that the choice is made on. A model that thinks is asked each prompt twice:
+    /// without a thought, and after one of IN's thoughts.
     pub validation: Asked<'a>,
-    /// IN on them.
+    /// IN's answers and states on these prompts.
     pub own: Unedited,
     /// Tokens that open a refusal.
     pub opening: Vec<u32>,
@@ -42,18 +42,18 @@ impl<'a> Baseline<'a> {
         let mut validation = evaluator.ask_twice(&split, &split)?;
         if let Some(r) = reference.as_mut().filter(|r| r.answers.len() != validation.prompts.len())
         {
-            // Only one of them thinks: they are compared where both answer.
+            // Only one of the two models thinks: both are compared without thoughts.
             r.answers.truncate(validation.plain);
             validation.forget_thoughts();
         }
         if validation.think() {
             evaluator.progress.note(
-                "the model thinks: with thinking on it is asked a second time, behind a thought \
+                "the model thinks: with thinking on it is asked a second time, after a thought \
                  of its own",
             );
         }
-        // Openings are those of the listed refusals, of the model's own and of the original's, so
-        // answers come first.
+        // The openings come from a list and from the refusals of IN and of the original, so answers
+        // come first.
         let mut answers =
             evaluator.answer(&validation, AnswerOptions::new(settings.max_new_tokens))?;
         evaluator.answers_at_once(&answers[..validation.plain])?;
@@ -92,15 +92,14 @@ impl<'a> Baseline<'a> {
         };
         let c = Change::of(&r.answers, &self.own.answers, Set::Harmful, None);
         let goal = c.rates.before.refusal_rate;
-        let healthy = goal - rate <= LEAST_GAIN + 1e-9 || c.p_value >= SIGNIFICANT;
+        let healthy = goal - rate <= LEAST_GAIN + 1e-9 || c.p_value >= stats::SIGNIFICANT;
         healthy.then(|| {
             format!("{refuses}, the original {:.1} % (McNemar p = {:.2})", 100.0 * goal, c.p_value)
         })
     }
 
-    /// Why there is nothing to restore, where there isn't: harmful prompts are hardly refused, and
-    /// no candidate opens a refusal or none that was tried goes on with one, or the original does
-    /// not refuse either.
+    /// Why there is nothing to restore, if so: IN hardly refuses harmful prompts, and either the
+    /// original does not refuse, or no candidate opens a refusal, or no trial refuses.
     pub fn never_refused(&self, candidates: &[Candidate], trials: &[Trial]) -> Option<String> {
         let rate = &self.own.scores.refusal.harmful;
         if !rate.is_never() {
@@ -126,8 +125,8 @@ impl<'a> Baseline<'a> {
         }
     }
 
-    /// How likely the original refuses a harmful prompt: to refuse more is worth nothing. Without
-    /// an original 1.
+    /// The original's mean probability of refusing a harmful prompt; 1 without an original. Refusal
+    /// beyond this goal is worth nothing.
     pub fn goal(&self) -> f64 {
         self.reference.as_ref().map_or(1.0, |r| Outlook::read(&r.answers).mean(Set::Harmful))
     }

@@ -20,14 +20,13 @@ const FACTORS: [f64; 6] = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0];
 const SHARES: [f64; 5] = [1.0, 2.0, 3.0, 5.0, 8.0];
 /// A constant reaches every token, so less of it does more.
 const CONSTANTS: [f64; 7] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6];
-/// Layers that go into the search.
+/// Blocks that go into the search.
 pub(super) const LAYERS: usize = 4;
-/// What an edit as large as the weights themselves costs, in shares of harmful prompts: of edits
-/// that refuse alike the smaller one is milder on prompts that nobody tried, and needs no finer
-/// encoding.
+/// The price of an edit as large as the weights, in shares of harmful prompts. Of two edits that
+/// refuse alike, the smaller is milder on prompts that nobody tried, and needs no finer encoding.
 const BULK: f64 = 0.1;
 
-/// An edit with what its first-token score says.
+/// An edit, with its scores by the first token of each answer.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// How its gate is made.
@@ -50,9 +49,8 @@ pub struct Candidate {
     #[serde(with = "crate::nan")]
     #[schemars(with = "Option<f64>")]
     pub log_odds: f64,
-    /// Mean probability of a first token that opens a refusal. On harmless and borderline prompts:
-    /// what over-refusal is to be expected on prompts like these, known more finely than by
-    /// counting.
+    /// Mean probability of a first token that opens a refusal. On harmless and borderline prompts
+    /// this is the over-refusal to expect on more such prompts, more finely than a count tells.
     #[serde(with = "crate::nan::by_set")]
     #[schemars(with = "BySet<Option<f64>>")]
     pub risk: BySet<f64>,
@@ -67,20 +65,20 @@ pub struct Candidate {
     /// The terms.
     #[serde(skip)]
     pub edit: Edit,
-    /// Which other strengths belong to it.
+    /// The number of its family: the same terms at other strengths.
     #[serde(skip)]
     pub family: usize,
 }
 
-/// A writer of a family, with the layer that it belongs to.
+/// A writer of a family, with its block.
 struct Part<'l> {
     layer: &'l Layer,
     ingredient: &'l Ingredient,
 }
 
 /// The candidates of one method along one direction: families (writers of one block, or of several)
-/// × strengths. `first`: the number of the first family; `routed`: those with routed experts;
-/// `beside`: on a coarser grid, as another direction gains more.
+/// × strengths. `first`: the number of the first family. `routed`: routed experts are among the
+/// writers. `beside`: another direction gains more, so the grid of strengths is coarser.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn candidates(
     method: Method,
@@ -113,8 +111,8 @@ pub(super) fn candidates(
     out
 }
 
-/// What is edited together. Of the layers those are kept whose gate tells the prompts apart best
-/// (of `restore` those that lost most), unless the user named them.
+/// The families: writers that are edited together. Unless the user named blocks, those with the
+/// greatest promise are kept; for `restore` those that lost most.
 fn families<'l>(
     method: Method,
     beside: bool,
@@ -122,7 +120,7 @@ fn families<'l>(
     settings: &Settings,
     routed: bool,
 ) -> Vec<Vec<Part<'l>>> {
-    // Of a block either the feed-forward layer or experts are there.
+    // A block has a feed-forward layer or experts, never both.
     use Writer::*;
     let sets: [&[Writer]; 3] = match routed {
         false => [&[Ffn, Shared], &[Attention], &[Attention, Ffn, Shared]],
@@ -131,12 +129,11 @@ fn families<'l>(
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
     let most = match (settings.layers, method, settings.method) {
         (Some(_), ..) => layers.len(),
-        // It is mild: all blocks together, else the one that lost most.
+        // The method is mild: all blocks together, else the block that lost most.
         (None, Method::Restore, None) => 1,
         _ => LAYERS,
     };
-    // What is left of a layer's writers belongs to them all: what compression took is put back
-    // everywhere.
+    // Compression took from every block, so `restore` keeps all of them.
     if method != Method::Restore {
         layers.truncate(most);
     }
@@ -180,8 +177,8 @@ fn families<'l>(
     let sites = |family: &[Part]| -> Vec<(usize, Writer)> {
         family.iter().map(|p| (p.layer.direction.layer, p.ingredient.writer)).collect()
     };
-    // Of a block without a shared expert two sets can be the same; and what has no experts was
-    // tried before.
+    // Without a shared expert two sets can be the same. Sets without routed experts were tried
+    // before.
     let mut seen: Vec<Vec<(usize, Writer)>> = Vec::new();
     out.retain(|family| {
         let these = sites(family);
@@ -196,8 +193,7 @@ fn families<'l>(
 fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usize) -> Candidate {
     let term = |p: &Part| {
         let direction = &p.layer.direction;
-        // Gated writers share what is to be added; the others each strengthen or restore their own
-        // part.
+        // Gated writers share the addition; the other methods act on each writer's own output.
         let alpha = match method {
             Method::Gated | Method::Add => t * direction.gap / parts.len() as f64,
             Method::Amplify | Method::Restore => t,
@@ -238,8 +234,8 @@ fn candidate(method: Method, toward: Toward, parts: &[Part], t: f64, family: usi
 }
 
 impl Candidate {
-    /// What it is worth less what its size costs. `outlook`: of its first tokens, or of its
-    /// answers; `goal`: the refusal beyond which more is worth nothing.
+    /// The worth of the edit, less the price of its size. `outlook`: from first tokens, or from
+    /// answers. `goal`: refusal beyond the goal is worth nothing.
     pub fn value(&self, outlook: &Outlook, goal: f64) -> f64 {
         outlook.worth(goal) - BULK * self.size
     }

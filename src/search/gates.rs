@@ -1,5 +1,5 @@
-//! The gates of the writers that may be edited, fitted once for whatever direction they will open
-//! to.
+//! The gates of the writers that may be edited. A gate does not depend on the direction, so one fit
+//! serves all.
 
 use std::collections::HashMap;
 
@@ -24,9 +24,9 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    /// Fits the gates of the writers of some blocks; `routed`: of their routed experts, else of the
-    /// others. The writers' inputs of a few blocks at a time are held, as many as fit into half of
-    /// the memory, each group at the price of another pass over the weights.
+    /// Fits the gates of the writers of some blocks: of their routed experts where `routed`, else
+    /// of the other writers. Blocks are taken in groups whose inputs fit into half of the memory;
+    /// each group costs a pass over the weights.
     pub fn fit(
         &mut self,
         baseline: &Baseline,
@@ -89,7 +89,7 @@ impl Gates {
         Ok(inputs)
     }
 
-    /// How long a writer's product is where its gate opens; 1 where no norm asks for it.
+    /// The length of a writer's product where its gate opens; 1 where no norm follows.
     pub fn length(&self, layer: usize, writer: Writer) -> f64 {
         self.lengths.get(&(layer, writer)).copied().unwrap_or(1.0)
     }

@@ -1,4 +1,4 @@
-//! How long the products of writers are where a norm stands behind them.
+//! The lengths of writers' products where a norm follows the writers.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ const PROMPTS: usize = 48;
 /// block and writer: what an edit is divided by there.
 pub(super) type Lengths = HashMap<(usize, Writer), f64>;
 
-/// Measures some blocks in one pass; empty where no norm stands behind the writers.
+/// Measures some blocks in one pass; empty where no norm follows the writers.
 pub(super) fn lengths(baseline: &Baseline, layers: &[usize]) -> Result<Lengths> {
     /// Keeps what the writers of `layers` read at the last token of each sequence.
     struct Collect<'a> {

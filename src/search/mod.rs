@@ -30,8 +30,7 @@ pub use patch::patch;
 pub use reference::Original;
 pub use scan::{Effect, Scan};
 pub use settings::{
-    EncodingChoice, Settings, Source, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY,
-    SIGNIFICANT, SOUND,
+    EncodingChoice, Settings, Source, HEALTHY, LEAST_GAIN, MAX_BORDERLINE, MAX_PERPLEXITY, SOUND,
 };
 
 use schemars::JsonSchema;

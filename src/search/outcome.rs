@@ -1,4 +1,4 @@
-//! What a run came to, as data for the table, the JSON and the report.
+//! The outcome of a run, as data for the table, the JSON and the report.
 
 use std::path::PathBuf;
 
@@ -89,7 +89,7 @@ pub struct Patched {
     pub validation: Pair<Scores>,
     /// Test prompts: IN and OUT. Nothing was chosen on these. `None` in a dry run.
     pub test: Option<Pair<Scores>>,
-    /// Test prompts with thinking on, of a model that can: IN and OUT, each behind its own
+    /// Test prompts with thinking on, for a model that can think: IN and OUT, each after its own
     /// thoughts, which are cut off and closed after [`crate::evaluate::THOUGHT`] tokens. `test` is
     /// with thinking off.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -172,7 +172,7 @@ impl Search {
         score(baseline, &mut candidates)?;
         let limits = FirstTokenLimits::new(baseline);
         if baseline.settings.strength.is_none() {
-            // Between the strongest that fits and the cliff behind it.
+            // Between the strongest that fits and the cliff above it.
             let mut finer = refine(&candidates, &limits);
             score(baseline, &mut finer)?;
             candidates.extend(finer);

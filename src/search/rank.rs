@@ -20,13 +20,13 @@ pub(super) struct FirstTokenLimits {
     borderline: Most,
     /// Harmful prompts.
     n: usize,
-    /// See [`Ground::goal`].
+    /// See [`Baseline::goal`].
     goal: f64,
 }
 
-/// Of one class of prompts: most that open with a refusal, as a share, and the mean probability of
-/// that. The share says what happened on these prompts, the probability what to expect on others:
-/// of a hundred answered prompts the share knows none or one.
+/// The most that one class of prompts may open with refusals: as a share, and as a mean
+/// probability. The share counts these prompts; the probability says what to expect on others, more
+/// finely than a share of a hundred prompts can.
 struct Most {
     share: f64,
     risk: f64,

@@ -14,8 +14,8 @@ use crate::text::{BySet, Set};
 
 /// Scores candidates on the validation prompts. A gate fires at the deciding position only, so
 /// there a row for each edit is enough; other edits reach every token, which takes a run for each.
-/// In thoughts gates fire, too: a row behind a thought of IN's shows less of such an edit than the
-/// finalists' answers do, which come behind thoughts of their own.
+/// In thoughts gates fire, too: a row after a thought of IN's shows less of such an edit than a
+/// trial does, whose answers come after thoughts of their own.
 pub(super) fn score(baseline: &Baseline, candidates: &mut [Candidate]) -> Result<()> {
     let Baseline { evaluator, validation, opening, .. } = baseline;
     let prompts = &validation.prompts;

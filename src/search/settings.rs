@@ -16,8 +16,6 @@ pub const HEALTHY: f64 = 0.95;
 pub const SOUND: f64 = 0.85;
 /// Least gain that is worth a patch.
 pub const LEAST_GAIN: f64 = 0.05;
-/// Odds of chance below which a gain counts.
-pub const SIGNIFICANT: f64 = 0.05;
 /// Finalists that keep the limits, of which the one of the greatest value is taken.
 pub(super) const FINALISTS: usize = 3;
 /// Candidates that are folded and judged by generation at most.

@@ -1,18 +1,19 @@
-//! A candidate as it would be written: folded into bytes, measured by greedy answers, held to the
-//! limits.
+//! Trials: a candidate is folded into bytes, as it would be written, answers the validation
+//! prompts, and is held to the limits.
 
 use super::baseline::Baseline;
 use super::candidates::Candidate;
 use super::limits::Broken;
 use super::outcome::{TensorReport, Trial};
 use super::worth::Outlook;
-use super::{EncodingChoice, LEAST_GAIN, SIGNIFICANT};
+use super::{EncodingChoice, LEAST_GAIN};
 use crate::edit::fold::achieved_all;
 use crate::edit::stack::{fold_all, recode_all};
 use crate::edit::RankOne;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::evaluate::energy::{inputs_of, off_direction, WriterInputs};
+use crate::evaluate::stats::SIGNIFICANT;
 use crate::evaluate::{Answer, DraftRead, Drafts, Evaluator, Rate, Scores};
 use crate::model::{Part, Replacement};
 use crate::num::norm;
@@ -30,7 +31,7 @@ fn describe(c: &Candidate, s: &Scores) -> String {
     out + &format!("KL {:.4}, perplexity {:.3}", s.kl, s.perplexity)
 }
 
-/// A candidate that, as it would be written, keeps the limits on validation prompts.
+/// A candidate whose trial kept the limits.
 pub(super) struct Finalist {
     pub index: usize,
     /// New bytes of the touched tensors; none where the edit is a constant.
@@ -42,31 +43,34 @@ pub(super) struct Finalist {
     pub p_value: f64,
     /// How likely each validation prompt is refused.
     pub outlook: Outlook,
-    /// Whether it refuses as the original does, where there is one.
+    /// Whether it refuses at least as often as the original, to within a standard error; false
+    /// without an original.
     pub reached: bool,
-    /// By how much it refuses more than the original; 0 where there is none.
+    /// Share of harmful prompts by which it refuses more than the original, beyond a standard
+    /// error; 0 without an original.
     pub overshoot: f64,
 }
 
 impl Finalist {
-    /// Whether it refuses as the original does, no less and no more; true without an original.
+    /// Whether it refuses as often as the original, to within a standard error; true without an
+    /// original.
     pub fn meets_goal(&self, baseline: &Baseline) -> bool {
         baseline.reference.is_none() || (self.reached && self.overshoot == 0.0)
     }
 
-    /// Too small a gain, or one that may be chance.
+    /// Whether the gain is too small to count, or may be chance.
     pub fn is_weak(&self) -> bool {
         (self.gain < LEAST_GAIN && !self.reached) || self.p_value >= SIGNIFICANT
     }
 }
 
-/// What came of trying a candidate.
+/// The result of a trial.
 pub(super) enum Tried {
-    /// It keeps the limits.
+    /// The candidate keeps the limits.
     Kept(Box<Finalist>),
-    /// It breaks this limit; stronger ones of its family will, too.
+    /// The candidate breaks this limit. Stronger ones of its family will, too.
     Broke(Broken),
-    /// It restores nothing, or can't be stored.
+    /// The candidate restores nothing, or no encoding holds it.
     Useless(String),
 }
 
@@ -82,9 +86,8 @@ struct Measured {
 const MAX_OFF_DIRECTION: f64 = 0.02;
 
 impl Baseline<'_> {
-    /// Measures a candidate as it would be written: the folded bytes, or the constant. A broken
-    /// limit is said in words. `inputs`: what the writers read on harmless validation prompts;
-    /// `trials`: where the scores are noted.
+    /// Tries a candidate as it would be written: as folded bytes, or as a constant. `inputs`: the
+    /// writers' inputs on harmless validation prompts. The scores go to `trials`.
     pub fn try_out(
         &self,
         index: usize,
@@ -99,8 +102,7 @@ impl Baseline<'_> {
         if !constant {
             match self.store(candidate, inputs) {
                 Ok(stored) => (replaced, tensors) = stored,
-                // An adapter is the same edit as the fold wherever there is one; it needs no grid
-                // where there is none.
+                // Where no grid holds the fold, an adapter still carries the same edit.
                 Err(Error::Gate(_)) if self.settings.emit == Emit::Lora => beside = true,
                 Err(Error::Gate(reason)) => return Ok(Tried::Useless(reason)),
                 Err(e) => return Err(e),
@@ -133,12 +135,12 @@ impl Baseline<'_> {
         })))
     }
 
-    /// Measures a trial until it breaks a limit. The cheap limits come first: where one is broken
-    /// nothing more is asked, and what was not measured is NaN.
+    /// Measures a trial until it breaks a limit, the cheap limits first. Scores that were not
+    /// measured by then are NaN.
     fn measure_trial(&self, after: &Evaluator, drafts: Option<&Drafts>) -> Result<Measured> {
         let own = &self.own;
-        // What an edit does to the others ends most trials. Harmful prompts come first in their
-        // order.
+        // Most trials end by over-refusal, so harmful prompts are answered last, although they come
+        // first in the list.
         let prompts = &self.validation.prompts;
         let (harmful, others): (Vec<usize>, Vec<usize>) =
             (0..self.validation.plain).partition(|&i| prompts[i].set == Set::Harmful);
@@ -243,7 +245,7 @@ impl Baseline<'_> {
             let encoding = wider.map_or(w.encoding, Storage::Blocks);
             let mut ways = Vec::new();
             match wider {
-                // Masks bind where the file relies on them.
+                // Folders rely on zeros that stay zero.
                 None => ways.push(fold_all(stack, u, v, folder)?),
                 Some(e) => {
                     let plain = recode_all(stack, e, None);
@@ -256,8 +258,8 @@ impl Baseline<'_> {
                 let after = stack.with(encoding, &bytes);
                 let stored = achieved_all(stack, &after, u, v);
                 gain = Some(stored.gain);
-                // A folder's tensors have no finer encoding to go to: there the limits on the
-                // answers decide.
+                // A folder's tensors can't get a finer encoding: there the limits on answers decide
+                // alone.
                 let auto = self.settings.encoding == EncodingChoice::Auto && !folder;
                 if auto && encoding.blocks() != Some(Encoding::F16) {
                     let x = inputs_of(inputs, term.layer, term.writer, part);
@@ -290,9 +292,8 @@ impl Baseline<'_> {
     }
 }
 
-/// What a GGUF's tensor is stored in, the first that holds the edit: its own encoding (`None`), or
-/// a finer one. Lattices have no codes to step, and are far below 4 bits: there smaller steps up
-/// are tried, too.
+/// The encodings that a GGUF tensor is tried in, in order: its own (`None`), then finer ones.
+/// Lattice types have no codes to step and lie far below 4 bits, so smaller steps up are tried too.
 fn ladder(own: &Storage) -> &'static [Option<Encoding>] {
     use Encoding::*;
     match own.has_codes() {

@@ -55,8 +55,8 @@ pub(super) fn probability(log_odds: f64) -> f64 {
     1.0 / (1.0 + (-log_odds).exp())
 }
 
-/// How likely an answer was to be a refusal: as its first token said, where its text says the same,
-/// else as its text says.
+/// The probability that an answer is a refusal: that of its first token where the text agrees, else
+/// 0 or 1 by the text.
 fn chance(log_odds: f64, refused: bool) -> f64 {
     let opens = probability(log_odds);
     match (opens >= 0.5) == refused && !opens.is_nan() {

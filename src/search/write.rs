@@ -1,5 +1,4 @@
-//! Writes the chosen edit in the form that was asked for, reads it back, and measures what was
-//! read.
+//! Writes the chosen edit in the form that was asked for, opens the written file, and measures it.
 
 use std::path::Path;
 
@@ -7,11 +6,12 @@ use super::baseline::Baseline;
 use super::candidates::Candidate;
 use super::outcome::{LayerScore, Patched, Trial};
 use super::trial::Finalist;
-use super::{Scan, LEAST_GAIN, SIGNIFICANT};
+use super::{Scan, LEAST_GAIN};
 use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
 use crate::direction::Direction;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
+use crate::evaluate::stats::SIGNIFICANT;
 use crate::evaluate::{Change, Evaluator, Rate, Scores, Unedited};
 use crate::model::{Model, Replacement};
 use crate::output::{
@@ -22,9 +22,9 @@ use crate::pair::Pair;
 use crate::text::{BySet, Split};
 
 impl Baseline<'_> {
-    /// Writes a finalist to `out` (`None`: a dry run) and measures what was written on test
-    /// prompts. What is written may differ from what was tried by rounding: then it can break a
-    /// limit, which is said in words.
+    /// Writes a finalist to `out` (`None`: a dry run) and measures the written file on test
+    /// prompts. By rounding the file may differ from the trial and break a limit: then nothing is
+    /// kept, and the reason comes back as text.
     pub fn finish(
         &self,
         finalist: Finalist,
@@ -47,7 +47,7 @@ impl Baseline<'_> {
             chosen: candidates[index].clone(),
             candidates: candidates.to_vec(),
             trials: trials.to_vec(),
-            // Beside the base no tensor is touched.
+            // A sidecar touches no tensor.
             tensors: if emit == Emit::Weights { tensors } else { Vec::new() },
             validation: Pair::new(self.own.scores.clone(), after),
             test: None,
@@ -92,8 +92,8 @@ impl Baseline<'_> {
         Ok(Ok(patched))
     }
 
-    /// Holds what was written to the limits on validation prompts again, and measures it on test
-    /// prompts.
+    /// Holds the written file to the limits on validation prompts once more, then measures it on
+    /// test prompts.
     fn measure(&self, patched: &mut Patched, written: &Evaluator) -> Result<Option<String>> {
         let options = self.answer_options();
         let first = patched.chosen.layers.first().copied().unwrap_or(0);
@@ -120,7 +120,7 @@ impl Baseline<'_> {
         }
         if self.validation.think() {
             let rates = |e: &Evaluator| -> Result<BySet<Rate>> {
-                let asked = e.ask_behind_thoughts(&test)?;
+                let asked = e.ask_after_thoughts(&test)?;
                 Ok(BySet::over(&e.answer(&asked, options)?))
             };
             let thinking = Pair::new(rates(self.evaluator)?, rates(written)?);
@@ -254,7 +254,7 @@ fn patches(model: &Model, replaced: &[Replacement]) -> Vec<Patch> {
     replaced.iter().map(patch).collect()
 }
 
-/// The edit tensor by tensor; a constant's are biases. Experts that are left alone are left out.
+/// The edit tensor by tensor; a constant lies in biases. Experts without an edit are left out.
 fn tensor_edits(model: &Model, edit: &Edit) -> Result<Vec<TensorEdit>> {
     let mut all = Vec::new();
     for t in edit {

@@ -1,5 +1,5 @@
-//! Which blocks an edit may touch, along which directions, and what each of their writers can be
-//! edited with.
+//! The blocks that an edit may touch, the directions that it may write along, and the terms that
+//! each writer can take.
 
 use super::baseline::{directions, Baseline};
 use super::gates::Gates;
@@ -15,15 +15,16 @@ use crate::num::{norm, random_unit};
 use crate::output::Emit;
 use crate::weights::Matrix;
 
-/// What a writer's term is made from.
+/// A writer's term, apart from its strength.
 #[derive(Clone)]
 pub(super) struct Ingredient {
     pub writer: Writer,
-    /// What its matrix must write to add the direction to the residual stream, `[hidden]`.
+    /// The vector that the matrix must write to add the direction to the residual stream,
+    /// `[hidden]`.
     pub u: Vec<f32>,
     /// The gate, `[columns of the writer]`; empty where there is none.
     pub v: Vec<f32>,
-    /// Of a fitted gate: how well it tells the prompts apart.
+    /// Separation of a fitted gate, [`crate::edit::gate::Gate::separation`]; NaN without one.
     pub separation: f64,
     /// ‖W‖.
     pub weight_norm: f64,
@@ -33,13 +34,13 @@ pub(super) struct Ingredient {
 pub(super) struct Layer {
     pub direction: Direction,
     pub ingredients: Vec<Ingredient>,
-    /// What writing there gains, by the causal scan.
+    /// Gain of writing after the block, by the causal scan.
     pub gain: f64,
 }
 
 impl Layer {
-    /// How much can be hoped of it: what writing there gains, times the separation of its best
-    /// gate; what the best of its writers lost, where that is put back.
+    /// How much the block promises: the gain of the scan times the separation of its best gate; for
+    /// `restore` the greatest loss of a writer.
     pub fn promise(&self) -> f64 {
         let of = |i: &Ingredient| match i.separation.is_nan() {
             true => norm(&i.v) / i.weight_norm.max(f64::MIN_POSITIVE),
@@ -49,7 +50,8 @@ impl Layer {
     }
 }
 
-/// What the writers of each direction's layer can be edited with; with `routed` experts among them.
+/// The terms of the writers of each direction's block. `routed`: routed experts are among the
+/// writers.
 pub(super) fn layers(
     baseline: &Baseline,
     method: Method,
@@ -76,8 +78,8 @@ pub(super) fn layers(
             let post_norm = model.post_norm(direction.layer, writer)?;
             let seen = post_norm.as_ref().map_or_else(|| unit.clone(), |n| n.read_direction(unit));
             let (projected, weight_norm) = project(&own, original.as_deref(), &seen);
-            // What is strengthened or put back is divided by the norm already; a constant is added
-            // behind it.
+            // `amplify` and `restore` read products that the norm divides already; a constant is
+            // added after the norm.
             let u = match (&post_norm, method) {
                 (None, _) | (_, Method::Add) => unit.clone(),
                 (Some(n), Method::Gated) => {
@@ -87,7 +89,7 @@ pub(super) fn layers(
             };
             let (v, separation) = match method {
                 Method::Amplify => (projected, f64::NAN),
-                // Where nothing was taken nothing can be put back.
+                // Nothing was taken here, so nothing is put back.
                 Method::Restore if norm(&projected) == 0.0 => continue,
                 Method::Restore => (projected, f64::NAN),
                 Method::Add => (Vec::new(), f64::NAN),
@@ -161,7 +163,7 @@ pub(super) fn kinds(
             let given =
                 cloned().into_iter().filter(|d| is_saved(d) && (first..=last).contains(&d.layer));
             let (given, away): (Vec<Direction>, Vec<Direction>) = given.partition(|d| d.own > 0.0);
-            // A block that was asked for by number is not left out without a word.
+            // A block that the user named is not dropped silently.
             if let Some(d) =
                 away.first().filter(|_| given.is_empty() || baseline.settings.layers.is_some())
             {
@@ -191,8 +193,8 @@ pub(super) fn kinds(
 
 /// Blocks whose gates are fitted at most.
 const PICKED: usize = 8;
-/// Least share of the best block's gain.
-const LEAST_GAIN: f64 = 0.25;
+/// Blocks that gain less than this share of the best one are left out.
+const LEAST_SHARE: f64 = 0.25;
 
 /// Blocks to consider: the user's, else those where writing gains most.
 pub(super) fn pick_layers(
@@ -207,7 +209,7 @@ pub(super) fn pick_layers(
     }
     if method == Method::Restore {
         // What was taken is known of all.
-        return (0..restorable(layers)).collect();
+        return (0..baseline.evaluator.model.spec.early()).collect();
     }
     let gain = |layer: usize| {
         kinds
@@ -219,21 +221,14 @@ pub(super) fn pick_layers(
     let first = usize::from(settings.emit == Emit::ControlVector);
     let mut all: Vec<usize> = (first..layers).collect();
     all.sort_by(|&a, &b| gain(b).total_cmp(&gain(a)).then(a.cmp(&b)));
-    // A run for every edit is dear, a row for a gate is not.
+    // A gated candidate costs one extra row; an ungated one costs a run.
     all.truncate(if method == Method::Gated { PICKED } else { 4 });
-    let least = LEAST_GAIN * all.first().map_or(0.0, |&l| gain(l));
+    let least = LEAST_SHARE * all.first().map_or(0.0, |&l| gain(l));
     all.retain(|&l| gain(l) >= least || least <= 0.0);
     all
 }
 
-/// Blocks, from 0, whose losses `restore` puts back: the first four fifths. Later ones write too
-/// near to the output.
-fn restorable(layers: usize) -> usize {
-    (layers * 4).div_ceil(5).max(1)
-}
-
-/// The directions that the picked layers may be edited along by a method, those that gain most
-/// first.
+/// The directions that a method may edit the picked blocks along, the greatest gain first.
 pub(super) fn towards(
     baseline: &Baseline,
     method: Method,

@@ -48,7 +48,7 @@ pub fn is_tag(token: &str) -> bool {
 
 /// The text after the last closing tag, or the whole answer if it has none. The opening tag may
 /// stand in the prompt. `None` if a thinking block begins there: the model still thinks.
-pub fn behind(answer: &str) -> Option<&str> {
+pub fn after(answer: &str) -> Option<&str> {
     let close = |(_, close): &(&str, &str)| answer.rfind(close).map(|at| at + close.len());
     let said = BLOCKS.iter().filter_map(close).max().map_or(answer, |at| &answer[at..]);
     (!begins(said)).then_some(said)
@@ -61,14 +61,14 @@ mod tests {
     #[test]
     fn the_answer_is_the_text_after_the_last_block() {
         for (open, close) in BLOCKS {
-            assert_eq!(behind(&format!("{open}a{close}b")), Some("b"), "{open}");
-            assert_eq!(behind(&format!("a{close}b")), Some("b"), "opened in the prompt: {open}");
-            assert_eq!(behind(&format!("{open}a{close}\n{open}b{close}c")), Some("c"), "{open}");
-            assert_eq!(behind(&format!(" {open}a")), None, "{open}");
-            assert_eq!(behind(&format!("{open}a{close} {open}b")), None, "{open}");
+            assert_eq!(after(&format!("{open}a{close}b")), Some("b"), "{open}");
+            assert_eq!(after(&format!("a{close}b")), Some("b"), "opened in the prompt: {open}");
+            assert_eq!(after(&format!("{open}a{close}\n{open}b{close}c")), Some("c"), "{open}");
+            assert_eq!(after(&format!(" {open}a")), None, "{open}");
+            assert_eq!(after(&format!("{open}a{close} {open}b")), None, "{open}");
             assert!(left_open(&format!("user: hi\n{open}\n")).is_some(), "{open}");
             assert!(left_open(&format!("{open}{close}")).is_none(), "{open}");
         }
-        assert_eq!(behind("a < b"), Some("a < b"));
+        assert_eq!(after("a < b"), Some("a < b"));
     }
 }

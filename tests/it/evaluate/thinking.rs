@@ -73,7 +73,7 @@ fn a_turn_that_ends_in_its_thought_is_no_answer() {
     let off = evaluator(&model, &chat, &compute);
     let ended =
         |asked: &refusal_patch::evaluate::Asked, i| asked.thought(i).is_some_and(|t| t.ended);
-    let asked = off.ask_behind_thoughts(&some).unwrap();
+    let asked = off.ask_after_thoughts(&some).unwrap();
     assert!(!(0..some.len()).any(|i| ended(&asked, i)));
     let asked = off.under(&edit).ask_again(&asked).unwrap();
     let answers = off.under(&edit).answer(&asked, AnswerOptions::new(32)).unwrap();
