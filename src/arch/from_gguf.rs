@@ -222,14 +222,13 @@ fn refuse_companion(file: &Gguf) -> Result<()> {
         ("adapter", _) => {
             let kind = file.get_str("adapter.type").unwrap_or("lora");
             let kind = if kind == "lora" { "LoRA" } else { kind };
-            let hint =
-                "give the model that it is for; `eval MODEL --sidecar ADAPTER` measures one \
-                        that --emit lora wrote";
-            (format!("a {kind} adapter"), hint)
+            (
+                format!("a {kind} adapter"),
+                "give the model that it is for, and this as its `sidecar`",
+            )
         }
         (_, Some("controlvector")) => {
-            let hint = "give the model that it is for; `eval MODEL --sidecar VECTOR` measures one \
-                        that --emit control-vector wrote";
+            let hint = "give the model that it is for, and this as its `sidecar`";
             ("a control vector".to_string(), hint)
         }
         ("mmproj" | "imatrix", _) => (format!("of the type {kind}"), "give the model's own file"),

@@ -24,7 +24,7 @@ pub fn run(args: CompareArgs) -> Result<u8> {
     let compressed = profile(&args.compressed, &args.run, &prompts)?;
     let comparison = compare(&original, &compressed, args.max_drop);
     if let Some(warning) = comparison.rendering.warning() {
-        eprintln!("warning: {warning}");
+        super::warn(&warning);
     }
     if args.run.json {
         let mut value = super::json(&comparison)?;

@@ -17,7 +17,7 @@ pub fn run(args: DiffArgs) -> Result<u8> {
     let session = open(&args.before, &args.run);
     let difference = diff(&before, &after, session.as_ref().ok(), &prompts, &bars)?;
     if let Err(e) = &session {
-        eprintln!("note: the off-direction change was not measured: {e}");
+        super::note(&format!("the off-direction change was not measured: {e}"));
     }
     if args.run.json {
         super::print_json(super::json(&difference)?);

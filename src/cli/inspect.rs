@@ -138,7 +138,7 @@ pub fn run(args: InspectArgs) -> Result<u8> {
                 block(s)
             )
         }
-        Err(e) => out += &format!("can't be run: {e}\n"),
+        Err(e) => out += &format!("can't be run: {}\n", super::with_flags(&e.to_string())),
     }
     let known = |name: &str| key(name).unwrap_or("none");
     out += &match &file {

@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
         cancel.cancel();
     };
     if let Err(e) = ctrlc::set_handler(handler) {
-        eprintln!("warning: Ctrl-C can't be caught: {e}");
+        warn(&format!("Ctrl-C can't be caught: {e}"));
     }
     if run.thinking == ThinkingArg::On && matches!(&cli.command, None | Some(Command::Derive(_))) {
         let what = "--thinking on is for measuring: the direction and the choice of an edit rest \
@@ -69,13 +69,32 @@ pub fn main() -> ExitCode {
             ExitCode::from(130)
         }
         Err(e) => {
-            eprintln!("error: {e}");
+            let message = with_flags(&e.to_string());
+            eprintln!("error: {message}");
             if json {
-                print_json(serde_json::json!({ "outcome": "error", "error": e.to_string() }));
+                print_json(serde_json::json!({ "outcome": "error", "error": message }));
             }
             ExitCode::from(if matches!(e, Error::Gate(_)) { 3 } else { 1 })
         }
     }
+}
+
+/// A message of the library with the flags of this binary: the library names a setting by its
+/// field, as in `chat_template`, and here the setting is `--chat-template`.
+fn with_flags(message: &str) -> String {
+    let command = Cli::command();
+    let ids = command.get_arguments().map(|a| a.get_id().as_str()).chain(["sidecar"]);
+    ids.fold(message.to_string(), |text, id| {
+        text.replace(&format!("`{id}`"), &format!("--{}", id.replace('_', "-")))
+    })
+}
+
+fn warn(message: &str) {
+    eprintln!("warning: {}", with_flags(message));
+}
+
+fn note(message: &str) {
+    eprintln!("note: {}", with_flags(message));
 }
 
 /// Prints to standard output; a closed pipe is no error.

@@ -113,6 +113,7 @@ impl Progress for Bars {
         if self.quiet {
             return;
         }
+        let line = super::with_flags(line);
         self.with(|b| match b {
             Some(b) => b.suspend(|| eprintln!("{line}")),
             None => eprintln!("{line}"),

@@ -12,7 +12,7 @@ use super::progress::Bars;
 /// Opens a model as the user asked.
 pub fn open(path: &Path, run: &RunArgs) -> Result<Session> {
     let session = Session::open(path, &options(run))?;
-    session.model.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    session.model.warnings.iter().for_each(|w| super::warn(w));
     say(&session.notes);
     Ok(session)
 }
@@ -54,7 +54,7 @@ pub fn own_prompts(path: &Path) -> Result<Vec<PromptRecord>> {
 
 /// Tells the user what isn't an error.
 pub fn say(notes: &[String]) {
-    notes.iter().for_each(|n| eprintln!("note: {n}"));
+    notes.iter().for_each(|n| super::note(n));
 }
 
 /// The most memory that this process has had, where the system says.

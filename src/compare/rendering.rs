@@ -127,7 +127,7 @@ impl Rendering {
                 "THE TWO MODELS READ DIFFERENT TOKENS: the texts of all {all} prompts are equal, \
                  the tokens of {} are not; prompt {id} goes on with {original} and with \
                  {compressed}. What follows compares two tokenizers as well; give both one with \
-                 --tokenizer",
+                 `tokenizer`",
                 self.tokens_differ
             ),
             _ => format!(
@@ -135,7 +135,7 @@ impl Rendering {
                  prompts differently; prompt {id} has {original:?} in the original and \
                  {compressed:?} in the compressed model. What follows compares two templates as \
                  well, which alone can move refusal by tens of points; give both one with \
-                 --chat-template"
+                 `chat_template`"
             ),
         })
     }

@@ -123,8 +123,8 @@ pub fn derive(
 
 /// The class of borderline training prompts.
 const BORDERLINE: usize = 4;
-/// Refused or answered prompts, whichever are fewer, that count as much as the class means: of
-/// fewer the direction is drawn towards theirs.
+/// How many refused (or answered) prompts weigh as much as the class means: with fewer of them the
+/// direction shrinks towards the difference of the class means.
 const SHRINK: f64 = 8.0;
 
 /// A prompt of the pass.
@@ -227,8 +227,8 @@ impl Means<'_> {
         }
     }
 
-    /// Mean state of refused less mean state of answered training prompts, drawn towards `raw`, the
-    /// difference of the class means, where either are few.
+    /// Mean state of refused less mean state of answered training prompts, shrunk towards `raw`,
+    /// the difference of the class means, where either are few (docs/METHOD.md, "The direction").
     fn refused(&self, layer: usize, raw: &[f64]) -> Vec<f64> {
         let fewer = self.answers[0].min(self.answers[1]) as f64;
         let share = fewer / (fewer + SHRINK);
@@ -241,8 +241,8 @@ impl Means<'_> {
     }
 }
 
-/// The unit vector along `raw` without its part along the mean harmless state: what all prompts
-/// share is no refusal.
+/// The unit vector along `raw` without its part along the mean harmless state: all prompts share
+/// that part, so it is no refusal.
 fn unit_without(raw: &[f64], harmless: &[f64]) -> Vec<f32> {
     let projected: Vec<f32> = without(raw, harmless).into_iter().map(|x| x as f32).collect();
     let length = norm(&projected).max(f64::MIN_POSITIVE);

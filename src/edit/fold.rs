@@ -20,7 +20,7 @@ use crate::weights::{pruned, Matrix, Stack, Storage};
 /// Columns that are worked on together: the longest block.
 const PANEL: usize = 256;
 
-/// What the stored weights carry of an edit.
+/// How much of an edit the stored weights carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Achieved {
     /// (ûᵀΔ · asked) / ‖asked‖², where asked = ‖u‖ v: 1 when all of the edit is there.
@@ -104,7 +104,7 @@ fn fold_into(w: &Matrix, u: &[f32], v: &[f32], pruned: bool) -> Result<Vec<u8>> 
     Ok(out)
 }
 
-/// An edit as a column needs it.
+/// An edit, with the sums that every column needs.
 struct Asked<'a> {
     u: &'a [f32],
     v: &'a [f32],

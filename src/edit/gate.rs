@@ -35,8 +35,8 @@ impl Group {
         Group { rows, cells: (0..rows).map(|i| (i, 0)).collect(), inputs, target, weight }
     }
 
-    /// Takes inputs out that a gate can't use: of the matrices from `first` on, the columns in each
-    /// one's list.
+    /// Sets inputs to zero that a gate can't use: `columns` lists them for each matrix from `first`
+    /// on.
     pub fn silence(&mut self, first: usize, columns: &[Vec<usize>]) {
         let width = self.inputs.len() / self.cells.len().max(1);
         for (&(_, part), x) in self.cells.iter().zip(self.inputs.chunks_exact_mut(width.max(1))) {
@@ -58,8 +58,7 @@ impl Group {
     }
 }
 
-/// Rows of the first group below which an expert is left alone: what so few say of it doesn't hold
-/// for others.
+/// Fewest harmful rows of an expert: a gate that was fitted on fewer does not generalise.
 const LEAST_ROWS: usize = 16;
 
 /// Ridge strengths that are tried, relative to the inputs' second moments (each feature scaled to
@@ -119,7 +118,7 @@ pub fn fit(train: &[Group], width: usize, parts: usize) -> Result<Option<Fits>> 
 }
 
 impl Fits {
-    /// The gate that does best on rows which it was not fitted on, in the groups of [`fit`].
+    /// The gate with the least loss on held-out rows, in the groups of [`fit`].
     pub fn choose(&self, held_out: &[Group]) -> Option<Gate> {
         let all =
             self.gates.iter().filter_map(|(lambda, v)| judge(v, held_out, self.width, *lambda));
@@ -127,7 +126,7 @@ impl Fits {
     }
 }
 
-/// Rows as the ridge problem has them: each times the root of its share in the loss, each feature
+/// The rows of the ridge problem: each row times the root of its share in the loss, each feature
 /// scaled.
 struct Problem<'a> {
     groups: &'a [Group],
@@ -183,7 +182,7 @@ impl<'a> Problem<'a> {
         (rows, z)
     }
 
-    /// What v·x should be, row by row.
+    /// The targets of v·x, row by row.
     fn targets(&self) -> Vec<f64> {
         let of = |g: &Group| std::iter::repeat_n(g.share() * f64::from(g.target), g.rows);
         self.groups.iter().flat_map(of).collect()
@@ -301,7 +300,7 @@ fn solve(mut a: Vec<f64>, mut b: Vec<f64>, n: usize) -> Option<Vec<f64>> {
                 };
             }
         }
-        // The rows below it, then what they take from the rest.
+        // The rows below it, then the update of the rest.
         let (top, below) = a.split_at_mut(end * n);
         below.par_chunks_mut(n).for_each(|row| {
             for j in k..end {

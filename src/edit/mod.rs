@@ -35,7 +35,7 @@ pub enum Method {
     /// v = Wᵀ r̂: strengthens what the layer writes along the direction; the baseline of Chhabra &
     /// Khalili 2025.
     Amplify,
-    /// v = (W₀ − W)ᵀ r̂ with the original's W₀: what compression took along the direction.
+    /// v = (W₀ − W)ᵀ r̂ with the original's W₀: the part along the direction that compression took.
     Restore,
     /// No gate: a constant, which a bias of the writer or a control vector carries. Touches every
     /// token.
@@ -43,7 +43,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Its name on the command line.
+    /// Its name, as in reports.
     pub fn name(self) -> &'static str {
         match self {
             Method::Gated => "gated",

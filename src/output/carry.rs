@@ -1,5 +1,4 @@
-//! What can carry an edit in which form, so that the client hears it (llama.cpp
-//! `src/models/*.cpp`).
+//! Which forms of an edit the client applies to which architecture (llama.cpp `src/models/*.cpp`).
 
 use crate::arch::Arch;
 use crate::edit::Method;
@@ -27,8 +26,8 @@ const DEAF: [&str; 16] = [
     "t5encoder",
 ];
 
-/// Whether the client (llama.cpp, of a Hugging Face `folder` transformers) would hear an edit in
-/// the form that is asked for; `experts`: the model has some.
+/// Whether the client would apply an edit in the form that is asked for. The client is llama.cpp,
+/// or transformers for a Hugging Face `folder`; `experts`: the model has some.
 ///
 /// # Errors
 /// An architecture whose graph ignores control vectors, or whose loader refuses a bias; a gate in a
@@ -41,7 +40,7 @@ pub fn can_carry(
     method: Method,
 ) -> Result<()> {
     let refuse = |what: &str| {
-        let hint = "use --emit weights or --emit lora, with --method auto";
+        let hint = "use `emit` weights or `emit` lora, with `method` auto";
         Err(Error::unsupported(format!("{what} (architecture {arch})"), hint))
     };
     if folder {

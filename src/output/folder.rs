@@ -1,8 +1,8 @@
 //! Writes a patched Hugging Face folder: a copy of the input's with a few byte ranges of its
 //! safetensors files replaced.
 //!
-//! Headers stay as they are, so what was done is told by a file of its own, [`RECORD`]. Its name
-//! doesn't end in `.safetensors`: servers load every such file of a folder.
+//! Headers stay as they are, so a file of its own, [`RECORD`], says what was done. Its name doesn't
+//! end in `.safetensors`: servers load every such file of a folder.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// The record of a patch in a folder.
 pub(super) const RECORD: &str = "refusal_patch.json";
-/// Folders in folders are followed so far.
+/// The deepest folder in folders that is copied.
 const DEEPEST: usize = 16;
 
 /// A file to write: where it comes from, and its name in the new folder.
@@ -100,7 +100,7 @@ pub fn stage_folder(
     Ok(Staged { temp: Temporary::Folder(temp), force, written })
 }
 
-/// Files of weights that a copy carries along unpatched: other forms of the same model.
+/// Files of weights that a copy takes over unpatched: other forms of the same model.
 pub fn unpatched(folder: &Folder) -> Result<Vec<String>> {
     let is_weights = |e: &Entry| {
         let ending = e.to.extension().and_then(|x| x.to_str()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Temporary files of runs that were cut off, by a kill or a power cut: the next run deletes them.
 //!
 //! A run holds a lock on its temporary file or folder, which the system releases when the run ends,
-//! however it ends. What can be locked has no owner any more.
+//! however it ends. So a file that can be locked has no owner any more.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn clear(path: &Path) -> Option<String> {
     let meta = fs::symlink_metadata(path).ok().filter(|m| m.is_file() || m.is_dir())?;
     if meta.is_dir() && path.join(ASIDE).exists() {
         return Some(format!(
-            "{shown}: holds what a run with --force was about to replace; if that run is over, \
+            "{shown}: holds what a run with `force` was about to replace; if that run is over, \
              move \
              `{ASIDE}` in it back, or delete it"
         ));

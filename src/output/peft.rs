@@ -188,7 +188,7 @@ pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Resul
     let file = path.join(WEIGHTS);
     if !path.is_dir() || !file.exists() || !path.join(CONFIG).exists() {
         let what =
-            format!("is no adapter folder ({CONFIG} and {WEIGHTS}); `--emit lora` writes them");
+            format!("is no adapter folder ({CONFIG} and {WEIGHTS}); `emit` lora writes them");
         return Err(Error::format(path, None, what));
     }
     let bad = |what: String| Error::format(&file, None, what);
@@ -198,7 +198,7 @@ pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Resul
         return Err(Error::format(
             path.join(CONFIG),
             None,
-            "is no LoRA of rank 1 and alpha 1, as `--emit lora` writes",
+            "is no LoRA of rank 1 and alpha 1, as `emit` lora writes",
         ));
     }
     let len = fs::metadata(&file).map_err(Error::io(&file))?.len();
@@ -212,10 +212,11 @@ pub(super) fn read(path: &Path, model: &Model, progress: &dyn Progress) -> Resul
         bad(format!("is no safetensors file: {e}; download it again"))
     };
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let about =
-        header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| {
-            bad("is no sidecar of this program; `--emit lora` writes them".into())
-        })?;
+    let about = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(KEY))
+        .ok_or_else(|| bad("is no sidecar of this program; `emit` lora writes them".into()))?;
     let any: Value = serde_json::from_str(about)
         .map_err(|e| bad(format!("what it says about itself is damaged: {e}")))?;
     if any["sidecar_version"] != VERSION {

@@ -103,7 +103,7 @@ pub(super) fn check_target(source: &Path, out: &Path, force: bool) -> Result<()>
     }
     if !force {
         let what = format!("{shown}: exists already");
-        return Err(Error::unsupported(what, "pass --force to replace it, or choose another name"));
+        return Err(Error::unsupported(what, "pass `force` to replace it, or choose another name"));
     }
     Ok(())
 }
@@ -144,13 +144,13 @@ pub(super) fn check_folder_target(source: &Path, out: &Path, force: bool) -> Res
     }
     if !force {
         let what = format!("{shown}: exists already");
-        return Err(Error::unsupported(what, "pass --force to replace it, or choose another name"));
+        return Err(Error::unsupported(what, "pass `force` to replace it, or choose another name"));
     }
     let empty = fs::read_dir(out).map_err(Error::io(out))?.next().is_none();
     let model = ["config.json", "adapter_config.json"].iter().any(|n| out.join(n).is_file());
     if !empty && !model {
         let what =
-            format!("{shown}: holds no model (no config.json), and --force replaces models only");
+            format!("{shown}: holds no model (no config.json), and `force` replaces models only");
         return Err(Error::unsupported(what, "empty it, or choose another name"));
     }
     Ok(())
@@ -293,7 +293,7 @@ pub(super) fn rename(temp: TempPath, out: &Path, force: bool) -> Result<()> {
     persisted.map_err(|failed| match failed.error.kind() {
         io::ErrorKind::AlreadyExists => Error::unsupported(
             format!("{}: has appeared while the output was being made", out.display()),
-            "pass --force to replace it, or choose another name",
+            "pass `force` to replace it, or choose another name",
         ),
         _ => Error::io(out)(failed.error),
     })?;
@@ -311,7 +311,7 @@ pub(super) fn rename_folder(held: Held<TempDir>, out: &Path, force: bool) -> Res
         Ok(_) if !force => {
             return Err(Error::unsupported(
                 format!("{}: has appeared while the output was being made", out.display()),
-                "pass --force to replace it, or choose another name",
+                "pass `force` to replace it, or choose another name",
             ))
         }
         Ok(_) => {

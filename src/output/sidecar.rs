@@ -206,7 +206,7 @@ impl Sidecar {
             Some(other) => return Err(later(path, &format!("kind {other:?}"))),
             None => {
                 return Err(bad(
-                    "is no sidecar of this program; `--emit lora` and `--emit control-vector` \
+                    "is no sidecar of this program; `emit` lora and `emit` control-vector \
                      write them"
                         .into(),
                 ))
@@ -316,7 +316,7 @@ pub(super) fn terms(
             if found < parts.len() || us.chunks_exact(u.len()).any(|other| other != u) {
                 return Err(bad(format!(
                     "its terms of the experts of block {layer} don't belong together; write it \
-                     again with `--emit lora`"
+                     again with `emit` lora"
                 )));
             }
             used += found;

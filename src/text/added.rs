@@ -136,7 +136,7 @@ pub(super) fn add(inner: &mut tokenizers::Tokenizer, more: &[Added], path: &Path
                 ),
                 "save the tokenizer anew \
                  (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), \
-                 or use --tokenizer",
+                 or use `tokenizer`",
             ));
         }
     }

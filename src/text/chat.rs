@@ -89,12 +89,12 @@ impl Chat {
         let mut tokens = self.tokenizer.encode_template(&text, &contents);
         if let Some(why) = self.tokenizer.fault() {
             return Err(Error::Model(format!(
-                "the tokenizer has no tokens for a chat: {why}; use --tokenizer"
+                "the tokenizer has no tokens for a chat: {why}; use `tokenizer`"
             )));
         }
         if tokens.is_empty() {
             return Err(Error::Model(
-                "the chat template renders to nothing; use --chat-template".into(),
+                "the chat template renders to nothing; use `chat_template`".into(),
             ));
         }
         // The tokens after those of the text up to the end of the last user text.
@@ -174,7 +174,7 @@ fn find_from_end(messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> 
             }
             return Err(Error::Model(format!(
                 "the chat template does not show the {} message {content:?} as it is; \
-                 use --chat-template",
+                 use `chat_template`",
                 m.role
             )));
         };
@@ -239,7 +239,7 @@ mod tests {
         let chat = chat("{% for m in messages %}{{ m.content | upper }}{% endfor %}");
         let error = chat.prompt("how so").unwrap_err().to_string();
         assert!(
-            error.contains("user message \"how so\"") && error.contains("--chat-template"),
+            error.contains("user message \"how so\"") && error.contains("`chat_template`"),
             "{error}"
         );
     }

@@ -28,7 +28,7 @@ impl Tokenizer {
                 format!("{}: has no tokenizer.json{found}", folder.dir().display()),
                 "write one with transformers: \
                  AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), \
-                 or use --tokenizer",
+                 or use `tokenizer`",
             ));
         }
         let mut tokenizer = Tokenizer::plain_json(json.unwrap_or(&own))?;

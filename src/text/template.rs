@@ -46,7 +46,7 @@ impl ChatTemplate {
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate> {
         if source.len() > LONGEST {
             return Err(Error::Limit(format!(
-                "the chat template has {} bytes, {LONGEST} is the most; use --chat-template FILE",
+                "the chat template has {} bytes, {LONGEST} is the most; use `chat_template` FILE",
                 source.len()
             )));
         }
@@ -68,7 +68,7 @@ impl ChatTemplate {
         bound_filters(&mut env);
         env.add_template_owned("chat", normalize(source)).map_err(|e| {
             Error::Model(format!(
-                "the chat template can't be read: {e:#}; use --chat-template FILE"
+                "the chat template can't be read: {e:#}; use `chat_template` FILE"
             ))
         })?;
         Ok(ChatTemplate {
@@ -111,7 +111,7 @@ impl ChatTemplate {
         let rendered = guarded(what, guard::TEMPLATE, move || render(&env, context));
         self.overran.fetch_or(rendered.is_err(), Ordering::Relaxed);
         rendered.and_then(|text| text.map_err(Error::Model)).map_err(|e| match e {
-            Error::Limit(why) => Error::Limit(format!("{why}; use --chat-template FILE")),
+            Error::Limit(why) => Error::Limit(format!("{why}; use `chat_template` FILE")),
             other => other,
         })
     }

@@ -16,7 +16,7 @@ use super::vocab::{self, token_key, Kind, Vocab};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
-const HINT: &str = "use --tokenizer tokenizer.json, the file that comes with the original model";
+const HINT: &str = "use `tokenizer` tokenizer.json, the file that comes with the original model";
 
 /// Encodes text as token ids and decodes token ids to text.
 pub struct Tokenizer {

@@ -204,7 +204,7 @@ pub(super) fn strings<'f>(file: &'f Gguf, key: &str) -> Result<&'f [Vec<u8>]> {
     file.get_strings(key).ok_or_else(|| {
         Error::Model(format!(
             "{}: metadata key {key} is missing; the file has no whole tokenizer, \
-             use --tokenizer tokenizer.json",
+             use `tokenizer` tokenizer.json",
             file.path().display()
         ))
     })

@@ -271,7 +271,7 @@ fn an_unknown_tokenizer_is_an_error_that_says_what_to_do() {
             "tokenizer.ggml.tokens is missing",
         ),
     ] {
-        for part in [found, "model.gguf: ", "--tokenizer tokenizer.json"] {
+        for part in [found, "model.gguf: ", "`tokenizer` tokenizer.json"] {
             assert!(error.contains(part), "{error}");
         }
     }

@@ -86,7 +86,7 @@ fn only_files_with_touched_tensors_change_and_headers_stay_verbatim() {
     let again =
         |out: &Path, force| stage_folder(&folder, &[patch("a")], &record(), out, force, &Silent);
     let error = |out: &Path, force| again(out, force).map(drop).unwrap_err().to_string();
-    assert!(error(&out, false).contains("--force"));
+    assert!(error(&out, false).contains("`force`"));
     again(&out, true).unwrap().commit().unwrap();
     assert_eq!(
         fs::read(out.join("model-00002-of-00003.safetensors")).unwrap(),

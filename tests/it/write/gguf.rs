@@ -286,7 +286,7 @@ fn an_existing_file_is_replaced_only_by_force() {
     let plan = Plan::new(&source);
     let out = dir.path().join("out.gguf");
     fs::write(&out, "precious").unwrap();
-    fails(&plan, &out, false, "--force");
+    fails(&plan, &out, false, "`force`");
     assert!(preflight(source.path(), &out, source.file_len(), false).is_err());
     preflight(source.path(), &out, source.file_len(), true).unwrap();
     assert_eq!(fs::read(&out).unwrap(), b"precious");
@@ -309,7 +309,7 @@ fn a_place_that_can_not_be_written_is_refused() {
     {
         let dangling = dir.path().join("dangling");
         std::os::unix::fs::symlink(dir.path().join("nowhere"), &dangling).unwrap();
-        fails(&plan, &dangling, false, "--force");
+        fails(&plan, &dangling, false, "`force`");
     }
 }
 
