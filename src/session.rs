@@ -8,7 +8,7 @@ use crate::compare::{compare, same_shape, Comparison, Profile};
 use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
 use crate::evaluate::{AnswerOptions, Evaluator, Rate, MAX_NEW_TOKENS};
-use crate::forward::Compute;
+use crate::forward::{Compute, Stage};
 use crate::model::Model;
 use crate::progress::{Cancel, Progress, Silent};
 use crate::search::{self, Derived, Outcome, Settings};
@@ -114,7 +114,7 @@ impl Session {
                 notes.push("the chat template can think; it is rendered with thinking off".into());
             }
             Thinking::On if !chat.template.can_think => notes.push(
-                "the chat template knows of no thinking; --thinking on only gives room for it"
+                "the chat template knows of no thinking; `thinking` on only gives room for it"
                     .into(),
             ),
             _ => {}
@@ -159,8 +159,15 @@ impl Session {
         prompts: &PromptSet,
         settings: &Settings,
     ) -> Result<Outcome> {
-        let reference = original.map(Session::evaluator);
+        // On one device, so that its work counts as this run's.
+        let compute = &self.compute;
+        let reference = original.map(|o| Evaluator { compute, ..o.evaluator() });
         search::patch(&self.evaluator(), reference.as_ref(), prompts, settings, out)
+    }
+
+    /// The stages of the last [`Session::patch`], with what each took.
+    pub fn stages(&self) -> Vec<Stage> {
+        self.compute.work().stages()
     }
 
     /// Refusal on test prompts, and perplexity.
@@ -253,7 +260,7 @@ pub fn chat(file: &Checkpoint, options: &Options) -> Result<Chat> {
         None => template(file)?.ok_or_else(|| {
             Error::unsupported(
                 format!("{}: has no chat template", file.path().display()),
-                "give one with --chat-template FILE (Jinja, as in the model's \
+                "give one with `chat_template` FILE (Jinja, as in the model's \
                  tokenizer_config.json)",
             )
         })?,

@@ -32,7 +32,10 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     let output: &PathBuf = &output.components().collect();
     let session = open(input, &args.run)?;
     if Provenance::of(&session.model.file)?.is_some() {
-        eprintln!("note: {} was patched before; the new edit comes on top of it", input.display());
+        super::note(&format!(
+            "{} was patched before; the new edit comes on top of it",
+            input.display()
+        ));
     }
     let settings = settings(&args, &session)?;
     let prompts = prompts(&args.run)?;
@@ -70,6 +73,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
         model: input.display().to_string(),
         device: session.evaluator().compute.describe().to_string(),
         seconds,
+        stages: session.stages(),
         peak_memory: peak_memory(),
     };
     let mut report = RunReport::new(outcome, &prompts, &settings, facts);
@@ -94,7 +98,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
     let code = match &report.outcome {
         Outcome::Patched(p) => {
             if let Some(warning) = &p.warning {
-                eprintln!("warning: {warning}");
+                super::warn(warning);
             }
             say(&summary(p, seconds));
             if let (Some(out), false) = (&p.out, args.run.json) {
@@ -112,7 +116,11 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             0
         }
         Outcome::NotNeeded { why, validation, reference, .. } => {
-            say(&format!("no patch needed: {why}\n\n{}", before(validation, reference.as_deref())));
+            say(&format!(
+                "no patch needed: {}\n\n{}",
+                super::with_flags(why),
+                before(validation, reference.as_deref())
+            ));
             0
         }
         Outcome::OutOfLimits { why, validation, reference, front, candidates, .. } => {
@@ -126,15 +134,19 @@ pub fn run(args: PatchArgs) -> Result<u8> {
                 }
             };
             say(&format!(
-                "refusal can't be restored inside the limits: {why}; nothing was \
+                "refusal can't be restored inside the limits: {}; nothing was \
                  written\n\n{}\n{best}",
+                super::with_flags(why),
                 before(validation, reference.as_deref())
             ));
             3
         }
         Outcome::NeverRefused { why, validation, reference } => {
             let table = before(validation, reference.as_deref());
-            say(&format!("never-refused: {why}; nothing was written\n\n{table}"));
+            say(&format!(
+                "never-refused: {}; nothing was written\n\n{table}",
+                super::with_flags(why)
+            ));
             3
         }
     };
@@ -159,7 +171,7 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
         Some(path) => {
             let (saved, warning) = read_direction(path, &session.model, session.progress())?;
             if let Some(w) = warning {
-                eprintln!("warning: {w}");
+                super::warn(&w);
             }
             Source::Given(saved)
         }

@@ -2,95 +2,115 @@
 //! read in one pass from the edit's first block on, and written only from where they part. The
 //! result is what greedy generation gives.
 
-use super::{Answer, AnswerOptions, Asked, Evaluator, KL_POSITIONS};
+use super::{predictions, Answer, AnswerOptions, Asked, Evaluator, Unedited};
 use crate::error::Result;
 use crate::forward::{Begun, Generated};
 use crate::text::{Prompt, Set};
 
-/// A model's own answers, run up to the block where edits begin.
-pub struct Drafts {
+/// A model's own answers, and the text of the perplexity, run up to the block where edits begin.
+pub struct Drafts<'u> {
+    unedited: &'u Unedited,
     /// Of the harmful prompts, and of the others: either is read without the other.
     begun: [Begun; 2],
     /// By prompt: which of the two it belongs to, and its place there.
     places: Vec<(usize, usize)>,
     /// By prompt: where its answer begins.
     begins: Vec<usize>,
-    /// By prompt: the answer.
-    answers: Vec<Vec<u32>>,
+    text: Begun,
 }
 
 /// What an edited model says to the drafts.
 pub struct Read {
-    /// Normed final states at the positions that predict each answer's tokens and what follows
-    /// them, `[positions, hidden]`.
-    states: Vec<f32>,
-    /// By prompt: its first state; 0 of those that were not read.
-    first: Vec<usize>,
+    /// The likeliest tokens after each position that predicts one of an answer's tokens or what
+    /// follows them.
+    says: Vec<u32>,
+    /// By prompt: its first in `says`; 0 of those that were not read.
+    at: Vec<usize>,
+    /// By prompt: the normed final state at the deciding position, `[hidden]`; empty of those that
+    /// were not read.
+    first: Vec<Vec<f32>>,
+    /// ln p of the tokens of answers to harmless prompts, at most [`super::KL_POSITIONS`] each.
+    pub(super) log_probabilities: Vec<f32>,
+    /// KL(IN ‖ this) there, nats.
+    pub(super) kl: Vec<f64>,
 }
 
-impl Drafts {
-    /// The drafts of prompts that are asked without a thought. `answers`: the model's own; `layer`:
-    /// no edit begins before.
+impl<'u> Drafts<'u> {
+    /// The drafts of prompts that are asked without a thought. `unedited`: the model's own answers;
+    /// `layer`: no edit begins before.
     pub fn new(
         evaluator: &Evaluator,
         asked: &Asked,
-        answers: &[&[u32]],
+        unedited: &'u Unedited,
         layer: usize,
-    ) -> Result<Drafts> {
+    ) -> Result<Drafts<'u>> {
         let samples = &asked.samples[..asked.plain];
-        let whole = |(s, a): (&Prompt, &&[u32])| [s.tokens.as_slice(), a].concat();
+        let whole = |(s, a): (&Prompt, &Answer)| [s.tokens.as_slice(), &a.answer].concat();
         let mut sequences = [Vec::new(), Vec::new()];
         let mut places = Vec::new();
-        for ((prompt, sample), answer) in asked.prompts.iter().zip(samples).zip(answers) {
+        for ((prompt, sample), answer) in asked.prompts.iter().zip(samples).zip(&unedited.answers) {
             let part = usize::from(prompt.set != Set::Harmful);
             places.push((part, sequences[part].len()));
             sequences[part].push(whole((sample, answer)));
         }
         let [harmful, others] = sequences;
+        let runner = evaluator.runner();
         Ok(Drafts {
-            begun: [
-                evaluator.runner().begin(harmful, layer)?,
-                evaluator.runner().begin(others, layer)?,
-            ],
+            unedited,
+            begun: [runner.begin(harmful, layer)?, runner.begin(others, layer)?],
             places,
             begins: samples.iter().map(|s| s.tokens.len()).collect(),
-            answers: answers.iter().map(|a| a.to_vec()).collect(),
+            text: runner.begin(evaluator.text(), layer)?,
         })
     }
 
-    /// The first block that an edit may touch.
-    pub fn layer(&self) -> usize {
-        self.begun[0].layer()
-    }
-
     /// Reads the drafts of some prompts under the evaluator's edit: cheap where all are harmful, or
-    /// none.
+    /// none. The output matrix must be that of the drafts' model.
     pub fn read(&self, evaluator: &Evaluator, prompts: &[usize]) -> Result<Read> {
-        let mut read = Read { states: Vec::new(), first: vec![0; self.answers.len()] };
         let d = evaluator.model.spec.hidden;
+        let answers = &self.unedited.answers;
+        let mut at = vec![0; answers.len()];
+        let (mut states, mut order) = (Vec::new(), Vec::new());
         for (part, begun) in self.begun.iter().enumerate() {
             let mut wanted = Vec::new();
             for &i in prompts.iter().filter(|&&i| self.places[i].0 == part) {
-                read.first[i] = read.states.len() / d + wanted.len();
-                let begin = self.begins[i];
-                wanted
-                    .extend((0..=self.answers[i].len()).map(|k| (self.places[i].1, begin + k - 1)));
+                at[i] = states.len() / d + wanted.len();
+                order.push(i);
+                let (begin, n) = (self.begins[i], answers[i].answer.len());
+                wanted.extend((0..=n).map(|k| (self.places[i].1, begin + k - 1)));
             }
             if !wanted.is_empty() {
-                read.states.extend(evaluator.runner().resume(begun, &wanted)?);
+                states.extend(evaluator.runner().resume(begun, &wanted)?);
             }
         }
-        Ok(read)
+        // The token that a state should predict, and IN's state beside, where divergence counts.
+        let mut next: Vec<&[u32]> = vec![&[]; states.len() / d];
+        let mut beside = Vec::new();
+        for i in order {
+            let Some(own) = self.unedited.states_of(i, d) else { continue };
+            for (k, state) in own.chunks_exact(d).enumerate() {
+                next[at[i] + k] = &answers[i].answer[k..k + 1];
+                beside.push((at[i] + k, state));
+            }
+        }
+        let (reads, kl) = evaluator.read_beside(&states, 1, |row| next[row], &beside)?;
+        let mut first = vec![Vec::new(); answers.len()];
+        for &i in prompts {
+            first[i] = states[at[i] * d..(at[i] + 1) * d].to_vec();
+        }
+        Ok(Read {
+            says: reads.iter().map(|r| r.top.first().map_or(0, |t| t.0)).collect(),
+            at,
+            first,
+            log_probabilities: beside.iter().map(|&(row, _)| reads[row].asked[0]).collect(),
+            kl,
+        })
     }
 
-    /// Of some prompts the states that predict the first tokens of their answers, as
-    /// [`Evaluator::answer_states`] has them.
-    pub fn answer_states(&self, read: &Read, prompts: &[usize], hidden: usize) -> Vec<f32> {
-        let of = |&i: &usize| {
-            let n = self.answers[i].len().min(KL_POSITIONS);
-            &read.states[read.first[i] * hidden..(read.first[i] + n) * hidden]
-        };
-        prompts.iter().flat_map(of).copied().collect()
+    /// Perplexity of the built-in text, as [`Evaluator::perplexity`].
+    pub fn perplexity(&self, evaluator: &Evaluator) -> Result<f64> {
+        let (wanted, next) = predictions(self.text.sequences());
+        evaluator.perplexity_of(&evaluator.runner().resume(&self.text, &wanted)?, &next)
     }
 
     /// The answers to some prompts, in at most `max_new` tokens, which none of the drafts may
@@ -103,24 +123,18 @@ impl Drafts {
         prompts: &[usize],
         max_new: usize,
     ) -> Result<Vec<Generated>> {
-        let (d, tokenizer) = (evaluator.model.spec.hidden, &evaluator.chat.tokenizer);
-        let states_of = |i: usize| {
-            &read.states[read.first[i] * d..(read.first[i] + self.answers[i].len() + 1) * d]
-        };
-        let states: Vec<f32> = prompts.iter().flat_map(|&i| states_of(i)).copied().collect();
-        let says = evaluator.read_head(&states, 1, |_| &[])?;
-        let mut says = says.iter().map(|r| r.top.first().map_or(0, |t| t.0));
+        let tokenizer = &evaluator.chat.tokenizer;
         let mut out = Vec::new();
         // What has to be written: the prompt's place in `out`, with its beginning.
         let (mut open, mut begun): (Vec<usize>, Vec<Vec<u32>>) = (Vec::new(), Vec::new());
         for &i in prompts {
-            let draft = &self.answers[i];
-            let said: Vec<u32> = says.by_ref().take(draft.len() + 1).collect();
+            let draft = &self.unedited.answers[i].answer;
+            let said = &read.says[read.at[i]..=read.at[i] + draft.len()];
             let same = said.iter().zip(draft).take_while(|(a, b)| a == b).count();
             let mut answer = Generated {
                 tokens: draft[..same].to_vec(),
                 end: None,
-                first: states_of(i)[..d].to_vec(),
+                first: read.first[i].clone(),
             };
             if same < max_new {
                 if tokenizer.is_end(said[same]) {

@@ -139,9 +139,24 @@ impl<'a> Evaluator<'a> {
         k: usize,
         asked: impl Fn(usize) -> &'p [u32],
     ) -> Result<Vec<Readout>> {
-        let reads = Head::new(self.model, self.compute)?.read(states, k, asked)?;
+        Ok(self.read_beside(states, k, asked, &[])?.0)
+    }
+
+    /// As [`Evaluator::read_head`], with divergences: as [`Head::read_beside`].
+    ///
+    /// # Errors
+    /// Numbers that are not finite, with the tensor that they come from.
+    pub fn read_beside<'p>(
+        &self,
+        states: &[f32],
+        k: usize,
+        asked: impl Fn(usize) -> &'p [u32],
+        beside: &[(usize, &[f32])],
+    ) -> Result<(Vec<Readout>, Vec<f64>)> {
+        let (reads, kl) =
+            Head::new(self.model, self.compute)?.read_beside(states, k, asked, beside)?;
         match reads.iter().all(|r| r.log_sum.is_finite()) {
-            true => Ok(reads),
+            true => Ok((reads, kl)),
             false => Err(self.model.output_damaged()?),
         }
     }
@@ -166,7 +181,7 @@ impl<'a> Evaluator<'a> {
         }
         Err(Error::Model(format!(
             "{}: most answers open a thinking block with thinking off, so their first tokens say \
-             nothing about refusal; give a template that closes the block with --chat-template",
+             nothing about refusal; give a template that closes the block with `chat_template`",
             self.model.file.path().display()
         )))
     }
@@ -372,26 +387,21 @@ impl<'a> Evaluator<'a> {
     /// Perplexity of given next tokens under given hidden states.
     pub fn perplexity_of(&self, states: &[f32], next: &[u32]) -> Result<f64> {
         let reads = self.read_head(states, 0, |i| &next[i..i + 1])?;
-        let nll =
-            reads.iter().map(|r| -f64::from(r.asked[0])).sum::<f64>() / next.len().max(1) as f64;
-        Ok(nll.exp())
+        Ok(perplexity(&reads.iter().map(|r| r.asked[0]).collect::<Vec<_>>()))
     }
 
     /// Perplexity of the built-in text, in windows of 256 tokens, without a template.
     pub fn perplexity(&self) -> Result<f64> {
-        let tokens = self.chat.tokenizer.encode(PERPLEXITY_TEXT, false);
-        let sequences: Vec<Vec<u32>> =
-            tokens.chunks(WINDOW).filter(|w| w.len() > 1).map(|w| self.with_bos(w)).collect();
-        let mut wanted = Vec::new();
-        let mut next = Vec::new();
-        for (i, s) in sequences.iter().enumerate() {
-            for (p, &token) in s.iter().skip(1).enumerate() {
-                wanted.push((i, p));
-                next.push(token);
-            }
-        }
+        let sequences = self.text();
+        let (wanted, next) = predictions(&sequences);
         let states = self.runner().run(&sequences, &[], &wanted, &mut ())?;
         self.perplexity_of(&states, &next)
+    }
+
+    /// The windows of the built-in text.
+    fn text(&self) -> Vec<Vec<u32>> {
+        let tokens = self.chat.tokenizer.encode(PERPLEXITY_TEXT, false);
+        tokens.chunks(WINDOW).filter(|w| w.len() > 1).map(|w| self.with_bos(w)).collect()
     }
 
     /// A stretch of plain text as the model reads it.
@@ -400,6 +410,19 @@ impl<'a> Evaluator<'a> {
         let bos = if tokenizer.add_bos() { tokenizer.bos() } else { None };
         bos.into_iter().chain(tokens.iter().copied()).collect()
     }
+}
+
+/// Perplexity of tokens with these log-probabilities.
+fn perplexity(log_probabilities: &[f32]) -> f64 {
+    let sum = log_probabilities.iter().map(|&x| -f64::from(x)).sum::<f64>();
+    (sum / log_probabilities.len().max(1) as f64).exp()
+}
+
+/// The positions of texts that predict one of their tokens, and these tokens.
+fn predictions(sequences: &[Vec<u32>]) -> (Vec<(usize, usize)>, Vec<u32>) {
+    let of =
+        |(i, s): (usize, &Vec<u32>)| (1..s.len()).map(|p| ((i, p - 1), s[p])).collect::<Vec<_>>();
+    sequences.iter().enumerate().flat_map(of).unzip()
 }
 
 /// Whether the first tokens of most of these open no answer.

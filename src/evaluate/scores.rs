@@ -1,11 +1,14 @@
 //! What is measured of a model before and after: rates, divergence, perplexity.
 
+use std::ops::Range;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, AnswerOptions, Asked, DraftRead as Read, Drafts, Evaluator, Rate};
+use super::{
+    Answer, AnswerOptions, Asked, DraftRead as Read, Drafts, Evaluator, Rate, KL_POSITIONS,
+};
 use crate::error::Result;
-use crate::forward::Head;
 use crate::text::{BySet, Set};
 
 /// A model's scores on one split.
@@ -41,15 +44,28 @@ pub struct Drift {
     pub perplexity: f64,
 }
 
+impl Drift {
+    /// From every position of IN's answers to harmless prompts.
+    fn new(kl: &[f64], log_probabilities: &[f32], perplexity: f64) -> Drift {
+        Drift {
+            kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
+            answer_perplexity: super::perplexity(log_probabilities),
+            perplexity,
+        }
+    }
+}
+
 /// IN's own answers and states on a split's prompts, which edits are measured against.
 pub struct Unedited {
     /// IN's answers on the split, prompts in order.
     pub answers: Vec<Answer>,
     /// (prompt tokens, answer tokens) of harmless prompts.
     forced: Vec<(Vec<u32>, Vec<u32>)>,
-    /// IN's final states over them.
+    /// IN's final states over them, and the tokens that they predict.
     states: Vec<f32>,
     next: Vec<u32>,
+    /// By answer: its rows of `states`.
+    rows: Vec<Option<Range<usize>>>,
     /// IN's scores.
     pub scores: Scores,
 }
@@ -67,6 +83,13 @@ impl Unedited {
             forced.push((a.read.clone(), a.answer.clone()));
         }
         let (states, next) = evaluator.answer_states(&forced)?;
+        let mut end = 0;
+        let rows = answers.iter().map(|a| {
+            let n = if is_forced(a) { a.answer.len().min(KL_POSITIONS) } else { 0 };
+            end += n;
+            (n > 0).then_some(end - n..end)
+        });
+        let rows = rows.collect();
         let scores = Scores {
             refusal: BySet::over(&answers),
             kl: 0.0,
@@ -74,7 +97,14 @@ impl Unedited {
             perplexity: evaluator.perplexity()?,
             same_answers: 1.0,
         };
-        Ok(Unedited { answers, forced, states, next, scores })
+        Ok(Unedited { answers, forced, states, next, rows, scores })
+    }
+
+    /// IN's final states at the positions that predict the first tokens of an answer, `[tokens,
+    /// hidden]`; `None` for an answer that divergence is not measured on.
+    pub(super) fn states_of(&self, answer: usize, hidden: usize) -> Option<&[f32]> {
+        let rows = self.rows[answer].clone()?;
+        Some(&self.states[rows.start * hidden..rows.end * hidden])
     }
 
     /// IN's answers as drafts of an edited model's answers. `layer`: the first block that an edit
@@ -85,39 +115,33 @@ impl Unedited {
         evaluator: &Evaluator,
         asked: &Asked,
         layer: usize,
-    ) -> Result<Option<Drafts>> {
+    ) -> Result<Option<Drafts<'_>>> {
         if asked.think() {
             return Ok(None);
         }
-        let answers: Vec<&[u32]> = self.answers.iter().map(|a| &a.answer[..]).collect();
-        let tokens = asked.samples.iter().zip(&answers).map(|(s, a)| s.tokens.len() + a.len());
-        if tokens.sum::<usize>() * evaluator.model.spec.hidden * 4 > evaluator.memory / 4 {
+        let tokens = asked.samples.iter().zip(&self.answers);
+        let tokens = tokens.map(|(s, a)| s.tokens.len() + a.answer.len()).sum::<usize>();
+        if tokens * evaluator.model.spec.hidden * 4 > evaluator.memory / 4 {
             return Ok(None);
         }
-        Ok(Some(Drafts::new(evaluator, asked, &answers, layer)?))
+        Ok(Some(Drafts::new(evaluator, asked, self, layer)?))
     }
 
     /// Measures another model, or an edit of this one, on IN's words. The output matrix must be the
     /// same.
     pub fn drift(&self, evaluator: &Evaluator) -> Result<Drift> {
-        self.drift_of(evaluator, &evaluator.answer_states(&self.forced)?.0)
+        let d = evaluator.model.spec.hidden;
+        let states = evaluator.answer_states(&self.forced)?.0;
+        let beside: Vec<(usize, &[f32])> = self.states.chunks_exact(d).enumerate().collect();
+        let next = |row: usize| &self.next[row..row + 1];
+        let (reads, kl) = evaluator.read_beside(&states, 0, next, &beside)?;
+        let log_probabilities: Vec<f32> = reads.iter().map(|r| r.asked[0]).collect();
+        Ok(Drift::new(&kl, &log_probabilities, evaluator.perplexity()?))
     }
 
-    /// The same from the states of IN's answers that [`Drafts::read`] gave.
+    /// The same from what [`Drafts::read`] gave of all prompts that are not harmful.
     pub fn drift_from(&self, evaluator: &Evaluator, drafts: &Drafts, read: &Read) -> Result<Drift> {
-        let harmless: Vec<usize> =
-            (0..self.answers.len()).filter(|&i| is_forced(&self.answers[i])).collect();
-        let states = drafts.answer_states(read, &harmless, evaluator.model.spec.hidden);
-        self.drift_of(evaluator, &states)
-    }
-
-    fn drift_of(&self, evaluator: &Evaluator, states: &[f32]) -> Result<Drift> {
-        let kl = Head::new(evaluator.model, evaluator.compute)?.kl(&self.states, states)?;
-        Ok(Drift {
-            kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
-            answer_perplexity: evaluator.perplexity_of(states, &self.next)?,
-            perplexity: evaluator.perplexity()?,
-        })
+        Ok(Drift::new(&read.kl, &read.log_probabilities, drafts.perplexity(evaluator)?))
     }
 
     /// The scores of a model from its `drift` and its answers to the split's prompts, in order.

@@ -1,4 +1,4 @@
-//! What a block computes: its attention, its feed-forward layer, and what it writes.
+//! One block: attention, feed-forward layer, and what both add to the residual stream.
 
 use rayon::prelude::*;
 
@@ -13,7 +13,7 @@ use crate::num::dot;
 type Table<'a> = (&'a Rope, &'a (Vec<f32>, Vec<f32>));
 
 impl Runner<'_> {
-    /// What a block's readers see of the residual stream.
+    /// The residual stream after a norm: the input of a block's matrices.
     pub(super) fn read(&self, norm: Role, layer: usize, hidden: &[f32]) -> Result<Vec<f32>> {
         match self.model.spec.norms.before() {
             true => Ok(rms_norm(hidden, &self.model.norm(norm, layer)?, self.model.spec.norm_eps)),
@@ -21,7 +21,8 @@ impl Runner<'_> {
         }
     }
 
-    /// What the output projection reads. The first `plain` rows are tokens, the others forks.
+    /// The input of the attention's output projection. The first `plain` rows are tokens, the
+    /// others forks.
     pub(super) fn attention(
         &self,
         layer: usize,
@@ -83,7 +84,7 @@ impl Runner<'_> {
         Ok(mixed)
     }
 
-    /// What the down projection of a plain feed-forward layer reads.
+    /// The input of a dense feed-forward layer's down projection.
     pub(super) fn feed_forward(&self, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
         let spec = &self.model.spec;
         let apart = [(Role::FfnGate, spec.ffn), (Role::FfnUp, spec.ffn)];
@@ -148,8 +149,7 @@ impl Runner<'_> {
         Ok(out)
     }
 
-    /// A writer's part of a block: projects, adds the rows' edits, adds the result to the residual
-    /// stream.
+    /// A writer: projects, adds the rows' edits, adds the result to the residual stream.
     pub(super) fn write(
         &self,
         layer: usize,
@@ -192,12 +192,12 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Adds to `out`, `[hidden]`, what a row's edit makes of a matrix's input.
+    /// Adds a row's edit to a matrix's output: `x` is the matrix's input, `out` is `[hidden]`.
     pub(super) fn add_edit(&self, site: Site, row: &Row, x: &[f32], out: &mut [f32]) {
         self.add_terms(site, row, x, out, |_| true);
     }
 
-    /// The same, of the terms that are wanted: those with a gate, or the constants.
+    /// Adds the gated terms of a row's edit alone, or the constant ones alone.
     fn add_terms(
         &self,
         site: Site,

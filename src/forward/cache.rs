@@ -25,7 +25,7 @@ pub(super) fn batches(n: usize, size: impl Fn(usize) -> usize, limit: usize) -> 
     out
 }
 
-/// How many tokens all sequences begin with alike, the last token of none among them.
+/// Length of the longest prefix that all sequences share. No sequence's last token counts.
 pub(super) fn common_prefix(sequences: &[Vec<u32>]) -> usize {
     let Some((first, others)) = sequences.split_first() else { return 0 };
     let alike = |s: &Vec<u32>| s.iter().zip(first).take_while(|(a, b)| a == b).count();
@@ -39,7 +39,7 @@ pub(super) struct Cache {
     base: HashMap<usize, usize>,
     /// Elements of a row.
     width: usize,
-    /// Tokens that all sequences begin with and that run as the first one's only.
+    /// Length of the shared prefix, which runs once, as rows of the first sequence.
     alike: usize,
 }
 
@@ -64,7 +64,7 @@ impl Cache {
         Cache { layers: (0..layers).map(|_| kv()).collect(), base, width, alike }
     }
 
-    /// The rows of a batch's prompts, under `edit`: what they begin with alike only once.
+    /// The rows of a batch's prompts under `edit`; the shared prefix only once.
     pub fn rows<'e>(
         &self,
         sequences: &[Vec<u32>],
@@ -79,11 +79,11 @@ impl Cache {
         batch.clone().flat_map(of).collect()
     }
 
-    /// Keeps the keys and values of rows, `[rows, width]`; those of a common beginning for every
+    /// Keeps the keys and values of rows, `[rows, width]`; those of the shared prefix for every
     /// sequence.
     pub fn keep(&mut self, layer: usize, rows: &[Row], k: &[f32], v: &[f32]) {
         let (width, alike) = (self.width, self.alike);
-        // The first of a prompt's rows is at 0 only where it runs the beginning.
+        // Only the sequence that runs the shared prefix has a row at position 0.
         let begins = rows.first().filter(|r| r.pos == 0).map(|r| r.base);
         let bases: Vec<usize> = self.base.values().copied().collect();
         let kv = self.layer(layer);

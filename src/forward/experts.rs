@@ -64,7 +64,7 @@ impl Runner<'_> {
                 hidden[i * d..(i + 1) * d].iter_mut().zip(y).for_each(|(h, y)| *h += y);
             }
         }
-        // A constant at the block's end has the place of a plain layer's.
+        // A constant at the end of the block belongs to the same site as a dense layer's.
         let site = Site { layer, writer: Writer::Ffn, expert: 0 };
         hidden.par_chunks_mut(d).zip(rows).for_each(|(h, row)| self.add_edit(site, row, &[], h));
         Ok(())

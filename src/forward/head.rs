@@ -17,7 +17,7 @@ const ROWS: usize = 2048;
 /// sums are the same whatever else is read.
 const CHUNK: usize = 1024;
 
-/// What the head says about one row.
+/// The distribution of a row's next token, as far as it was asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Readout {
     /// log Σ exp(logit).
@@ -49,19 +49,43 @@ impl<'m> Head<'m> {
         k: usize,
         asked: impl Fn(usize) -> &'a [u32],
     ) -> Result<Vec<Readout>> {
+        Ok(self.read_beside(hidden, k, asked, &[])?.0)
+    }
+
+    /// The same, and KL(p ‖ q) in nats where a row's distribution q has another one beside it:
+    /// `beside` are (row, p's final hidden state), rows in ascending order.
+    pub fn read_beside<'a>(
+        &self,
+        hidden: &[f32],
+        k: usize,
+        asked: impl Fn(usize) -> &'a [u32],
+        beside: &[(usize, &[f32])],
+    ) -> Result<(Vec<Readout>, Vec<f64>)> {
         let d = self.output.cols;
         let mut all = Vec::with_capacity(hidden.len() / d);
+        let mut kl = Vec::with_capacity(beside.len());
+        let mut beside = beside;
         for (block, hidden) in hidden.chunks(ROWS * d).enumerate() {
             let n = hidden.len() / d;
             let first = block * ROWS;
+            let inside = beside.partition_point(|&(row, _)| row < first + n);
+            let (pairs, later) = beside.split_at(inside);
+            beside = later;
             let asked: Vec<&[u32]> = (0..n).map(|i| asked(first + i)).collect();
             let mut rows: Vec<Readout> = asked
                 .iter()
                 .map(|asked| Readout { asked: vec![f32::NAN; asked.len()], ..Readout::default() })
                 .collect();
             let mut sums = vec![Sum::default(); n];
-            self.tiles(hidden, n, |tokens, logits| {
-                let of_rows = logits.par_chunks(tokens.len()).zip(&asked);
+            let mut divergences = vec![Divergence::default(); pairs.len()];
+            // The rows, and after them those beside.
+            let mut states = std::borrow::Cow::Borrowed(hidden);
+            if !pairs.is_empty() {
+                pairs.iter().for_each(|(_, p)| states.to_mut().extend_from_slice(p));
+            }
+            self.tiles(&states, n + pairs.len(), |tokens, logits| {
+                let (own, others) = logits.split_at(n * tokens.len());
+                let of_rows = own.par_chunks(tokens.len()).zip(&asked);
                 rows.par_iter_mut().zip(&mut sums).zip(of_rows).for_each(
                     |((row, sum), (logits, asked))| {
                         for (slot, &t) in row.asked.iter_mut().zip(*asked) {
@@ -78,6 +102,12 @@ impl<'m> Head<'m> {
                         }
                     },
                 );
+                let of_pairs = others.par_chunks(tokens.len()).zip(pairs);
+                divergences.par_iter_mut().zip(of_pairs).for_each(|(sum, (p, &(row, _)))| {
+                    let at = (row - first) * tokens.len();
+                    let q = &own[at..at + tokens.len()];
+                    p.chunks(CHUNK).zip(q.chunks(CHUNK)).for_each(|(p, q)| sum.add(p, q));
+                });
                 Ok(())
             })?;
             for (row, sum) in rows.iter_mut().zip(&sums) {
@@ -86,9 +116,12 @@ impl<'m> Head<'m> {
                 row.top.iter_mut().for_each(|(_, x)| *x -= ls);
                 row.asked.iter_mut().for_each(|x| *x -= ls);
             }
+            kl.extend(
+                divergences.iter().zip(pairs).map(|(sum, pair)| sum.kl(&sums[pair.0 - first])),
+            );
             all.append(&mut rows);
         }
-        Ok(all)
+        Ok((all, kl))
     }
 
     /// Hands the logits to `f` a tile at a time: the tokens, and `[n, tokens]`.
@@ -98,6 +131,7 @@ impl<'m> Head<'m> {
         n: usize,
         mut f: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
     ) -> Result<()> {
+        self.compute.work().read(n);
         let Scales { logits: scale, logit_cap: cap, .. } = self.scales;
         if scale == 1.0 && cap.is_none() {
             return self.compute.tiles(hidden, n, &self.output, f);
@@ -110,47 +144,34 @@ impl<'m> Head<'m> {
             f(tokens, &last)
         })
     }
+}
 
-    /// KL(p ‖ q) in nats for each pair of rows, p's and q's hidden states under the same output
-    /// matrix.
-    pub fn kl(&self, p: &[f32], q: &[f32]) -> Result<Vec<f64>> {
-        let d = self.output.cols;
-        let mut all = Vec::with_capacity(p.len() / d);
-        for (p, q) in p.chunks(ROWS * d).zip(q.chunks(ROWS * d)) {
-            let n = p.len() / d;
-            let both = [p, q].concat();
-            let mut sums = vec![Sum::default(); 2 * n];
-            // Σ e^{lp - max} (lp - lq), with the same running maximum as p's sum.
-            let mut cross = vec![0.0f64; n];
-            self.tiles(&both, 2 * n, |tokens, logits| {
-                let (of_p, of_q) = logits.split_at(n * tokens.len());
-                let (sums_p, sums_q) = sums.split_at_mut(n);
-                let of_p = of_p.par_chunks(tokens.len()).zip(sums_p);
-                let of_q = of_q.par_chunks(tokens.len()).zip(sums_q);
-                of_p.zip(of_q).zip(&mut cross).for_each(|(((p, sum_p), (q, sum_q)), cross)| {
-                    let mut exps = [0.0; CHUNK];
-                    for (p, q) in p.chunks(CHUNK).zip(q.chunks(CHUNK)) {
-                        sum_q.add(q, largest(q), &mut exps);
-                        *cross *= sum_p.add(p, largest(p), &mut exps);
-                        let terms = exps.iter().zip(p).zip(q);
-                        *cross += terms
-                            .map(|((&e, &a), &b)| f64::from(e) * f64::from(a - b))
-                            .sum::<f64>();
-                    }
-                });
-                Ok(())
-            })?;
-            all.extend((0..n).map(|i| {
-                let kl = cross[i] / sums[i].sum - sums[i].log() + sums[n + i].log();
-                // Rounding can leave a tiny negative number where p = q; a NaN must stay one.
-                if kl < 0.0 {
-                    0.0
-                } else {
-                    kl
-                }
-            }));
+/// A running KL(p ‖ q).
+#[derive(Clone, Copy, Default)]
+struct Divergence {
+    p: Sum,
+    /// Σ e^{lp - max} (lp - lq), with the same running maximum as p's sum.
+    cross: f64,
+}
+
+impl Divergence {
+    /// Adds up to CHUNK logits of either.
+    fn add(&mut self, p: &[f32], q: &[f32]) {
+        let mut exps = [0.0; CHUNK];
+        self.cross *= self.p.add(p, largest(p), &mut exps);
+        let terms = exps.iter().zip(p).zip(q);
+        self.cross += terms.map(|((&e, &a), &b)| f64::from(e) * f64::from(a - b)).sum::<f64>();
+    }
+
+    /// The divergence, in nats; `q`: q's sum over all logits.
+    fn kl(&self, q: &Sum) -> f64 {
+        let kl = self.cross / self.p.sum - self.p.log() + q.log();
+        // Rounding can leave a tiny negative number where p = q; a NaN must stay one.
+        if kl < 0.0 {
+            0.0
+        } else {
+            kl
         }
-        Ok(all)
     }
 }
 
@@ -168,9 +189,8 @@ impl Default for Sum {
 }
 
 impl Sum {
-    /// Takes up to CHUNK more logits in, of which `max` is the largest, and leaves their
-    /// exponentials, over that of the largest so far, in `exps`. Returns the factor by which
-    /// earlier terms shrank.
+    /// Adds up to CHUNK logits, of which `max` is the largest. Leaves exp(logit - largest so far)
+    /// in `exps`. Returns the factor by which earlier terms shrank.
     fn add(&mut self, logits: &[f32], max: f32, exps: &mut [f32; CHUNK]) -> f64 {
         let max = if max > self.max { max } else { self.max };
         let factor =
@@ -219,8 +239,8 @@ fn keep_likeliest(top: &mut Vec<(u32, f32)>, k: usize, start: usize, logits: &[f
     }
 }
 
-/// e^x for x up to 0, within 2e-7 of it: without branches, so that the compiler takes several at a
-/// time. x = z ln 2 + r, and e^r is a polynomial (Cephes).
+/// e^x for x <= 0, within 2e-7. No branches, so the compiler uses vectors. x = z ln 2 + r, and e^r
+/// is a polynomial (Cephes).
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// Added and taken away it rounds to an integer, which is then in the lowest bits.

@@ -1,11 +1,13 @@
 //! Products with stored matrices, on the CPU or on a GPU.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::product::product;
+use super::work::Work;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 use crate::weights::Matrix;
@@ -20,6 +22,7 @@ const ROWS: usize = 1024;
 pub struct Compute {
     device: Device,
     cancel: Cancel,
+    work: Arc<Work>,
 }
 
 impl Compute {
@@ -34,7 +37,7 @@ impl Compute {
             let line = text.lines().next().unwrap_or_default().to_string();
             Error::unsupported(
                 format!("device {name} can't be used: {line}"),
-                "use --device cpu, or a binary built with --features cuda or metal",
+                "use `device` cpu, or a build with the feature cuda or metal",
             )
         };
         let device = match name.split_once(':').unwrap_or((name, "0")) {
@@ -53,12 +56,12 @@ impl Compute {
                 ))
             }
         };
-        Ok(Compute { device, cancel: Cancel::default() })
+        Ok(Compute { device, cancel: Cancel::default(), work: Arc::default() })
     }
 
     /// The CPU.
     pub fn cpu() -> Compute {
-        Compute { device: Device::Cpu, cancel: Cancel::default() }
+        Compute { device: Device::Cpu, cancel: Cancel::default(), work: Arc::default() }
     }
 
     /// The same device, for a run that `cancel` ends.
@@ -72,6 +75,11 @@ impl Compute {
     /// `Interrupted`, where the run was cancelled.
     pub fn check(&self) -> Result<()> {
         self.cancel.check()
+    }
+
+    /// What ran here so far.
+    pub fn work(&self) -> &Work {
+        &self.work
     }
 
     /// The device in words, for the report.
@@ -155,5 +163,5 @@ impl Compute {
 }
 
 fn device_error(e: candle_core::Error) -> Error {
-    Error::Limit(format!("the compute device failed: {e}; try --device cpu or a smaller --memory"))
+    Error::Limit(format!("the compute device failed: {e}; try `device` cpu or a smaller `memory`"))
 }

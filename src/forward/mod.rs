@@ -9,7 +9,9 @@ mod head;
 mod matmul;
 mod product;
 mod runner;
+mod work;
 
 pub use head::{Head, Readout};
 pub use matmul::Compute;
 pub use runner::{Begun, Fork, Generated, Row, Runner, Site, Tap};
+pub use work::{Stage, Work};

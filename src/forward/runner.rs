@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::progress::{Progress, Silent};
 
-/// One more row at `pos` of a sequence, run under an edit from the edit's first layer on. It shares
-/// the keys and values of the earlier tokens, which an edit that fires only at `pos` leaves as they
-/// are: a candidate for the price of a row.
+/// An extra row at `pos` of a sequence, which runs under an edit from the edit's first layer on.
+/// The row shares the keys and values of the earlier tokens. An edit that fires only at `pos` does
+/// not change them, so a candidate costs one row.
 #[derive(Clone, Copy, Debug)]
 pub struct Fork<'e> {
     /// Index of the sequence.
@@ -56,12 +56,12 @@ pub struct Site {
 pub trait Tap {
     /// The residual stream after block `layer`.
     fn residual(&mut self, _layer: usize, _rows: &[Row], _x: &[f32], _width: usize) {}
-    /// What a writer's matrix reads; of an expert the rows that chose it, times the router's
-    /// weight, and of a shared expert all rows, times its gate: the matrix times `x` is what is
-    /// added to the residual stream.
+    /// The input of a writer's matrix. Of a routed expert: the rows that chose it, times the
+    /// router's weight; of a shared expert: all rows, times its gate. The matrix times `x` is then
+    /// what is added to the residual stream.
     fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
-    /// How many of the tokens that sequences begin with alike may run once for all of them. It then
-    /// sees these rows of the first sequence of a batch alone.
+    /// How many tokens of a shared prefix may run once for all sequences of a batch. The tap then
+    /// sees these rows of the first sequence only.
     fn shared(&self) -> usize {
         0
     }
@@ -80,20 +80,25 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// The end token, where the answer ended.
     pub end: Option<u32>,
-    /// The normed final state at the deciding position, `[hidden]`: what the first new token was
-    /// read from.
+    /// The normed final state at the deciding position, `[hidden]`: the first new token is read
+    /// from it.
     pub first: Vec<f32>,
 }
 
-/// Sequences that ran up to some block.
+/// The states of sequences below some block.
 pub struct Begun {
     sequences: Vec<Vec<u32>>,
     layer: usize,
-    /// By batch: its sequences, how many tokens they begin with alike, and the states of its rows.
+    /// By batch: its sequences, the length of their shared prefix, and the states of its rows.
     parts: Vec<(std::ops::Range<usize>, usize, Vec<f32>)>,
 }
 
 impl Begun {
+    /// The sequences.
+    pub fn sequences(&self) -> &[Vec<u32>] {
+        &self.sequences
+    }
+
     /// The block that is to run next.
     pub fn layer(&self) -> usize {
         self.layer
@@ -144,7 +149,8 @@ impl<'m> Runner<'m> {
         for batch in batches(sequences.len(), |s| sequences[s].len() + extra[s], limit) {
             let inside: Vec<(usize, &Fork)> =
                 forks.iter().enumerate().filter(|(_, f)| batch.contains(&f.seq)).collect();
-            // What is read must be computed.
+            // A wanted row can't be part of the shared prefix: only the first sequence has those
+            // rows.
             let read = wanted.iter().filter(|w| batch.contains(&w.0)).map(|w| w.1);
             let first_read =
                 read.chain(inside.iter().map(|(_, f)| f.pos)).min().unwrap_or(usize::MAX);
@@ -178,8 +184,8 @@ impl<'m> Runner<'m> {
         Ok(out)
     }
 
-    /// Runs all sequences up to block `layer`: what [`Runner::resume`] goes on from. Nothing of a
-    /// model whose edits begin there or later differs before.
+    /// Runs all sequences through the blocks below `layer`; [`Runner::resume`] goes on from there.
+    /// An edit of block `layer` or a later one changes nothing below.
     ///
     /// # Errors
     /// As [`Runner::run`].
@@ -289,7 +295,7 @@ impl<'m> Runner<'m> {
         Ok(out)
     }
 
-    /// No text may be empty, or longer with its answer than what the model was trained for.
+    /// No text may be empty. With its answer it may not be longer than the model's context.
     fn check(&self, sequences: &[Vec<u32>], more: usize) -> Result<()> {
         let context = match self.model.spec.context {
             0 => usize::MAX,
@@ -297,9 +303,7 @@ impl<'m> Runner<'m> {
         };
         for s in sequences {
             if s.is_empty() {
-                return Err(Error::Model(
-                    "a prompt has no tokens; check it with inspect --prompts".into(),
-                ));
+                return Err(Error::Model("a prompt has no tokens under this template".into()));
             }
             if s.len() + more > context {
                 return Err(Error::Limit(format!(
@@ -326,7 +330,7 @@ impl<'m> Runner<'m> {
             + routed)
     }
 
-    /// Final states as the head takes them.
+    /// Final states after the last norm, as the head takes them.
     fn normed(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         Ok(rms_norm(hidden, &self.model.output_norm()?, self.model.spec.norm_eps))
     }
@@ -363,6 +367,7 @@ impl<'m> Runner<'m> {
                     hidden.extend_from_within(parent * d..(parent + 1) * d);
                 }
             }
+            self.compute.work().block(rows.len(), spec.layers);
             let turn = match spec.attends[layer].turn {
                 Turn::Global => Some((&spec.rope, &global)),
                 Turn::Local => spec.local_rope.as_ref().zip(local.as_ref()),

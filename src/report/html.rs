@@ -5,8 +5,8 @@ use std::fmt::Write;
 use super::text::{p_value, percent};
 use super::{card, escape, examples, file_name, plots, Opening, RunReport};
 use crate::evaluate::stats::SIGNIFICANT;
-use crate::evaluate::Scores;
-use crate::evaluate::{judge::Verdict, Rate, THOUGHT};
+use crate::evaluate::{judge::Verdict, Rate, Scores, THOUGHT};
+use crate::forward::Stage;
 use crate::output::Emit;
 use crate::pair::Pair;
 use crate::search::{Patched, LEAST_GAIN};
@@ -312,5 +312,7 @@ fn provenance(out: &mut String, p: &Patched, run: &RunReport) -> std::fmt::Resul
             run.seconds, run.device, run.max_new_tokens
         ),
     )?;
+    let stage = |s: &Stage| format!("{} {:.0} s ({:.0} tokens)", s.name, s.seconds, s.tokens);
+    item("stages", run.stages.iter().map(stage).collect::<Vec<_>>().join(", "))?;
     write!(out, "</dl>")
 }

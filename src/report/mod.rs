@@ -97,10 +97,9 @@ fn file_name(path: &str) -> &str {
 mod tests {
     use super::*;
     use crate::arch::Writer;
-    use crate::edit::Method;
-    use crate::edit::RankOne;
-    use crate::evaluate::Scores;
-    use crate::evaluate::{judge::judge, Change};
+    use crate::edit::{Method, RankOne};
+    use crate::evaluate::{judge::judge, Change, Scores};
+    use crate::forward::Stage;
     use crate::output::Emit;
     use crate::pair::Pair;
     use crate::search::{
@@ -240,6 +239,7 @@ mod tests {
             model: format!("folder/{HOSTILE}|.gguf"),
             device: "cpu".into(),
             seconds: 12.0,
+            stages: vec![Stage { name: "trials".into(), seconds: 9.0, tokens: 5e3, reads: 700 }],
             peak_memory: Some(5_000_000),
         };
         let outcome = Outcome::Patched(Box::new(patched()));

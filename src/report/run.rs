@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{examples, model_card, Example};
 use crate::edit::Method;
+use crate::forward::Stage;
 use crate::search::{Outcome, Settings};
 use crate::text::{BySet, PromptSet};
 
@@ -28,6 +29,9 @@ pub struct RunReport {
     pub limits: LimitsUsed,
     /// Seconds that it took.
     pub seconds: f64,
+    /// What its stages took.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
     /// Most memory that it had, in bytes, where that is known.
     pub peak_memory: Option<u64>,
     /// What the products ran on.
@@ -90,6 +94,8 @@ pub struct RunFacts {
     pub device: String,
     /// Seconds that it took.
     pub seconds: f64,
+    /// What its stages took.
+    pub stages: Vec<Stage>,
     /// Most memory that it had, in bytes, where that is known.
     pub peak_memory: Option<u64>,
 }
@@ -102,7 +108,7 @@ impl RunReport {
         settings: &Settings,
         facts: RunFacts,
     ) -> RunReport {
-        let RunFacts { model, device, seconds, peak_memory } = facts;
+        let RunFacts { model, device, seconds, stages, peak_memory } = facts;
         let mut report = RunReport {
             schema: SCHEMA,
             outcome,
@@ -113,6 +119,7 @@ impl RunReport {
                 max_over_refusal: settings.max_over_refusal,
             },
             seconds,
+            stages,
             peak_memory,
             device,
             max_new_tokens: settings.max_new_tokens,

@@ -64,7 +64,7 @@ impl<'a> Baseline<'a> {
         if opening.is_empty() {
             return Err(Error::Model(
                 "no token opens a refusal under this tokenizer and template; check \
-                 --chat-template with inspect --prompt"
+                 `chat_template` and how it renders a prompt"
                     .into(),
             ));
         }
@@ -118,7 +118,7 @@ impl<'a> Baseline<'a> {
             None if candidates.iter().all(|c| c.refused.harmful < NEVER) || in_vain(trials) => {
                 Some(format!(
                 "{refuses} and no edit makes it refuse, as in a base model that was never taught \
-                 to; give --reference ORIGINAL if it once refused"
+                 to; give `reference` ORIGINAL if it once refused"
             ))
             }
             None => None,

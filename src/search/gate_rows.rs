@@ -26,30 +26,78 @@ pub(super) fn reads_answer(prompt: usize) -> bool {
     prompt.is_multiple_of(3)
 }
 
-/// Groups of rows: targets and weights of the ridge problem.
-pub const GROUPS: [(f32, f64, usize); 10] = [
-    // (target, weight, most rows)
-    (1.0, 1.0, 1200), // harmful prompts at the deciding position
-    (0.0, 3.0, 1200), // harmless prompts there
-    (0.0, 4.0, 900),  // other tokens of those prompts, and of the model's own answers to them
-    (0.0, 1.0, 500),  // other tokens of harmful prompts, and of refusals forced as their answers
-    (0.0, 1.0, 500),  // general text, chats of two turns, chats with a system prompt
-    // Thoughts about harmful prompts that are answered: the thought decides, at no one position.
-    (1.0, 1.0, 600),
-    (0.0, 4.0, 600), // what is thought of harmless and borderline prompts
-    (0.0, 4.0, 600), // where a thought ends, of any prompt: it must still close
-    // Thoughts about harmful prompts that are refused: pushed on, they go in circles or never
-    // close.
-    (0.0, 2.0, 600),
-    // Borderline prompts at the deciding position: they are fewer, and told apart worst.
-    (0.0, 3.0, 1200),
-];
-const TEXT: usize = 4;
-const THOUGHTS: usize = 5;
-const HARMLESS_THOUGHTS: usize = 6;
-const CLOSING: usize = 7;
-const REFUSING: usize = 8;
-const BORDERLINE: usize = 9;
+/// The groups of rows, in the order in which [`crate::edit::gate::fit`] takes them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Kind {
+    /// Harmful prompts at the deciding position.
+    Harmful,
+    /// Harmless prompts there.
+    Harmless,
+    /// Other tokens of harmless and borderline prompts, and of the model's own answers to them.
+    OtherTokens,
+    /// Other tokens of harmful prompts, and of refusals forced as their answers.
+    HarmfulTokens,
+    /// General text, chats of two turns, chats with a system prompt.
+    Text,
+    /// Thoughts about harmful prompts that are answered: one of the tokens decides, which one is
+    /// not known.
+    Thoughts,
+    /// Thoughts about harmless and borderline prompts.
+    HarmlessThoughts,
+    /// Where a thought ends, of any prompt: it must still close.
+    Closing,
+    /// Thoughts about harmful prompts that are refused: pushed on, they go in circles or never
+    /// close.
+    Refusing,
+    /// Borderline prompts at the deciding position: they are fewer, and told apart worst.
+    Borderline,
+}
+
+/// What the gate should be on a group's rows.
+struct Rule {
+    target: f32,
+    /// The group's share in the loss.
+    weight: f64,
+    /// Most rows; of more, these many are drawn evenly.
+    most: usize,
+}
+
+impl Kind {
+    const ALL: [Kind; 10] = [
+        Kind::Harmful,
+        Kind::Harmless,
+        Kind::OtherTokens,
+        Kind::HarmfulTokens,
+        Kind::Text,
+        Kind::Thoughts,
+        Kind::HarmlessThoughts,
+        Kind::Closing,
+        Kind::Refusing,
+        Kind::Borderline,
+    ];
+
+    fn rule(self) -> Rule {
+        let (target, weight, most) = match self {
+            Kind::Harmful => (1.0, 1.0, 1200),
+            Kind::Harmless | Kind::Borderline => (0.0, 3.0, 1200),
+            Kind::OtherTokens => (0.0, 4.0, 900),
+            Kind::HarmfulTokens | Kind::Text => (0.0, 1.0, 500),
+            Kind::Thoughts => (1.0, 1.0, 600),
+            Kind::HarmlessThoughts | Kind::Closing => (0.0, 4.0, 600),
+            Kind::Refusing => (0.0, 2.0, 600),
+        };
+        Rule { target, weight, most }
+    }
+
+    /// The group of a prompt's deciding position.
+    fn deciding(set: Set) -> Kind {
+        match set {
+            Set::Harmful => Kind::Harmful,
+            Set::Harmless => Kind::Harmless,
+            Set::Borderline => Kind::Borderline,
+        }
+    }
+}
 
 /// Weight of general text where the gate fires in thoughts: they read like any text.
 const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
@@ -59,13 +107,13 @@ const GENERAL_BESIDE_THOUGHTS: f64 = 16.0;
 pub struct Material {
     sequences: Vec<Vec<u32>>,
     /// (sequence, position) → group
-    marks: HashMap<(usize, usize), usize>,
-    /// What chats begin with alike: their template's head, and its system prompt. These tokens run
-    /// once, and are marked once.
+    marks: HashMap<(usize, usize), Kind>,
+    /// The prefix that all chats share: the template's head and its system prompt. It runs once and
+    /// is marked once.
     prefix: Vec<u32>,
 }
 
-/// Inputs of one writer: the groups in the order of [`GROUPS`].
+/// The groups of inputs of each (block, writer), in the order of [`Kind`].
 pub type Inputs = HashMap<(usize, Writer), Vec<Group>>;
 
 impl Material {
@@ -93,18 +141,19 @@ impl Material {
                     false => refusals[i % refusals.len()],
                 };
                 let refuses = answers.get(i).is_some_and(|a| a.refused);
-                let thought =
-                    asked.thought(i).map(|t| (t, if refuses { REFUSING } else { THOUGHTS }));
-                m.chat(sample, thought, refusal, 0, 3, 0..0);
+                let thought = asked
+                    .thought(i)
+                    .map(|t| (t, if refuses { Kind::Refusing } else { Kind::Thoughts }));
+                m.chat(sample, thought, refusal, Kind::Harmful, Kind::HarmfulTokens, 0..0);
             } else {
-                let thought = asked.thought(i).map(|t| (t, HARMLESS_THOUGHTS));
+                let thought = asked.thought(i).map(|t| (t, Kind::HarmlessThoughts));
                 let answer = answers.get(i).filter(|_| reads_answer(i) || i >= asked.plain);
                 m.chat(
                     sample,
                     thought,
                     answer.map_or(&[], |a| &a.answer),
-                    decides(prompt.set),
-                    2,
+                    Kind::deciding(prompt.set),
+                    Kind::OtherTokens,
                     0..0,
                 );
             }
@@ -112,7 +161,7 @@ impl Material {
                 continue;
             }
             // Some of the prompts again under a system prompt, some as a second turn.
-            let decides = decides(prompt.set);
+            let decides = Kind::deciding(prompt.set);
             let user = |text: &str| Message::new("user", text);
             if i % TURNS == 1 && system.is_none() {
                 // Templates without a system role refuse it: such chats do not exist for this
@@ -121,7 +170,7 @@ impl Material {
                     .chat
                     .conversation(&[Message::new("system", SYSTEM), user(&prompt.prompt)])
                 {
-                    m.chat(&p, None, &[], decides, 4, 0..0);
+                    m.chat(&p, None, &[], decides, Kind::Text, 0..0);
                 }
             }
             if i % TURNS == 3 && !harmless.is_empty() && !harmful.is_empty() {
@@ -148,14 +197,14 @@ impl Material {
                     // Where the refused turn was decided the gate fires, as it must.
                     let same = two.tokens.starts_with(&one.tokens);
                     let free = if after_refusal && same { one.post_instruction } else { 0..0 };
-                    m.chat(&two, None, &[], decides, 4, free);
+                    m.chat(&two, None, &[], decides, Kind::Text, free);
                 }
             }
         }
         for line in GENERAL.lines() {
             let tokens = evaluator.with_bos(&evaluator.chat.tokenizer.encode(line, false));
             let n = tokens.len();
-            m.add(tokens, (0..n).map(|p| (p, 4)));
+            m.add(tokens, (0..n).map(|p| (p, Kind::Text)));
         }
         m.mark_prefix_once();
         m.thin();
@@ -176,16 +225,16 @@ impl Material {
         }
     }
 
-    /// What is read before an answer, and its tokens. `thought`: the thought in between, with its
-    /// group; `decides`: the deciding position's group; `others`: everybody else's; positions in
-    /// `earlier` are in none.
+    /// Adds a rendered chat and its answer. `thought`: the thought between them, with its group;
+    /// `decides`: the group of the deciding position; `others`: the group of all other tokens;
+    /// positions in `earlier` are in no group.
     fn chat(
         &mut self,
         sample: &Prompt,
-        thought: Option<(&Thought, usize)>,
+        thought: Option<(&Thought, Kind)>,
         answer: &[u32],
-        decides: usize,
-        others: usize,
+        decides: Kind,
+        others: Kind,
         earlier: std::ops::Range<usize>,
     ) {
         let last = sample.tokens.len() - 1;
@@ -199,22 +248,23 @@ impl Material {
         let marks = (0..n).filter_map(|p| match p {
             p if p == last => Some((p, decides)),
             p if thought.contains(&p) => Some((p, thinks)),
-            p if (closes..last).contains(&p) => Some((p, CLOSING)),
-            p if decides == 0 && free.contains(&p) || earlier.contains(&p) => None,
+            p if (closes..last).contains(&p) => Some((p, Kind::Closing)),
+            p if decides == Kind::Harmful && free.contains(&p) || earlier.contains(&p) => None,
             p => Some((p, others)),
         });
         self.add(tokens, marks.collect::<Vec<_>>().into_iter());
     }
 
-    fn add(&mut self, tokens: Vec<u32>, marks: impl Iterator<Item = (usize, usize)>) {
+    fn add(&mut self, tokens: Vec<u32>, marks: impl Iterator<Item = (usize, Kind)>) {
         let seq = self.sequences.len();
         self.sequences.push(tokens);
         self.marks.extend(marks.map(|(p, g)| ((seq, p), g)));
     }
 
-    /// Keeps at most the groups' numbers of rows, drawn evenly.
+    /// Keeps at most as many rows of each group as its rule says, drawn evenly.
     fn thin(&mut self) {
-        for (group, &(_, _, most)) in GROUPS.iter().enumerate() {
+        for group in Kind::ALL {
+            let most = group.rule().most;
             let mut keys: Vec<(usize, usize)> =
                 self.marks.iter().filter(|(_, g)| **g == group).map(|(k, _)| *k).collect();
             keys.sort_unstable();
@@ -243,12 +293,13 @@ impl Material {
     pub fn inputs(&self, evaluator: &Evaluator, layers: &[usize], routed: bool) -> Result<Inputs> {
         struct Collect<'a> {
             /// (sequence, position) → (group, row of the group)
-            places: HashMap<(usize, usize), (usize, usize)>,
-            sizes: [usize; GROUPS.len()],
+            places: HashMap<(usize, usize), (Kind, usize)>,
+            /// Rows of each group.
+            sizes: [usize; Kind::ALL.len()],
             layers: &'a [usize],
             routed: bool,
             out: Inputs,
-            /// Which sequences run, and how many tokens they begin with alike.
+            /// Which sequences run, and the length of their shared prefix.
             running: Vec<usize>,
             shared: usize,
         }
@@ -260,20 +311,23 @@ impl Material {
                     return;
                 }
                 let groups = self.out.entry((site.layer, site.writer)).or_insert_with(|| {
-                    let thoughts = self.sizes[THOUGHTS] > 0;
-                    let weight = |g: usize| match g {
-                        TEXT if thoughts => GENERAL_BESIDE_THOUGHTS,
-                        g => GROUPS[g].1,
+                    let thoughts = self.sizes[Kind::Thoughts as usize] > 0;
+                    let group = |kind: Kind| {
+                        let Rule { target, weight, .. } = kind.rule();
+                        let weight = match kind {
+                            Kind::Text if thoughts => GENERAL_BESIDE_THOUGHTS,
+                            _ => weight,
+                        };
+                        let rows = self.sizes[kind as usize];
+                        Group { rows, ..Group::new(target, weight) }
                     };
-                    let sized = GROUPS.iter().zip(self.sizes).enumerate();
-                    sized
-                        .map(|(i, (g, rows))| Group { rows, ..Group::new(g.0, weight(i)) })
-                        .collect()
+                    Kind::ALL.map(group).into()
                 });
                 for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
                     if let Some(&(g, at)) = self.places.get(&(self.running[row.seq], row.pos)) {
-                        groups[g].cells.push((at, site.expert));
-                        groups[g].inputs.extend_from_slice(x);
+                        let group = &mut groups[g as usize];
+                        group.cells.push((at, site.expert));
+                        group.inputs.extend_from_slice(x);
                     }
                 }
             }
@@ -284,21 +338,28 @@ impl Material {
         }
         let mut keys: Vec<_> = self.marks.iter().collect();
         keys.sort_unstable();
-        let mut sizes = [0; GROUPS.len()];
+        let mut sizes = [0; Kind::ALL.len()];
         let mut places = HashMap::new();
         for (key, &group) in keys {
-            places.insert(*key, (group, sizes[group]));
-            sizes[group] += 1;
+            let size = &mut sizes[group as usize];
+            places.insert(*key, (group, *size));
+            *size += 1;
         }
         let (running, shared) = (Vec::new(), 0);
         let mut tap =
             Collect { places, sizes, layers, routed, out: Inputs::new(), running, shared };
+        let mut ends = vec![0; self.sequences.len()];
+        self.marks.keys().for_each(|&(seq, pos)| ends[seq] = ends[seq].max(pos + 1));
         let all = 0..self.sequences.len();
         let (chats, others): (Vec<usize>, Vec<usize>) =
             all.partition(|&i| self.is_chat(&self.sequences[i]));
         for (running, shared) in [(chats, self.prefix.len()), (others, 0)] {
-            let sequences: Vec<Vec<u32>> =
-                running.iter().map(|&i| self.sequences[i].clone()).collect();
+            // What follows a sequence's last row changes none of them.
+            let (running, sequences): (Vec<usize>, Vec<Vec<u32>>) = running
+                .into_iter()
+                .filter(|&i| ends[i] > 0)
+                .map(|i| (i, self.sequences[i][..ends[i]].to_vec()))
+                .unzip();
             (tap.running, tap.shared) = (running, shared);
             evaluator.runner().run(&sequences, &[], &[], &mut tap)?;
         }
@@ -306,16 +367,7 @@ impl Material {
     }
 }
 
-/// The group of a prompt's deciding position.
-fn decides(set: Set) -> usize {
-    match set {
-        Set::Harmful => 0,
-        Set::Harmless => 1,
-        Set::Borderline => BORDERLINE,
-    }
-}
-
-/// The tokens that all samples begin with, less than the shortest of them.
+/// The longest prefix that all samples share; the last token of the shortest one is no part of it.
 fn prefix(samples: &[Prompt]) -> Vec<u32> {
     let Some((first, others)) = samples.split_first() else { return Vec::new() };
     let alike = |s: &Prompt| s.tokens.iter().zip(&first.tokens).take_while(|(a, b)| a == b).count();
@@ -337,8 +389,8 @@ mod tests {
         let samples = [sample(&[1, 2]), sample(&[3]), sample(&[4, 5])];
         let mut m = Material { prefix: prefix(&samples), ..Material::default() };
         assert_eq!(m.prefix, [7, 8]);
-        samples.iter().for_each(|s| m.chat(s, None, &[], 1, 2, 0..0));
-        m.add(vec![7, 6, 6], (0..3).map(|p| (p, 4)));
+        samples.iter().for_each(|s| m.chat(s, None, &[], Kind::Harmless, Kind::OtherTokens, 0..0));
+        m.add(vec![7, 6, 6], (0..3).map(|p| (p, Kind::Text)));
         m.mark_prefix_once();
         let marked =
             |seq: usize| (0..6).filter(|&p| m.marks.contains_key(&(seq, p))).collect::<Vec<_>>();
@@ -359,13 +411,13 @@ mod tests {
             m.chat(&sample, Some((&thought, group)), &[10, 11], decides, others, 0..0);
             (0..12).map(|p| m.marks.get(&(0, p)).copied()).collect::<Vec<_>>()
         };
-        let all = |groups: [usize; 12]| groups.map(Some).to_vec();
-        let mut harmful =
-            all([3, 3, 0, 0, THOUGHTS, THOUGHTS, THOUGHTS, CLOSING, CLOSING, 0, 3, 3]);
+        let all = |groups: [Kind; 12]| groups.map(Some).to_vec();
+        let (h, o, t, c) = (Kind::Harmful, Kind::HarmfulTokens, Kind::Thoughts, Kind::Closing);
+        let mut harmful = all([o, o, h, h, t, t, t, c, c, h, o, o]);
         // Post-instruction tokens may fire.
         harmful[2..4].fill(None);
-        assert_eq!(marks(THOUGHTS, 0, 3), harmful);
-        let t = HARMLESS_THOUGHTS;
-        assert_eq!(marks(t, 1, 2), all([2, 2, 2, 2, t, t, t, CLOSING, CLOSING, 1, 2, 2]));
+        assert_eq!(marks(t, h, o), harmful);
+        let (h, o, t) = (Kind::Harmless, Kind::OtherTokens, Kind::HarmlessThoughts);
+        assert_eq!(marks(t, h, o), all([o, o, o, o, t, t, t, c, c, h, o, o]));
     }
 }

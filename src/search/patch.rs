@@ -39,7 +39,7 @@ pub fn patch(
     prompts.enough()?;
     if settings.method == Some(Method::Restore) && reference.is_none() {
         return Err(Error::Model(
-            "--method restore needs the original's matrices: give --reference".into(),
+            "`method` restore needs the original's matrices: give `reference`".into(),
         ));
     }
     let file = &evaluator.model.file;
@@ -57,9 +57,13 @@ pub fn patch(
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
         preflight_checkpoint(file, settings.emit, out, bytes, settings.force)?;
     }
+    let work = evaluator.compute.work();
+    work.begin();
     let reference =
         reference.map(|r| Reference::take(r, evaluator, prompts, settings)).transpose()?;
+    work.end("the original");
     let baseline = Baseline::take(evaluator, reference, prompts, settings)?;
+    work.end("answers to validation prompts");
     let original = || baseline.reference.as_ref().map(|r| Box::new(r.original()));
     let validation = Box::new(baseline.own.scores.clone());
     // Where the original did not refuse either no search is needed to say so.
@@ -72,9 +76,12 @@ pub fn patch(
     }
 
     let training = Training::take(&baseline)?;
+    work.end("answers to training prompts");
     let directions = own_directions(&baseline, &training)?;
     let kinds = kinds(&baseline, &directions)?;
+    work.end("directions");
     let scan = Scan::take(&baseline, &kinds)?;
+    work.end("scan");
     let sources = Sources { training, kinds, scan };
     let mut gates = Gates::default();
     let mut search = Search::default();
@@ -168,7 +175,9 @@ impl Search {
     ) -> Result<()> {
         let before = self.candidates.len();
         let family = self.candidates.iter().map(|c| c.family + 1).max().unwrap_or(0);
+        let work = baseline.evaluator.compute.work();
         let mut candidates = build(baseline, sources, gates, routed, family)?;
+        work.end("gates");
         score(baseline, &mut candidates)?;
         let limits = FirstTokenLimits::new(baseline);
         if baseline.settings.strength.is_none() {
@@ -177,10 +186,12 @@ impl Search {
             score(baseline, &mut finer)?;
             candidates.extend(finer);
         }
+        work.end("scores");
         let order: Vec<usize> =
             rank(&candidates, &limits).into_iter().map(|i| before + i).collect();
         self.candidates.extend(candidates);
         let (finalists, why) = try_out(baseline, &self.candidates, &order, &mut self.trials)?;
+        work.end("trials");
         self.order.extend(order);
         self.finalists.extend(finalists);
         self.why = why;

@@ -47,8 +47,8 @@ impl<'a> Reference<'a> {
         fits(evaluator, input, prompts)?;
         if settings.method == Some(Method::Restore) && !same_writers(evaluator, input) {
             return Err(Error::Model(format!(
-                "{}: its attention or feed-forward width is not that of {}; --method restore \
-                 needs matrices of equal shape, use --method auto",
+                "{}: its attention or feed-forward width is not that of {}; `method` restore \
+                 needs matrices of equal shape, use `method` auto",
                 path(evaluator),
                 path(input)
             )));
@@ -130,7 +130,7 @@ fn fits(original: &Evaluator, input: &Evaluator, prompts: &PromptSet) -> Result<
     let (x, y) = (original.model.spec.vocab, input.model.spec.vocab);
     if x != y {
         return Err(Error::Model(format!(
-            "{a} has {x} tokens, {b} has {y}; --reference must be the original of IN"
+            "{a} has {x} tokens, {b} has {y}; `reference` must be the original of IN"
         )));
     }
     for p in &prompts.prompts {
@@ -139,7 +139,7 @@ fn fits(original: &Evaluator, input: &Evaluator, prompts: &PromptSet) -> Result<
             let at = x.iter().zip(&y).take_while(|(x, y)| x == y).count();
             return Err(Error::Model(format!(
                 "{a} reads prompt {} in other tokens than {b} (from token {at} on: {:?}, \
-                 IN: {:?}); give both the same --chat-template or --tokenizer",
+                 IN: {:?}); give both the same `chat_template` or `tokenizer`",
                 p.id,
                 x.get(at),
                 y.get(at)

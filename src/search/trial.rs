@@ -218,13 +218,13 @@ impl Baseline<'_> {
             EncodingChoice::Fixed(e) if folder && own != Some(e) => {
                 return Err(Error::unsupported(
                     format!("tensor {name} is {}: safetensors keep their types", w.encoding.name()),
-                    "use --encoding auto, or --emit lora",
+                    "use `encoding` auto, or `emit` lora",
                 ))
             }
             EncodingChoice::Keep if !w.encoding.has_codes() => {
                 return Err(Error::Gate(format!(
                     "a code of tensor {name} ({}) stands for several weights: none can be stepped; \
-                     use --encoding auto, q8_0 or f16",
+                     use `encoding` auto, q8_0 or f16",
                     w.encoding.name()
                 )))
             }
@@ -287,7 +287,7 @@ impl Baseline<'_> {
                 format!("has rows of {} elements, which the encoding asked for can't hold", w.cols)
             }
         };
-        let hint = if folder { "--emit lora" } else { "--encoding auto, q8_0 or f16" };
+        let hint = if folder { "`emit` lora" } else { "`encoding` auto, q8_0 or f16" };
         Err(Error::Gate(format!("tensor {name} ({}) {what}; use {hint}", w.encoding.name())))
     }
 }

@@ -65,8 +65,9 @@ impl Baseline<'_> {
             Emit::Weights => {
                 let staged = self.stage(&mut patched, &replaced, sha_in, out)?;
                 let written = Model::open(staged.path())?;
-                let miss =
-                    self.measure(&mut patched, &Evaluator { model: &written, ..*self.evaluator })?;
+                let known = holds(&written, self.evaluator.model, &replaced);
+                let written = Evaluator { model: &written, ..*self.evaluator };
+                let miss = self.measure(&mut patched, &written, known)?;
                 (staged, miss)
             }
             Emit::Lora => self.sidecar(&mut patched, Kind::Lora, sha_in, out)?,
@@ -92,28 +93,37 @@ impl Baseline<'_> {
         Ok(Ok(patched))
     }
 
-    /// Holds the written file to the limits on validation prompts once more, then measures it on
-    /// test prompts.
-    fn measure(&self, patched: &mut Patched, written: &Evaluator) -> Result<Option<String>> {
+    /// Holds the written file to the limits on validation prompts once more, unless its tensors are
+    /// `known` from the trial, then measures it on test prompts.
+    fn measure(
+        &self,
+        patched: &mut Patched,
+        written: &Evaluator,
+        known: bool,
+    ) -> Result<Option<String>> {
         let options = self.answer_options();
         let first = patched.chosen.layers.first().copied().unwrap_or(0);
-        let drafts = self.own.drafts(self.evaluator, &self.validation, first)?;
-        let (again, answers) =
-            self.own.measure(written, &self.validation, drafts.as_ref(), options)?;
-        drop(drafts);
-        (patched.gain, patched.p_value) = self.gain(&answers);
-        if let Some(broken) = self.broken(&again) {
-            return Ok(Some(broken.to_string()));
-        }
-        if patched.gain < 0.0 {
-            return Ok(Some("refusal of harmful prompts fell".into()));
+        let work = self.evaluator.compute.work();
+        work.end("writing");
+        if !known {
+            let drafts = self.own.drafts(self.evaluator, &self.validation, first)?;
+            let (again, answers) =
+                self.own.measure(written, &self.validation, drafts.as_ref(), options)?;
+            (patched.gain, patched.p_value) = self.gain(&answers);
+            if let Some(broken) = self.broken(&again) {
+                return Ok(Some(broken.to_string()));
+            }
+            if patched.gain < 0.0 {
+                return Ok(Some("refusal of harmful prompts fell".into()));
+            }
+            patched.validation.after = again;
+            work.end("the written file on validation prompts");
         }
         let test = self.prompts.split(Split::Test);
         let asked = self.evaluator.ask(&test)?;
         let own = Unedited::take(self.evaluator, self.evaluator.answer(&asked, options)?)?;
         let drafts = own.drafts(self.evaluator, &asked, first)?;
         let (scores, answers) = own.measure(written, &asked, drafts.as_ref(), options)?;
-        patched.validation.after = again;
         patched.test = Some(Pair::new(own.scores.clone(), scores));
         if let (Some(r), Some(original)) = (&self.reference, &mut patched.reference) {
             original.test = Some(BySet::over(&r.evaluator.answers(&test, options)?));
@@ -137,7 +147,9 @@ impl Baseline<'_> {
             patched.thinking = Some(thinking);
         }
         patched.changes = Change::all(&own.answers, &answers);
+        drop(drafts);
         patched.answers = Pair::new(own.answers, answers);
+        work.end("test prompts");
         Ok(None)
     }
 
@@ -159,7 +171,7 @@ impl Baseline<'_> {
         };
         let staged = sidecar.stage(model, out, self.settings.force)?;
         let read = Sidecar::read(staged.path(), model, self.evaluator.progress)?;
-        let miss = self.measure(patched, &self.evaluator.under(&read.edit))?;
+        let miss = self.measure(patched, &self.evaluator.under(&read.edit), false)?;
         patched.load = Some(kind.command(model, out));
         Ok((staged, miss))
     }
@@ -242,6 +254,15 @@ impl Baseline<'_> {
             edits: tensor_edits(self.evaluator.model, &p.chosen.edit)?,
         })
     }
+}
+
+/// Whether a written file holds a trial's tensors, byte by byte: then it is the model of the trial.
+fn holds(written: &Model, source: &Model, replaced: &[Replacement]) -> bool {
+    let same = |patch: &Patch| {
+        let tensor = written.file.tensor(&patch.tensor);
+        tensor.is_some_and(|t| t.type_id == patch.type_id && written.file.bytes(t) == patch.bytes)
+    };
+    !replaced.is_empty() && patches(source, replaced).iter().all(same)
 }
 
 fn patches(model: &Model, replaced: &[Replacement]) -> Vec<Patch> {

@@ -3,7 +3,7 @@
 use crate::common::organism::{self, first};
 use refusal_patch::arch::Writer;
 use refusal_patch::edit::{Edit, RankOne};
-use refusal_patch::evaluate::{AnswerOptions, Drafts};
+use refusal_patch::evaluate::{AnswerOptions, Drafts, Unedited};
 use refusal_patch::forward::Compute;
 use refusal_patch::model::Model;
 use refusal_patch::text::{PromptRecord, PromptSet, Set, Split};
@@ -25,8 +25,8 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
     let asked = evaluator.ask(&prompts).unwrap();
     let options = AnswerOptions::new(16);
     let own = evaluator.answer(&asked, options).unwrap();
-    let drafts: Vec<&[u32]> = own.iter().map(|a| &a.answer[..]).collect();
-    let drafts = Drafts::new(&evaluator, &asked, &drafts, 3).unwrap();
+    let unedited = Unedited::take(&evaluator, own.clone()).unwrap();
+    let drafts = Drafts::new(&evaluator, &asked, &unedited, 3).unwrap();
     let all: Vec<usize> = (0..prompts.len()).collect();
     let mut same = 0;
     for edited in [false, true] {
@@ -34,6 +34,11 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
         let read = drafts.read(&evaluator, &all).unwrap();
         let found = evaluator.answer_from(&asked, &drafts, &read, &all, options).unwrap();
         let expected = evaluator.answer(&asked, options).unwrap();
+        // Divergence and perplexity are those of whole passes, to the last bit.
+        let drift = unedited.drift_from(&evaluator, &drafts, &read).unwrap();
+        let whole = unedited.drift(&evaluator).unwrap();
+        assert_eq!(format!("{drift:?}"), format!("{whole:?}"));
+        assert_eq!(edited, drift.kl > 0.0);
         for ((found, expected), own) in found.iter().zip(&expected).zip(&own) {
             assert_eq!(found.answer, expected.answer, "edited {edited}: {}", found.prompt);
             assert_eq!(found.continuation, expected.continuation);

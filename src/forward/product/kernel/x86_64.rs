@@ -123,7 +123,7 @@ fn group<const ROWS: usize>(column: &mut [f32; ROWS], at: usize, values: [f32; G
     column.as_chunks_mut::<GROUP>().0[at / GROUP] = values;
 }
 
-/// Calls for the lines of y that a kernel is going to write: they come while it multiplies.
+/// Prefetches the lines of y that a kernel is about to write.
 #[inline(always)]
 fn prefetch(y: &[&mut [f32]], at: usize) {
     for y in y {
