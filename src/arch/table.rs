@@ -122,6 +122,15 @@ pub(super) const ROWS: &[Arch] = &[
         ..PLAIN
     },
     Arch {
+        gguf: "ernie4_5",
+        model_types: &["ernie4_5"],
+        rope: RopeStyle::Interleaved,
+        folder_rope: RopeStyle::Interleaved,
+        defaults: r#"{"tie_word_embeddings": true, "head_dim": 128, "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0}"#,
+        ..PLAIN
+    },
+    Arch {
         gguf: "smollm3",
         model_types: &["smollm3"],
         rope: RopeStyle::Interleaved,

@@ -16,7 +16,7 @@ use serde_json::Value;
 const MEMORY: usize = 1 << 30;
 /// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
 const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 15] = [
+const ALL: [&str; 16] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -28,6 +28,7 @@ const ALL: [&str; 15] = [
     "olmo3",
     "granite",
     "smollm3",
+    "ernie4_5",
     "exaone4",
     "glm4",
     "glm4v",
