@@ -45,7 +45,7 @@ impl Spec {
         // The classes of these models default to as many key/value heads as query heads. For the
         // others, the file must give the number.
         let kv_heads = match kind {
-            "llama" | "phi3" | "olmo2" | "olmo3" | "granite" => {
+            "llama" | "phi3" | "olmo2" | "olmo3" | "granite" | "minicpm" => {
                 number("num_key_value_heads").unwrap_or(heads)
             }
             _ => need("num_key_value_heads")?,
@@ -191,6 +191,13 @@ fn scales(c: &Value, arch: &Arch, shape: &Shape, path: &str) -> Result<Scales> {
         scales.residual = or_one("residual_multiplier")?;
         scales.attention = or_one("attention_multiplier")?;
         scales.logits = 1.0 / or_one("logits_scaling")?;
+    }
+    if arch.gguf == "minicpm" {
+        scales.embedding = nonzero("scale_emb")?.unwrap_or(1.0);
+        scales.residual = nonzero("scale_depth")?.unwrap_or(1.0) / (shape.layers as f32).sqrt();
+        // The width that the output matrix was tuned at.
+        let base = needed(c, "dim_model_base", path)?;
+        scales.logits = base as f32 / shape.hidden as f32;
     }
     scales.logit_cap = nonzero("final_logit_softcapping")?;
     // Gemma 3's class has this key but never reads it.

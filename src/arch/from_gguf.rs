@@ -177,14 +177,15 @@ fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
             scales.logit_cap = Some(nonzero(logits).unwrap_or(30.0));
         }
         "gemma3" => scales.logit_cap = nonzero("final_logit_softcapping"),
-        "granite" => {
+        "granite" | "minicpm" => {
             scales.embedding = nonzero("embedding_scale").unwrap_or(1.0);
             scales.residual = nonzero("residual_scale").unwrap_or(1.0);
             scales.attention = nonzero("attention.scale").unwrap_or(scales.attention);
             let logits = number("logit_scale").ok_or_else(|| {
                 Error::Model(format!(
-                    "{}: metadata key granite.logit_scale is missing",
-                    file.path().display()
+                    "{}: metadata key {}.logit_scale is missing",
+                    file.path().display(),
+                    arch.gguf
                 ))
             })?;
             scales.logits = 1.0 / logits;

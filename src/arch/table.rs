@@ -131,6 +131,14 @@ pub(super) const ROWS: &[Arch] = &[
         ..PLAIN
     },
     Arch {
+        gguf: "minicpm",
+        model_types: &["minicpm"],
+        rope: RopeStyle::Interleaved,
+        rope_freqs: true,
+        defaults: r#"{"tie_word_embeddings": true, "scale_emb": 1, "scale_depth": 1.0}"#,
+        ..PLAIN
+    },
+    Arch {
         gguf: "smollm3",
         model_types: &["smollm3"],
         rope: RopeStyle::Interleaved,

@@ -16,7 +16,7 @@ use serde_json::Value;
 const MEMORY: usize = 1 << 30;
 /// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
 const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 16] = [
+const ALL: [&str; 17] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -27,6 +27,7 @@ const ALL: [&str; 16] = [
     "olmo2",
     "olmo3",
     "granite",
+    "minicpm",
     "smollm3",
     "ernie4_5",
     "exaone4",
