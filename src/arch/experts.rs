@@ -49,7 +49,7 @@ impl Experts {
         if !moe && arch != "llama" {
             return Err(Error::unsupported(
                 format!("{path}: {arch} with experts can't be run"),
-                "supported with experts: llama (Mixtral), qwen2moe, qwen3moe",
+                "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, olmoe",
             ));
         }
         let need = |name: &str, v: Option<usize>| {
@@ -68,7 +68,7 @@ impl Experts {
             used,
             ffn: match key("expert_feed_forward_length").filter(|_| moe) {
                 Some(n) => n,
-                None if moe => need("feed_forward_length", ffn)? / used,
+                None if moe && arch != "olmoe" => need("feed_forward_length", ffn)? / used,
                 None => need("feed_forward_length", ffn)?,
             },
             shared: match arch {
@@ -77,7 +77,7 @@ impl Experts {
                 }
                 _ => 0,
             },
-            normalised: arch != "qwen2moe",
+            normalised: !["qwen2moe", "olmoe"].contains(&arch),
             every: 1,
             dense: Vec::new(),
         };
@@ -100,6 +100,15 @@ impl Experts {
                 ffn: need("intermediate_size")?,
                 shared: 0,
                 normalised: true,
+                every: 1,
+                dense: Vec::new(),
+            },
+            "olmoe" => Experts {
+                count: count("num_experts", "num_local_experts")?,
+                used: need("num_experts_per_tok")?,
+                ffn: need("intermediate_size")?,
+                shared: 0,
+                normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
                 every: 1,
                 dense: Vec::new(),
             },

@@ -40,12 +40,16 @@ impl Spec {
                 "use a model that writes answers, not embeddings",
             ));
         }
+        if !c["clip_qkv"].is_null() {
+            let what = format!("{path}: clip_qkv {} can't be run", c["clip_qkv"]);
+            return Err(Error::unsupported(what, "supported: null"));
+        }
         let hidden = need("hidden_size")?;
         let heads = need("num_attention_heads")?;
         // The classes of these models default to as many key/value heads as query heads. For the
         // others, the file must give the number.
         let kv_heads = match kind {
-            "llama" | "phi3" | "olmo2" | "olmo3" | "granite" | "minicpm" => {
+            "llama" | "phi3" | "olmo2" | "olmo3" | "granite" | "minicpm" | "olmoe" => {
                 number("num_key_value_heads").unwrap_or(heads)
             }
             _ => need("num_key_value_heads")?,

@@ -112,6 +112,13 @@ pub(super) const ROWS: &[Arch] = &[
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..PLAIN
     },
+    Arch {
+        gguf: "olmoe",
+        model_types: &["olmoe"],
+        qk_norm: QkNorm::Whole,
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..PLAIN
+    },
     // llama.cpp applies biases of `attn_output` and `ffn_down` here too, but multiplies them by the
     // residual factor: so `takes_bias` stays false.
     Arch {
@@ -219,7 +226,7 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
     ),
     (&["rwkv6", "rwkv7", "rwkv"], "it is a recurrent net without attention"),
     (
-        &["granitemoe", "granitemoeshared", "olmoe", "phimoe", "minimax-m2", "minimax_m2"],
+        &["granitemoe", "granitemoeshared", "phimoe", "minimax-m2", "minimax_m2"],
         "its experts follow other rules than those of the supported ones",
     ),
     (

@@ -16,7 +16,7 @@ use serde_json::Value;
 const MEMORY: usize = 1 << 30;
 /// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
 const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 17] = [
+const ALL: [&str; 18] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -26,6 +26,7 @@ const ALL: [&str; 17] = [
     "mistral3",
     "olmo2",
     "olmo3",
+    "olmoe",
     "granite",
     "minicpm",
     "smollm3",
@@ -172,12 +173,17 @@ fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
     vec![RankOne { layer, writer, u, v }]
 }
 
+/// The writers of a block that hold one matrix.
+fn writers(model: &Model) -> impl Iterator<Item = Writer> + '_ {
+    model.spec.writers(1).iter().copied().filter(|w| *w != Writer::Experts)
+}
+
 #[test]
 fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
     for name in ALL {
         let tokens = sequences(&golden(name));
         for mut model in both(name) {
-            for writer in [Writer::Attention, Writer::Ffn] {
+            for writer in writers(&model).collect::<Vec<_>>() {
                 let edit = edit(&model, 1, writer);
                 let found = states(&model, Some(&edit), &tokens);
                 let plain = states(&model, None, &tokens);
@@ -301,7 +307,7 @@ fn windows_hold_for_forks_and_while_answering() {
         let [model, _] = both(name);
         let compute = Compute::cpu();
         let last = model.spec.layers - 1;
-        let edit = edit(&model, last, Writer::Ffn);
+        let edit = edit(&model, last, writers(&model).last().unwrap());
         let under = |edit| Runner::new(&model, &compute, edit, MEMORY, &Silent);
         let runner = under(None);
         let forks: Vec<Fork> =
