@@ -49,7 +49,8 @@ impl Experts {
         if !moe && arch != "llama" {
             return Err(Error::unsupported(
                 format!("{path}: {arch} with experts can't be run"),
-                "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, olmoe",
+                "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, qwen35moe, \
+                 olmoe",
             ));
         }
         let need = |name: &str, v: Option<usize>| {
@@ -72,7 +73,7 @@ impl Experts {
                 None => need("feed_forward_length", ffn)?,
             },
             shared: match arch {
-                "qwen2moe" => {
+                "qwen2moe" | "qwen35moe" => {
                     need("feed_forward_length", key("expert_shared_feed_forward_length").or(ffn))?
                 }
                 _ => 0,
@@ -112,18 +113,19 @@ impl Experts {
                 every: 1,
                 dense: Vec::new(),
             },
-            "qwen2_moe" | "qwen3_moe" => {
+            "qwen2_moe" | "qwen3_moe" | "qwen3_5_moe_text" => {
                 let dense = c["mlp_only_layers"].as_array().into_iter().flatten();
                 Experts {
                     count: count("num_experts", "num_local_experts")?,
                     used: need("num_experts_per_tok")?,
                     ffn: need("moe_intermediate_size")?,
-                    shared: if kind == "qwen2_moe" {
-                        need("shared_expert_intermediate_size")?
-                    } else {
+                    shared: if kind == "qwen3_moe" {
                         0
+                    } else {
+                        need("shared_expert_intermediate_size")?
                     },
-                    normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
+                    normalised: kind == "qwen3_5_moe_text"
+                        || c["norm_topk_prob"].as_bool().unwrap_or(false),
                     every: number("decoder_sparse_step").unwrap_or(1),
                     dense: dense.filter_map(Value::as_u64).map(|l| l as usize).collect(),
                 }

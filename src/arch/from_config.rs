@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::delta::DeltaNet;
 use super::experts::Experts;
 use super::rope::{self, Rope};
 use super::row::{Arch, Windows};
@@ -100,6 +101,11 @@ impl Spec {
             head_dim,
             ffn: if dense { need("intermediate_size")? } else { 0 },
             experts,
+            delta: match arch.delta_nets {
+                true => Some(DeltaNet::from_config(c, &path, layers)?),
+                false => None,
+            },
+            gated_attention: arch.gated_attention,
             vocab: need("vocab_size")?,
             norm_eps,
             norm_offset: if arch.norms_minus_one { 1.0 } else { 0.0 },

@@ -2,7 +2,7 @@
 
 use super::row::{Arch, Windows};
 use super::spec::{attends, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
-use super::{rope, Experts, Rope};
+use super::{rope, DeltaNet, Experts, Rope};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -83,6 +83,11 @@ impl Spec {
             // has.
             ffn: if experts.is_some() { 0 } else { need("feed_forward_length")? },
             experts,
+            delta: match arch.delta_nets {
+                true => Some(DeltaNet::from_gguf(file, name, layers)?),
+                false => None,
+            },
+            gated_attention: arch.gated_attention,
             vocab: embedding.dims.get(1).copied().unwrap_or(0) as usize,
             norm_eps,
             norm_offset: 0.0,

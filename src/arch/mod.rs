@@ -1,6 +1,7 @@
 //! The description of the decoder, as data: a table with one row per architecture, a [`Spec`] that
 //! is read from a checkpoint's metadata, and the names of tensors by role.
 
+mod delta;
 mod experts;
 mod from_config;
 mod from_gguf;
@@ -11,9 +12,10 @@ mod row;
 mod spec;
 mod table;
 
+pub use delta::DeltaNet;
 pub use experts::Experts;
 pub use names::Names;
 pub use role::{Role, Writer};
 pub use rope::{Rope, RopeStyle};
-pub use row::{Activation, Arch, Norms, QkNorm};
+pub use row::{Activation, Arch, NormNames, Norms, QkNorm};
 pub use spec::{Attends, Scales, Spec, Turn};

@@ -1,6 +1,6 @@
 //! The names of tensors, by role, in GGUF files and in Hugging Face folders.
 
-use super::row::{Arch, NormNames};
+use super::row::{Arch, NormNames, GGUF_NORMS};
 use super::{Role, Writer};
 use crate::checkpoint::Checkpoint;
 
@@ -8,7 +8,10 @@ use crate::checkpoint::Checkpoint;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Names {
     /// `blk.3.ffn_down.weight`
-    Gguf,
+    Gguf {
+        /// The modules of a block's norms.
+        norms: NormNames,
+    },
     /// `model.layers.3.mlp.down_proj.weight`
     HuggingFace {
         /// The part of the names before `layers.`: `model.`, or `model.language_model.` and the
@@ -35,7 +38,10 @@ const PREFIXES: [(&str, &str); 5] = [
 impl Names {
     /// The names in this checkpoint.
     pub fn of(file: &Checkpoint) -> Names {
-        let Checkpoint::Folder(folder) = file else { return Names::Gguf };
+        let Checkpoint::Folder(folder) = file else {
+            let norms = Arch::of(file).and_then(|a| a.own_gguf_norms).unwrap_or(GGUF_NORMS);
+            return Names::Gguf { norms };
+        };
         let has = |prefix: &str| folder.tensor(&format!("{prefix}embed_tokens.weight")).is_some();
         let (prefix, head) = PREFIXES.into_iter().find(|(p, _)| has(p)).unwrap_or(PREFIXES[0]);
         let mixtral = folder.tensors().iter().any(|t| t.name.contains(".block_sparse_moe."));
@@ -49,15 +55,20 @@ impl Names {
     /// The prefix of the names of a block's tensors.
     pub fn block(&self, layer: usize) -> String {
         match self {
-            Names::Gguf => format!("blk.{layer}."),
+            Names::Gguf { .. } => format!("blk.{layer}."),
             Names::HuggingFace { prefix, .. } => format!("{prefix}layers.{layer}."),
         }
+    }
+
+    /// The tensor of a role.
+    pub fn tensor(&self, role: Role, layer: usize) -> String {
+        self.module(role, layer) + role.ending()
     }
 
     /// The module of a role: the tensor's name without `.weight` or `.bias`.
     pub fn module(&self, role: Role, layer: usize) -> String {
         let name = match self {
-            Names::Gguf => role.gguf(),
+            Names::Gguf { norms } => role.gguf_with(norms),
             Names::HuggingFace { moe, .. } if role == Role::Router => &format!("{moe}.gate"),
             Names::HuggingFace { norms, .. } => role.hugging_face(norms),
         };
@@ -67,7 +78,7 @@ impl Names {
     /// The tensor of the token embedding.
     pub fn embedding(&self) -> String {
         match self {
-            Names::Gguf => "token_embd.weight".into(),
+            Names::Gguf { .. } => "token_embd.weight".into(),
             Names::HuggingFace { prefix, .. } => format!("{prefix}embed_tokens.weight"),
         }
     }
@@ -75,7 +86,7 @@ impl Names {
     /// The tensor of the output matrix.
     pub fn output(&self) -> &str {
         match self {
-            Names::Gguf => "output.weight",
+            Names::Gguf { .. } => "output.weight",
             Names::HuggingFace { head, .. } => head,
         }
     }
@@ -83,7 +94,7 @@ impl Names {
     /// The tensor of the final norm.
     pub fn output_norm(&self) -> String {
         match self {
-            Names::Gguf => "output_norm.weight".into(),
+            Names::Gguf { .. } => "output_norm.weight".into(),
             Names::HuggingFace { prefix, .. } => format!("{prefix}norm.weight"),
         }
     }
@@ -97,7 +108,7 @@ impl Names {
         let block = self.block(layer);
         let part = usize::from(role == Role::ExpertUp);
         match self {
-            Names::Gguf => [
+            Names::Gguf { .. } => [
                 (format!("{}.weight", self.module(role, layer)), 0, 1),
                 (format!("{block}ffn_gate_up_exps.weight"), part, 2),
             ],
@@ -120,7 +131,7 @@ impl Names {
                         || r.ends_with(".w2.weight")
                 })
             }
-            _ => tensor == format!("{}.weight", self.module(writer.role(), layer)),
+            _ => tensor == self.tensor(writer.role(), layer),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The roles of a block's tensors: what each tensor does.
 
-use super::row::NormNames;
+use super::row::{NormNames, GGUF_NORMS};
 
 /// A layer of a block that writes into the residual stream. [`Spec::writers`](super::Spec::writers)
 /// lists the writers of a block.
@@ -17,6 +17,9 @@ pub enum Writer {
     /// input of this writer holds, side by side, the input of each expert times the router's
     /// weight. The part of an expert that isn't chosen is zero.
     Experts,
+    /// The delta net that takes the place of attention in some blocks: `ssm_out`,
+    /// `linear_attn.out_proj`.
+    Delta,
 }
 
 impl Writer {
@@ -27,6 +30,15 @@ impl Writer {
             Writer::Ffn => Role::FfnDown,
             Writer::Shared => Role::SharedDown,
             Writer::Experts => Role::ExpertDown,
+            Writer::Delta => Role::DeltaOutput,
+        }
+    }
+
+    /// The norm between this writer and the residual stream, in models that have one.
+    pub(crate) fn post_norm(self) -> Role {
+        match self {
+            Writer::Attention | Writer::Delta => Role::AttnPostNorm,
+            Writer::Ffn | Writer::Shared | Writer::Experts => Role::FfnPostNorm,
         }
     }
 
@@ -63,6 +75,15 @@ pub enum Role {
     SharedGate,
     SharedUp,
     SharedDown,
+    DeltaQkv,
+    DeltaGate,
+    DeltaBeta,
+    DeltaAlpha,
+    DeltaConv,
+    DeltaRate,
+    DeltaStep,
+    DeltaNorm,
+    DeltaOutput,
 }
 
 impl Role {
@@ -91,11 +112,21 @@ impl Role {
         attention || matches!(self, FfnGate | FfnUp | FfnGateUp | FfnDown)
     }
 
-    /// Whether the tensor is the weight of a norm.
-    pub(crate) fn is_norm(self) -> bool {
+    /// Whether the tensor is a vector, or, of a delta net's convolution, as good as one.
+    pub(crate) fn is_vector(self) -> bool {
         use Role::*;
         let of_block = matches!(self, AttnNorm | AttnPostNorm | FfnNorm | FfnPostNorm);
-        of_block || matches!(self, AttnQNorm | AttnKNorm)
+        of_block
+            || matches!(self, AttnQNorm | AttnKNorm)
+            || matches!(self, DeltaConv | DeltaRate | DeltaStep | DeltaNorm)
+    }
+
+    /// What follows the module in the tensor's name.
+    pub(crate) fn ending(self) -> &'static str {
+        match self {
+            Role::DeltaRate | Role::DeltaStep => "",
+            _ => ".weight",
+        }
     }
 
     /// Whether only models with experts have such a tensor.
@@ -116,8 +147,13 @@ impl Role {
 
     /// The module in GGUF files, without the block's prefix.
     pub(crate) fn gguf(self) -> &'static str {
+        self.gguf_with(&GGUF_NORMS)
+    }
+
+    /// The same where the modules of norms are these.
+    pub(crate) fn gguf_with(self, norms: &NormNames) -> &'static str {
         match self {
-            Role::AttnNorm => "attn_norm",
+            Role::AttnNorm => norms[0],
             Role::AttnQ => "attn_q",
             Role::AttnK => "attn_k",
             Role::AttnV => "attn_v",
@@ -125,9 +161,9 @@ impl Role {
             Role::AttnQNorm => "attn_q_norm",
             Role::AttnKNorm => "attn_k_norm",
             Role::AttnOutput => "attn_output",
-            Role::AttnPostNorm => "post_attention_norm",
-            Role::FfnNorm => "ffn_norm",
-            Role::FfnPostNorm => "post_ffw_norm",
+            Role::AttnPostNorm => norms[1],
+            Role::FfnNorm => norms[2],
+            Role::FfnPostNorm => norms[3],
             Role::FfnGate => "ffn_gate",
             Role::FfnUp | Role::FfnGateUp => "ffn_up",
             Role::FfnDown => "ffn_down",
@@ -139,6 +175,15 @@ impl Role {
             Role::SharedGate => "ffn_gate_shexp",
             Role::SharedUp => "ffn_up_shexp",
             Role::SharedDown => "ffn_down_shexp",
+            Role::DeltaQkv => "attn_qkv",
+            Role::DeltaGate => "attn_gate",
+            Role::DeltaBeta => "ssm_beta",
+            Role::DeltaAlpha => "ssm_alpha",
+            Role::DeltaConv => "ssm_conv1d",
+            Role::DeltaRate => "ssm_a",
+            Role::DeltaStep => "ssm_dt.bias",
+            Role::DeltaNorm => "ssm_norm",
+            Role::DeltaOutput => "ssm_out",
         }
     }
 
@@ -166,6 +211,15 @@ impl Role {
             Role::SharedGate => "mlp.shared_expert.gate_proj",
             Role::SharedUp => "mlp.shared_expert.up_proj",
             Role::SharedDown => "mlp.shared_expert.down_proj",
+            Role::DeltaQkv => "linear_attn.in_proj_qkv",
+            Role::DeltaGate => "linear_attn.in_proj_z",
+            Role::DeltaBeta => "linear_attn.in_proj_b",
+            Role::DeltaAlpha => "linear_attn.in_proj_a",
+            Role::DeltaConv => "linear_attn.conv1d",
+            Role::DeltaRate => "linear_attn.A_log",
+            Role::DeltaStep => "linear_attn.dt_bias",
+            Role::DeltaNorm => "linear_attn.norm",
+            Role::DeltaOutput => "linear_attn.out_proj",
         }
     }
 }

@@ -86,8 +86,15 @@ pub struct Arch {
     pub norms: Norms,
     /// The norms' modules in folders, if they aren't the usual ones of [`Arch::norm_names`].
     pub own_norm_names: Option<NormNames>,
+    /// The norms' modules in GGUF files, if they aren't [`GGUF_NORMS`].
+    pub own_gguf_norms: Option<NormNames>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
+    /// Whether most blocks have a gated delta net in place of attention.
+    pub delta_nets: bool,
+    /// Whether the query projection also gives a gate for each head's output, after the head's
+    /// query.
+    pub gated_attention: bool,
     /// The feed-forward layer's activation.
     pub activation: Activation,
     /// Whether embeddings are multiplied by √hidden.
@@ -117,6 +124,10 @@ pub struct Arch {
 /// The modules of a block's norms in a folder: before the attention, after it, before the
 /// feed-forward layer, after it. Empty where there is no norm.
 pub type NormNames = [&'static str; 4];
+
+/// The modules of a block's norms in most GGUF files.
+pub(super) const GGUF_NORMS: NormNames =
+    ["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"];
 
 impl Arch {
     /// The row of a `general.architecture`.

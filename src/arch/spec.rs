@@ -2,7 +2,7 @@
 //! description.
 
 use super::row::{Activation, Arch, Norms, QkNorm};
-use super::{Experts, Role, Rope, Writer};
+use super::{DeltaNet, Experts, Role, Rope, Writer};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
@@ -65,6 +65,10 @@ pub struct Spec {
     pub ffn: usize,
     /// The experts that replace feed-forward layers, in models with experts.
     pub experts: Option<Experts>,
+    /// The delta nets that replace attention in some blocks, in models with such blocks.
+    pub delta: Option<DeltaNet>,
+    /// Whether the query projection also gives a gate for each head's output.
+    pub gated_attention: bool,
     /// Number of tokens in the vocabulary.
     pub vocab: usize,
     /// Epsilon of the RMS norms.
@@ -110,14 +114,22 @@ impl Spec {
         self.experts.as_ref().is_some_and(|e| e.are_in(layer))
     }
 
+    /// The delta net of block `layer`, if it has one in place of attention.
+    pub fn delta_in(&self, layer: usize) -> Option<&DeltaNet> {
+        self.delta.as_ref().filter(|d| d.blocks[layer])
+    }
+
     /// The writers of block `layer`, in the order in which they write.
     pub fn writers(&self, layer: usize) -> &'static [Writer] {
-        match &self.experts {
-            Some(e) if self.is_sparse(layer) && e.shared > 0 => {
-                &[Writer::Attention, Writer::Shared, Writer::Experts]
-            }
-            Some(_) if self.is_sparse(layer) => &[Writer::Attention, Writer::Experts],
-            _ => &[Writer::Attention, Writer::Ffn],
+        use Writer::*;
+        let experts = self.experts.as_ref().filter(|_| self.is_sparse(layer));
+        match (self.delta_in(layer).is_some(), experts.map(|e| e.shared > 0)) {
+            (false, None) => &[Attention, Ffn],
+            (false, Some(false)) => &[Attention, Experts],
+            (false, Some(true)) => &[Attention, Shared, Experts],
+            (true, None) => &[Delta, Ffn],
+            (true, Some(false)) => &[Delta, Experts],
+            (true, Some(true)) => &[Delta, Shared, Experts],
         }
     }
 
@@ -129,6 +141,7 @@ impl Spec {
             Writer::Ffn => self.ffn,
             Writer::Shared => self.experts.as_ref().map_or(0, |e| e.shared),
             Writer::Experts => self.experts.as_ref().map_or(0, |e| e.count * e.ffn),
+            Writer::Delta => self.delta.as_ref().map_or(0, DeltaNet::values),
         }
     }
 
@@ -148,14 +161,27 @@ impl Spec {
     /// a block has either; all other tensors are required.
     pub fn roles(&self, layer: usize) -> Vec<Role> {
         use Role::*;
-        let mut all = vec![AttnQ, AttnK, AttnV, AttnQkv, AttnOutput];
+        let mut all = match self.delta_in(layer) {
+            Some(_) => vec![
+                DeltaQkv,
+                DeltaGate,
+                DeltaBeta,
+                DeltaAlpha,
+                DeltaConv,
+                DeltaRate,
+                DeltaStep,
+                DeltaNorm,
+                DeltaOutput,
+            ],
+            None => vec![AttnQ, AttnK, AttnV, AttnQkv, AttnOutput],
+        };
         if self.norms.before() {
             all.extend([AttnNorm, FfnNorm]);
         }
         if self.norms.after() {
             all.extend([AttnPostNorm, FfnPostNorm]);
         }
-        if self.qk_norm != QkNorm::None {
+        if self.qk_norm != QkNorm::None && self.delta_in(layer).is_none() {
             all.extend([AttnQNorm, AttnKNorm]);
         }
         match &self.experts {

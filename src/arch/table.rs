@@ -11,7 +11,10 @@ const PLAIN: Arch = Arch {
     folder_rope: RopeStyle::Neox,
     norms: Norms::Before,
     own_norm_names: None,
+    own_gguf_norms: None,
     qk_norm: QkNorm::None,
+    delta_nets: false,
+    gated_attention: false,
     activation: Activation::Silu,
     scaled_embedding: false,
     norms_minus_one: false,
@@ -32,6 +35,20 @@ const GEMMA: Arch = Arch {
     ..PLAIN
 };
 
+/// The base of the rows of Qwen 3.5, 3.6 and 3.8: three delta nets, then attention.
+const QWEN35: Arch = Arch {
+    // In these files the norm before the feed-forward layer has this name.
+    own_gguf_norms: Some(["attn_norm", "", "post_attention_norm", ""]),
+    qk_norm: QkNorm::Head,
+    delta_nets: true,
+    gated_attention: true,
+    norms_minus_one: true,
+    defaults: r#"{"head_dim": 256, "partial_rotary_factor": 0.25, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32}"#,
+    ..PLAIN
+};
+
 /// The supported architectures.
 pub(super) const ROWS: &[Arch] = &[
     Arch {
@@ -46,6 +63,8 @@ pub(super) const ROWS: &[Arch] = &[
     Arch { gguf: "qwen3", model_types: &["qwen3"], qk_norm: QkNorm::Head, ..PLAIN },
     Arch { gguf: "qwen2moe", model_types: &["qwen2_moe"], ..PLAIN },
     Arch { gguf: "qwen3moe", model_types: &["qwen3_moe"], qk_norm: QkNorm::Head, ..PLAIN },
+    Arch { gguf: "qwen35", model_types: &["qwen3_5_text"], ..QWEN35 },
+    Arch { gguf: "qwen35moe", model_types: &["qwen3_5_moe_text"], ..QWEN35 },
     Arch {
         gguf: "gemma",
         model_types: &["gemma"],
@@ -185,18 +204,7 @@ pub(super) const ROWS: &[Arch] = &[
 /// Well-known architectures that can't be run, each with the reason: a part that this decoder
 /// lacks.
 pub(super) const FOREIGN: &[(&[&str], &str)] = &[
-    (
-        &[
-            "qwen35",
-            "qwen35moe",
-            "qwen3next",
-            "qwen3_5",
-            "qwen3_5_text",
-            "qwen3_5_moe",
-            "qwen3_next",
-        ],
-        "most of its blocks are gated delta nets",
-    ),
+    (&["qwen3next", "qwen3_next"], "its delta nets have projections in another order"),
     (
         &["gemma4", "gemma4_text", "gemma3n", "gemma3n_text"],
         "it has embeddings in every block, and blocks that share keys and values",

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::args::{CompareArgs, RunArgs};
 use super::measure::{still_thinking, NO_LOG_ODDS};
 use super::session::{open, prompts};
-use super::table::{cells, changes, percent, table};
+use super::table::{cells, changes, p_value, percent, table};
 
 pub fn run(args: CompareArgs) -> Result<u8> {
     // Opening maps a file and runs nothing.
@@ -67,10 +67,10 @@ fn text(c: &Comparison) -> String {
     let whole = c.refusal.iter().find(|r| r.category.is_empty());
     let moved = if c.drop < 0.0 { "rose" } else { "fell" };
     let mut out = format!(
-        "{verdict}: of harmful prompts it {moved} by {} ({} may be lost), McNemar p = {:.1e}\n",
+        "{verdict}: of harmful prompts it {moved} by {} ({} may be lost), McNemar p = {}\n",
         points(c.drop.abs()),
         points(c.max_drop),
-        whole.map_or(1.0, |w| w.p_value)
+        p_value(whole.map_or(1.0, |w| w.p_value))
     );
     if c.outcome != Health::NeverRefused {
         out += &format!("power: {}\n", c.power.words());

@@ -200,6 +200,13 @@ fn block(s: &Spec) -> String {
         Some(window) => format!(", windows of {window} tokens in {} blocks", windows.len()),
         None => String::new(),
     };
+    if let Some(net) = &s.delta {
+        let n = net.blocks.iter().filter(|b| **b).count();
+        out += &format!(
+            ", in place of attention gated delta nets in {n} blocks ({} key and {} value heads)",
+            net.key_heads, net.value_heads
+        );
+    }
     if s.norms.after() {
         out += ", norms after the writers: an edit turns what they add, and can't lengthen it";
     }

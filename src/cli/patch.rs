@@ -281,13 +281,13 @@ fn summary(p: &Patched, seconds: f64) -> String {
     }
     let c = &p.chosen;
     out += &format!(
-        "\nedit: {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {:.1e} on \
+        "\nedit: {}, {}, strength {:.2}, {} of the weights' norm (McNemar p = {} on \
          validation)\n\n",
         c.kind(),
         c.place(),
         c.strength,
         percent(c.size),
-        p.p_value
+        p_value(p.p_value)
     );
     if c.edit.iter().all(|t| t.v.is_empty()) {
         out += &format!(

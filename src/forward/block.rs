@@ -45,6 +45,11 @@ impl Runner<'_> {
             ],
         };
         drop(normed);
+        let gate = spec.gated_attention.then(|| {
+            let (query, gate) = halves(&q, spec.head_dim);
+            q = query;
+            gate
+        });
         if spec.qk_norm != QkNorm::None {
             // Chunks are as long as the weights: a head, or all of them.
             q = rms_norm(&q, &self.model.norm(Role::AttnQNorm, layer)?, spec.norm_eps);
@@ -80,6 +85,9 @@ impl Runner<'_> {
         if rows.len() > plain {
             let own = (&k[plain * kvw..], &v[plain * kvw..]);
             mixed.extend(attend(&q[plain * qw..], kv, &spans[plain..], Some(own), spec));
+        }
+        if let Some(gate) = gate {
+            mixed.par_iter_mut().zip(&gate).for_each(|(x, g)| *x *= 1.0 / (1.0 + (-g).exp()));
         }
         Ok(mixed)
     }
@@ -177,12 +185,8 @@ impl Runner<'_> {
         y.par_chunks_mut(d).enumerate().for_each(|(i, y)| {
             self.add_terms(site, &rows[i], input(i), y, |gated| gated);
         });
-        let norm = match writer {
-            Writer::Attention => Role::AttnPostNorm,
-            _ => Role::FfnPostNorm,
-        };
         if spec.norms.after() {
-            y = rms_norm(&y, &self.model.norm(norm, layer)?, spec.norm_eps);
+            y = rms_norm(&y, &self.model.norm(writer.post_norm(), layer)?, spec.norm_eps);
         }
         let scale = spec.scales.residual;
         hidden.par_chunks_mut(d).zip(y.par_chunks(d)).enumerate().for_each(|(i, (h, y))| {
@@ -216,6 +220,16 @@ impl Runner<'_> {
             out.iter_mut().zip(&term.u).for_each(|(o, u)| *o += gate * u);
         }
     }
+}
+
+/// Queries and gates, which lie side by side for each head.
+fn halves(both: &[f32], head_dim: usize) -> (Vec<f32>, Vec<f32>) {
+    let (mut queries, mut gates) = (Vec::new(), Vec::new());
+    for head in both.chunks_exact(2 * head_dim) {
+        queries.extend_from_slice(&head[..head_dim]);
+        gates.extend_from_slice(&head[head_dim..]);
+    }
+    (queries, gates)
 }
 
 /// gate ← silu(gate) · up

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::attention::Kv;
+use super::delta::State;
 use super::runner::Row;
 use crate::edit::Edit;
 use crate::model::Model;
@@ -33,9 +34,12 @@ pub(super) fn common_prefix(sequences: &[Vec<u32>]) -> usize {
     others.iter().map(alike).min().unwrap_or(0).min(shortest.saturating_sub(1))
 }
 
-/// Keys and values of a batch: of every layer while generating, else of the current one only.
+/// Keys and values of a batch: of every layer while generating, else of the current one only. While
+/// generating also the states of delta nets.
 pub(super) struct Cache {
     layers: Vec<Kv>,
+    /// By layer and sequence; `None` where no later pass needs them.
+    states: Option<HashMap<(usize, usize), State>>,
     base: HashMap<usize, usize>,
     /// Elements of a row.
     width: usize,
@@ -60,8 +64,13 @@ impl Cache {
             at += sequences[s].len() + more;
         }
         let layers = if every_layer { model.spec.layers } else { 1 };
-        let kv = || Kv { k: vec![0.0; at * width], v: vec![0.0; at * width] };
-        Cache { layers: (0..layers).map(|_| kv()).collect(), base, width, alike }
+        let kv = |layer: usize| {
+            let attends = !every_layer || model.spec.delta_in(layer).is_none();
+            let n = if attends { at * width } else { 0 };
+            Kv { k: vec![0.0; n], v: vec![0.0; n] }
+        };
+        let states = every_layer.then(HashMap::new);
+        Cache { layers: (0..layers).map(kv).collect(), states, base, width, alike }
     }
 
     /// The rows of a batch's prompts under `edit`; the shared prefix only once.
@@ -98,6 +107,28 @@ impl Cache {
             kv.k.copy_within(from..from + n, to * width);
             kv.v.copy_within(from..from + n, to * width);
         }
+    }
+
+    /// Length of the shared prefix, where these rows run it.
+    pub fn shared_prefix(&self, rows: &[Row]) -> usize {
+        rows.first().filter(|r| r.pos == 0 && self.base.len() > 1).map_or(0, |_| self.alike)
+    }
+
+    /// Whether a later pass needs the states of delta nets.
+    pub fn keeps_states(&self) -> bool {
+        self.states.is_some()
+    }
+
+    /// Keeps a sequence's state for the next pass.
+    pub fn keep_state(&mut self, layer: usize, seq: usize, state: State) {
+        if let Some(states) = &mut self.states {
+            states.insert((layer, seq), state);
+        }
+    }
+
+    /// The state that a sequence was kept with.
+    pub fn take_state(&mut self, layer: usize, seq: usize) -> Option<State> {
+        self.states.as_mut()?.remove(&(layer, seq))
     }
 
     pub fn layer(&mut self, layer: usize) -> &mut Kv {

@@ -4,6 +4,7 @@
 pub mod attention;
 mod block;
 mod cache;
+mod delta;
 mod experts;
 mod head;
 mod matmul;

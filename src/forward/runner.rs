@@ -8,7 +8,7 @@ use super::block::rms_norm;
 use super::cache::{batches, common_prefix, Cache};
 use super::head::Head;
 use super::matmul::Compute;
-use crate::arch::{Role, Turn, Writer};
+use crate::arch::{DeltaNet, Role, Turn, Writer};
 use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -243,10 +243,15 @@ impl<'m> Runner<'m> {
         let head = Head::new(self.model, self.compute)?;
         let mut out = vec![Generated::default(); sequences.len()];
         // A row of a generating sequence keeps its keys and values in every layer.
-        let cached = spec.kv_heads * spec.head_dim * 2 * 4 * spec.layers;
-        let limit = (self.memory / (self.bytes_per_row() + cached)).max(1);
+        let delta_nets = (0..spec.layers).filter(|&l| spec.delta_in(l).is_some()).count();
+        let cached = spec.kv_heads * spec.head_dim * 2 * 4 * (spec.layers - delta_nets);
+        let row = self.bytes_per_row() + cached;
+        let limit = (self.memory / row).max(1);
+        // A sequence's states, in rows.
+        let of_net = |d: &DeltaNet| 4 * (d.state() + d.kernel * d.channels());
+        let states = (spec.delta.as_ref().map_or(0, of_net) * delta_nets).div_ceil(row);
         let silent = Runner { progress: &Silent, ..*self };
-        for batch in batches(sequences.len(), |s| sequences[s].len() + max_new, limit) {
+        for batch in batches(sequences.len(), |s| sequences[s].len() + max_new + states, limit) {
             let alike = common_prefix(&sequences[batch.clone()]);
             let mut cache = Cache::new(self.model, sequences, &batch, max_new, true, alike);
             let mut rows = cache.rows(sequences, &batch, self.edit);
@@ -322,12 +327,10 @@ impl<'m> Runner<'m> {
         let routed = s.experts.as_ref().map_or(0, |e| e.count + 4 * e.used);
         // A product of gate and up is there until it is split.
         let split = if s.fused_gate_up { s.ffn } else { 0 };
-        4 * (3 * s.hidden
-            + 2 * s.heads * s.head_dim
-            + 4 * s.kv_heads * s.head_dim
-            + 3 * s.widest_ffn()
-            + split
-            + routed)
+        let queries = if s.gated_attention { 4 } else { 2 };
+        let attention = queries * s.heads * s.head_dim + 4 * s.kv_heads * s.head_dim;
+        let delta = s.delta.as_ref().map_or(0, |d| d.channels() + 3 * d.values());
+        4 * (3 * s.hidden + attention.max(delta) + 3 * s.widest_ffn() + split + routed)
     }
 
     /// Final states after the last norm, as the head takes them.
@@ -368,13 +371,19 @@ impl<'m> Runner<'m> {
                 }
             }
             self.compute.work().block(rows.len(), spec.layers);
-            let turn = match spec.attends[layer].turn {
-                Turn::Global => Some((&spec.rope, &global)),
-                Turn::Local => spec.local_rope.as_ref().zip(local.as_ref()),
-                Turn::Still => None,
+            let (writer, mixed) = if let Some(net) = spec.delta_in(layer) {
+                let mixed = self.delta_net(net, layer, &rows, plain, &hidden, cache)?;
+                (Writer::Delta, mixed)
+            } else {
+                let turn = match spec.attends[layer].turn {
+                    Turn::Global => Some((&spec.rope, &global)),
+                    Turn::Local => spec.local_rope.as_ref().zip(local.as_ref()),
+                    Turn::Still => None,
+                };
+                let mixed = self.attention(layer, &rows, plain, &hidden, turn, cache)?;
+                (Writer::Attention, mixed)
             };
-            let mixed = self.attention(layer, &rows, plain, &hidden, turn, cache)?;
-            self.write(layer, Writer::Attention, &rows, &mixed, &mut hidden, tap)?;
+            self.write(layer, writer, &rows, &mixed, &mut hidden, tap)?;
             drop(mixed);
             let normed = self.read(Role::FfnNorm, layer, &hidden)?;
             match spec.experts.as_ref().filter(|_| spec.is_sparse(layer)) {

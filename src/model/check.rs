@@ -2,7 +2,7 @@
 //! tensor of a block would be left out silently.
 
 use super::Model;
-use crate::arch::{Names, QkNorm, Role};
+use crate::arch::{DeltaNet, Names, NormNames, QkNorm, Role};
 use crate::error::{Error, Result};
 
 impl Model {
@@ -32,13 +32,15 @@ impl Model {
             _ => (s.head_dim, s.head_dim),
         };
         for layer in 0..s.layers {
-            let fused = self.has(Role::AttnQkv, layer)?;
+            let delta = s.delta_in(layer);
+            let fused = delta.is_none() && self.has(Role::AttnQkv, layer)?;
             for role in s.roles(layer) {
                 let separate = [Role::AttnQ, Role::AttnK, Role::AttnV].contains(&role);
                 if role.is_experts() || (separate && fused) || (role == Role::AttnQkv && !fused) {
                     continue;
                 }
                 let (rows, cols) = match role {
+                    Role::AttnQ if s.gated_attention => (2 * q, d),
                     Role::AttnQ => (q, d),
                     Role::AttnK | Role::AttnV => (kv, d),
                     Role::AttnQkv => (q + 2 * kv, d),
@@ -48,9 +50,9 @@ impl Model {
                     Role::FfnDown => (d, s.ffn),
                     Role::AttnQNorm => (norm_widths.0, 0),
                     Role::AttnKNorm => (norm_widths.1, 0),
-                    _ => (d, 0),
+                    _ => delta.and_then(|net| of_delta(net, role, d)).unwrap_or((d, 0)),
                 };
-                if role.is_norm() {
+                if role.is_vector() {
                     self.expect_len(
                         &self.name(role, layer),
                         self.vector(role, layer)?.len(),
@@ -77,8 +79,8 @@ impl Model {
     /// Whether a tensor would change what the model computes, but has no place in the decoder.
     fn is_unknown(&self, name: &str) -> bool {
         let block = match &self.names {
-            Names::Gguf if name == "output.bias" => return true,
-            Names::Gguf => name.strip_prefix("blk."),
+            Names::Gguf { .. } if name == "output.bias" => return true,
+            Names::Gguf { .. } => name.strip_prefix("blk."),
             Names::HuggingFace { prefix, head, .. } => {
                 let bias = head.strip_suffix("weight").map(|h| format!("{h}bias"));
                 if bias.is_some_and(|b| b == name) {
@@ -101,7 +103,7 @@ impl Model {
             roles.extend(Role::FEED_FORWARD);
         }
         match &self.names {
-            Names::Gguf => is_unknown_in_gguf(rest, &roles),
+            Names::Gguf { norms } => is_unknown_in_gguf(rest, &roles, norms),
             Names::HuggingFace { moe, norms, .. } => {
                 let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
                 // These change no weight: scales of a quantized cache, and tables that follow from
@@ -131,7 +133,8 @@ impl Model {
                     Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => {
                         is_in(own, &format!("{moe}.experts")) && applied()
                     }
-                    _ if r.is_norm() => own == r.hugging_face(norms) && last == "weight",
+                    _ if r.ending().is_empty() => rest == r.hugging_face(norms),
+                    _ if r.is_vector() => own == r.hugging_face(norms) && last == "weight",
                     _ => is_in(own, r.hugging_face(norms)) && (!r.is_experts() || applied()),
                 };
                 !harmless.contains(&last) && !roles.iter().any(known)
@@ -167,15 +170,34 @@ impl Model {
     }
 }
 
+/// The shape of a tensor of a delta net: rows and columns, or a length and 0. `None` for a tensor of
+/// another part.
+fn of_delta(net: &DeltaNet, role: Role, hidden: usize) -> Option<(usize, usize)> {
+    Some(match role {
+        Role::DeltaQkv => (net.channels(), hidden),
+        Role::DeltaGate => (net.values(), hidden),
+        Role::DeltaBeta | Role::DeltaAlpha => (net.value_heads, hidden),
+        Role::DeltaConv => (net.channels() * net.kernel, 0),
+        Role::DeltaRate | Role::DeltaStep => (net.value_heads, 0),
+        Role::DeltaNorm => (net.value_dim, 0),
+        Role::DeltaOutput => (hidden, net.values()),
+        _ => return None,
+    })
+}
+
 /// [`Model::is_unknown`] for a block of a GGUF file. `rest`: the tensor's name without the block's
 /// prefix.
-fn is_unknown_in_gguf(rest: &str, roles: &[Role]) -> bool {
+fn is_unknown_in_gguf(rest: &str, roles: &[Role], norms: &NormNames) -> bool {
     let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
     let fused_experts = module == "ffn_gate_up_exps" && roles.contains(&Role::ExpertUp);
     let known = |r: &Role| {
         // `input_scale` is for the rounding of activations, and changes no weight.
         let extra = last == "input_scale" || (last == "bias" && r.takes_bias());
-        r.gguf() == module && (last == "weight" || extra)
+        let own = r.gguf_with(norms);
+        match r.ending() {
+            "" => own == rest,
+            _ => own == module && (last == "weight" || extra),
+        }
     };
     !(roles.iter().any(known) || (fused_experts && last == "weight"))
 }

@@ -72,9 +72,9 @@ impl Model {
         Ok(Model { file, spec, names, replaced, warnings: Vec::new() })
     }
 
-    /// The name of a role's weight in block `layer`.
+    /// The name of a role's tensor in block `layer`.
     pub fn name(&self, role: Role, layer: usize) -> String {
-        format!("{}.weight", self.names.module(role, layer))
+        self.names.tensor(role, layer)
     }
 
     /// The matrix of a role in block `layer`.

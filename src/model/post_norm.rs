@@ -1,7 +1,7 @@
 //! The norm and the factor between a writer's matrix and the residual stream.
 
 use super::Model;
-use crate::arch::{Role, Writer};
+use crate::arch::Writer;
 use crate::error::Result;
 
 /// Ridge of the division by a norm's weights, as a share of their mean square. It keeps small
@@ -29,11 +29,7 @@ impl Model {
         if !after && factor == 1.0 {
             return Ok(None);
         }
-        let role = match writer {
-            Writer::Attention => Role::AttnPostNorm,
-            _ => Role::FfnPostNorm,
-        };
-        let norm = if after { Some(self.norm(role, layer)?) } else { None };
+        let norm = if after { Some(self.norm(writer.post_norm(), layer)?) } else { None };
         Ok(Some(PostNorm { norm, factor }))
     }
 }

@@ -123,8 +123,8 @@ fn families<'l>(
     // A block has a feed-forward layer or experts, never both.
     use Writer::*;
     let sets: [&[Writer]; 3] = match routed {
-        false => [&[Ffn, Shared], &[Attention], &[Attention, Ffn, Shared]],
-        true => [&[Experts], &[Shared, Experts], &[Attention, Shared, Experts]],
+        false => [&[Ffn, Shared], &[Attention, Delta], &[Attention, Delta, Ffn, Shared]],
+        true => [&[Experts], &[Shared, Experts], &[Attention, Delta, Shared, Experts]],
     };
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
     let most = match (settings.layers, method, settings.method) {

@@ -14,9 +14,17 @@ use refusal_patch::progress::Silent;
 use serde_json::Value;
 
 const MEMORY: usize = 1 << 30;
-/// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
-const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 18] = [
+/// How close llama.cpp comes.
+fn tolerance(name: &str) -> f32 {
+    match name {
+        // It looks their activation, GELU, up in a table of 16-bit floats.
+        "gemma" | "gemma2" | "gemma3" => 1e-2,
+        // It norms keys and queries of delta nets otherwise: transformers and it are 4e-4 apart.
+        "qwen35" | "qwen35moe" => 1e-3,
+        _ => 1e-4,
+    }
+}
+const ALL: [&str; 20] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -35,6 +43,8 @@ const ALL: [&str; 18] = [
     "glm4",
     "glm4v",
     "qwen3vl",
+    "qwen35",
+    "qwen35moe",
 ];
 /// A norm or a factor follows their writers.
 const BEHIND: [&str; 6] = ["gemma2", "gemma3", "olmo2", "granite", "exaone4", "glm4"];
@@ -100,13 +110,12 @@ fn apart(model: &Model, golden: &Value, reference: &str) -> f32 {
 fn folders_and_files_agree_with_transformers_and_llama_cpp() {
     for name in ALL {
         let golden = golden(name);
-        let rounded = WITH_GELU.contains(&name);
         for (model, what) in both(name).iter().zip(["folder", "GGUF"]) {
             let torch = apart(model, &golden, "transformers");
             let llama = apart(model, &golden, "llama_cpp_f32");
             println!("{name} as {what}: transformers {torch:.1e}, llama.cpp {llama:.1e}");
             assert!(torch < 1e-4, "{name} as {what}: {torch}");
-            assert!(llama < if rounded { 1e-2 } else { 1e-4 }, "{name} as {what}: {llama}");
+            assert!(llama < tolerance(name), "{name} as {what}: {llama}");
         }
     }
 }
@@ -145,7 +154,9 @@ fn an_architecture_that_is_not_known_says_what_it_is_and_what_can_be_done() {
     let path = dir.path().join("a.gguf");
     let mut bytes = fs::read(fixture("gemma2.gguf")).unwrap();
     let at = bytes.windows(6).position(|w| w == b"gemma2").unwrap();
-    for (name, saying) in [(b"gemma4", "embeddings in every block"), (b"qwen35", "gated delta")] {
+    for (name, saying) in
+        [(b"gemma4", "embeddings in every block"), (b"llama4", "attention is chunked")]
+    {
         bytes[at..at + 6].copy_from_slice(name);
         fs::write(&path, &bytes).unwrap();
         let e = Model::open(&path).map(drop).unwrap_err().to_string();
@@ -174,8 +185,10 @@ fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
 }
 
 /// The writers of a block that hold one matrix.
-fn writers(model: &Model) -> impl Iterator<Item = Writer> + '_ {
-    model.spec.writers(1).iter().copied().filter(|w| *w != Writer::Experts)
+fn writers(model: &Model, layer: usize) -> Vec<Writer> {
+    let mut all = model.spec.writers(layer).to_vec();
+    all.retain(|w| *w != Writer::Experts);
+    all
 }
 
 #[test]
@@ -183,7 +196,7 @@ fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
     for name in ALL {
         let tokens = sequences(&golden(name));
         for mut model in both(name) {
-            for writer in writers(&model).collect::<Vec<_>>() {
+            for writer in writers(&model, 1) {
                 let edit = edit(&model, 1, writer);
                 let found = states(&model, Some(&edit), &tokens);
                 let plain = states(&model, None, &tokens);
@@ -307,7 +320,7 @@ fn windows_hold_for_forks_and_while_answering() {
         let [model, _] = both(name);
         let compute = Compute::cpu();
         let last = model.spec.layers - 1;
-        let edit = edit(&model, last, writers(&model).last().unwrap());
+        let edit = edit(&model, last, *writers(&model, last).last().unwrap());
         let under = |edit| Runner::new(&model, &compute, edit, MEMORY, &Silent);
         let runner = under(None);
         let forks: Vec<Fork> =
