@@ -1,8 +1,6 @@
 //! Repairs a model: `cargo run --example patch -- IN OUT`, a GGUF file or a Hugging Face folder.
 
-use refusal_patch::search::{Outcome, Settings};
-use refusal_patch::text::PromptSet;
-use refusal_patch::{Options, Result, Session};
+use refusal_patch::{Options, Outcome, PromptSet, Result, Session, Settings};
 
 fn main() -> Result<()> {
     let paths: Vec<String> = std::env::args().skip(1).collect();

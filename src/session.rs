@@ -148,7 +148,7 @@ impl Session {
     }
 
     /// Restores refusal: chooses an edit and writes OUT. `original`: the model before compression,
-    /// where it is at hand.
+    /// where it is at hand; it runs on this session's device.
     ///
     /// # Errors
     /// What any step says; nothing is left at `out` then.

@@ -4,8 +4,12 @@ use serde_json::Value;
 
 use super::from_config::{count, needed};
 use super::from_gguf::number;
+use super::spec::WIDEST_HEAD;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
+
+/// Most elements of a sequence's state in one block; published models have up to 2^20.
+const LARGEST_STATE: usize = 1 << 24;
 
 /// Linear attention whose state, a matrix for each value head, decays and is corrected by each
 /// token (Yang et al. 2024, arXiv 2412.06464).
@@ -76,7 +80,11 @@ impl DeltaNet {
         };
         let (value_heads, inner) = (need("ssm.time_step_rank")?, need("ssm.inner_size")?);
         let every = number(file, &format!("{arch}.full_attention_interval"))?.unwrap_or(4);
-        let listed = file.get_bools(&format!("{arch}.attention.recurrent_layers"));
+        let key = format!("{arch}.attention.recurrent_layers");
+        let listed = file.get_bools(&key).or_else(|| {
+            let numbers = file.get_u32s(&key)?;
+            Some(numbers.into_iter().map(|n| n != 0).collect())
+        });
         DeltaNet {
             key_heads: need("ssm.group_count")?,
             value_heads,
@@ -100,6 +108,11 @@ impl DeltaNet {
     pub(super) fn from_config(c: &Value, path: &str, layers: usize) -> Result<DeltaNet> {
         let need = |key: &str| needed(c, key, path);
         let listed = c["layer_types"].as_array();
+        let known = |kind: &&Value| *kind != "linear_attention" && *kind != "full_attention";
+        if let Some(other) = listed.into_iter().flatten().find(known) {
+            let what = format!("{path}: layer_types names {other}, which can't be run");
+            return Err(Error::unsupported(what, "supported: full_attention, linear_attention"));
+        }
         DeltaNet {
             key_heads: need("linear_num_key_heads")?,
             value_heads: need("linear_num_value_heads")?,
@@ -117,14 +130,21 @@ impl DeltaNet {
     }
 
     fn checked(self, path: &str, layers: usize) -> Result<DeltaNet> {
-        let heads = self.key_heads > 0 && self.value_heads.is_multiple_of(self.key_heads);
-        if !heads || self.value_dim == 0 || self.blocks.len() != layers {
+        // Products of these are sizes of tensors and of states: they must stay far from overflow,
+        // and a small file must not ask for a large state.
+        let sizes = [self.key_heads, self.value_heads, self.key_dim, self.value_dim, self.kernel];
+        let sound = sizes.iter().all(|n| (1..=WIDEST_HEAD).contains(n))
+            && self.value_heads.is_multiple_of(self.key_heads)
+            && self.state() <= LARGEST_STATE;
+        if !sound || self.blocks.len() != layers {
             return Err(Error::Model(format!(
-                "{path}: delta nets of {} key heads, {} value heads of width {} in a list of {} \
-                 blocks make no sense in a model of {layers} blocks",
+                "{path}: delta nets of {} key heads of {} and {} value heads of {} over {} tokens, \
+                 in a list of {} blocks, make no sense in a model of {layers} blocks",
                 self.key_heads,
+                self.key_dim,
                 self.value_heads,
                 self.value_dim,
+                self.kernel,
                 self.blocks.len()
             )));
         }

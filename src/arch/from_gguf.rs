@@ -182,15 +182,27 @@ fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
             scales.logit_cap = Some(nonzero(logits).unwrap_or(30.0));
         }
         "gemma3" => scales.logit_cap = nonzero("final_logit_softcapping"),
-        "granite" | "minicpm" => {
+        "minicpm" => {
+            let need = |k: &str| {
+                nonzero(k).ok_or_else(|| {
+                    Error::Model(format!(
+                        "{}: metadata key minicpm.{k} is missing; convert the model anew",
+                        file.path().display()
+                    ))
+                })
+            };
+            scales.embedding = need("embedding_scale")?;
+            scales.residual = need("residual_scale")?;
+            scales.logits = 1.0 / need("logit_scale")?;
+        }
+        "granite" => {
             scales.embedding = nonzero("embedding_scale").unwrap_or(1.0);
             scales.residual = nonzero("residual_scale").unwrap_or(1.0);
             scales.attention = nonzero("attention.scale").unwrap_or(scales.attention);
             let logits = number("logit_scale").ok_or_else(|| {
                 Error::Model(format!(
-                    "{}: metadata key {}.logit_scale is missing",
-                    file.path().display(),
-                    arch.gguf
+                    "{}: metadata key granite.logit_scale is missing",
+                    file.path().display()
                 ))
             })?;
             scales.logits = 1.0 / logits;
@@ -230,11 +242,11 @@ fn refuse_companion(file: &Gguf) -> Result<()> {
             let kind = if kind == "lora" { "LoRA" } else { kind };
             (
                 format!("a {kind} adapter"),
-                "give the model that it is for, and this as its `sidecar`",
+                "give the model that it is for; `eval` takes this file as its `sidecar`",
             )
         }
         (_, Some("controlvector")) => {
-            let hint = "give the model that it is for, and this as its `sidecar`";
+            let hint = "give the model that it is for; `eval` takes this file as its `sidecar`";
             ("a control vector".to_string(), hint)
         }
         ("mmproj" | "imatrix", _) => (format!("of the type {kind}"), "give the model's own file"),

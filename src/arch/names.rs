@@ -65,7 +65,8 @@ impl Names {
         self.module(role, layer) + role.ending()
     }
 
-    /// The module of a role: the tensor's name without `.weight` or `.bias`.
+    /// The module of a role: the tensor's name without `.weight` or `.bias`. Of a tensor that has
+    /// no such ending it is the whole name.
     pub fn module(&self, role: Role, layer: usize) -> String {
         let name = match self {
             Names::Gguf { norms } => role.gguf_with(norms),

@@ -112,7 +112,7 @@ impl Role {
         attention || matches!(self, FfnGate | FfnUp | FfnGateUp | FfnDown)
     }
 
-    /// Whether the tensor is a vector, or, of a delta net's convolution, as good as one.
+    /// Whether the tensor is a vector, or is read as one (a delta net's convolution).
     pub(crate) fn is_vector(self) -> bool {
         use Role::*;
         let of_block = matches!(self, AttnNorm | AttnPostNorm | FfnNorm | FfnPostNorm);
@@ -150,7 +150,7 @@ impl Role {
         self.gguf_with(&GGUF_NORMS)
     }
 
-    /// The same where the modules of norms are these.
+    /// As [`Role::gguf`], with these modules of norms.
     pub(crate) fn gguf_with(self, norms: &NormNames) -> &'static str {
         match self {
             Role::AttnNorm => norms[0],

@@ -209,6 +209,7 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
         &["gemma4", "gemma4_text", "gemma3n", "gemma3n_text"],
         "it has embeddings in every block, and blocks that share keys and values",
     ),
+    (&["qwen4exp", "qwen4_exp"], "it has hyper-connections and sparse attention"),
     (&["gpt-oss", "gptoss", "gpt_oss"], "it has attention sinks and experts with biases"),
     (
         &["deepseek2", "deepseek_v2", "deepseek_v3", "glm-dsa", "kimi_k25"],

@@ -203,7 +203,7 @@ fn block(s: &Spec) -> String {
     if let Some(net) = &s.delta {
         let n = net.blocks.iter().filter(|b| **b).count();
         out += &format!(
-            ", in place of attention gated delta nets in {n} blocks ({} key and {} value heads)",
+            ", gated delta nets instead of attention in {n} blocks ({} key and {} value heads)",
             net.key_heads, net.value_heads
         );
     }

@@ -79,12 +79,25 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The settings that messages of the library name.
+const NAMED: [&str; 11] = [
+    "chat_template",
+    "tokenizer",
+    "thinking",
+    "reference",
+    "method",
+    "emit",
+    "encoding",
+    "force",
+    "device",
+    "memory",
+    "sidecar",
+];
+
 /// A message of the library with the flags of this binary: the library names a setting by its
 /// field, as in `chat_template`, and here the setting is `--chat-template`.
 fn with_flags(message: &str) -> String {
-    let command = Cli::command();
-    let ids = command.get_arguments().map(|a| a.get_id().as_str()).chain(["sidecar"]);
-    ids.fold(message.to_string(), |text, id| {
+    NAMED.iter().fold(message.to_string(), |text, id| {
         text.replace(&format!("`{id}`"), &format!("--{}", id.replace('_', "-")))
     })
 }

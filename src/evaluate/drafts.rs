@@ -37,7 +37,7 @@ pub struct Read {
 
 impl<'u> Drafts<'u> {
     /// The drafts of prompts that are asked without a thought. `unedited`: the model's own answers;
-    /// `layer`: no edit begins before.
+    /// `layer`: the first block that an edit may touch.
     pub fn new(
         evaluator: &Evaluator,
         asked: &Asked,

@@ -121,6 +121,7 @@ impl Unedited {
         }
         let tokens = asked.samples.iter().zip(&self.answers);
         let tokens = tokens.map(|(s, a)| s.tokens.len() + a.answer.len()).sum::<usize>();
+        let tokens = tokens + evaluator.text().iter().map(Vec::len).sum::<usize>();
         if tokens * evaluator.model.spec.hidden * 4 > evaluator.memory / 4 {
             return Ok(None);
         }

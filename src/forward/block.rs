@@ -35,7 +35,8 @@ impl Runner<'_> {
         let spec = &self.model.spec;
         let normed = self.read(Role::AttnNorm, layer, hidden)?;
         let (qw, kvw) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let apart = [(Role::AttnQ, qw), (Role::AttnK, kvw), (Role::AttnV, kvw)];
+        let queries = if spec.gated_attention { 2 * qw } else { qw };
+        let apart = [(Role::AttnQ, queries), (Role::AttnK, kvw), (Role::AttnV, kvw)];
         let [mut q, mut k, v] = match self.model.has(Role::AttnQkv, layer)? {
             true => self.split(Role::AttnQkv, apart, layer, &normed, rows.len())?,
             false => [

@@ -7,6 +7,7 @@ use super::attention::Kv;
 use super::delta::State;
 use super::runner::Row;
 use crate::edit::Edit;
+use crate::error::{Error, Result};
 use crate::model::Model;
 
 /// Consecutive ranges of sequences whose sizes add up to at most `limit` (a longer one runs alone).
@@ -127,8 +128,14 @@ impl Cache {
     }
 
     /// The state that a sequence was kept with.
-    pub fn take_state(&mut self, layer: usize, seq: usize) -> Option<State> {
-        self.states.as_mut()?.remove(&(layer, seq))
+    ///
+    /// # Errors
+    /// There is none, which is an error of this program.
+    pub fn take_state(&mut self, layer: usize, seq: usize) -> Result<State> {
+        let kept = self.states.as_mut().and_then(|s| s.remove(&(layer, seq)));
+        kept.ok_or_else(|| {
+            Error::Model(format!("block {layer} lost the state of sequence {seq}; report this"))
+        })
     }
 
     pub fn layer(&mut self, layer: usize) -> &mut Kv {

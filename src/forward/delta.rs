@@ -30,7 +30,7 @@ impl State {
     }
 }
 
-/// Where a sequence's rows go on from.
+/// The state that a sequence's rows start from.
 enum Start {
     /// The sequence begins.
     Empty,
@@ -89,19 +89,16 @@ impl Runner<'_> {
             put(pass.run(first.start..first.start + shared, &mut prefix, of_row));
             first.start += shared;
         }
-        let starts: Vec<(Range<usize>, Start)> = sequences
-            .into_iter()
-            .filter(|s| !s.is_empty())
-            .map(|s| {
-                let Row { seq, pos, .. } = rows[s.start];
-                let start = match pos {
-                    0 => Start::Empty,
-                    p if p == shared => Start::Prefix,
-                    _ => cache.take_state(layer, seq).map_or(Start::Empty, Start::Earlier),
-                };
-                (s, start)
-            })
-            .collect();
+        let mut starts: Vec<(Range<usize>, Start)> = Vec::new();
+        for range in sequences.into_iter().filter(|s| !s.is_empty()) {
+            let Row { seq, pos, .. } = rows[range.start];
+            let start = match pos {
+                0 => Start::Empty,
+                p if p == shared => Start::Prefix,
+                _ => Start::Earlier(cache.take_state(layer, seq)?),
+            };
+            starts.push((range, start));
+        }
         let keeps = cache.keeps_states();
         let run = |(range, start): (Range<usize>, Start)| {
             let mut state = match start {
@@ -180,7 +177,7 @@ impl Pass<'_> {
     }
 
     /// What a row reads from the state before it, corrected by the row itself: `[values]`; and what
-    /// the state learns: the keys, and for each value head the error. Both side by side.
+    /// the state learns: the keys, and for each value head the error.
     fn token(&self, i: usize, state: &State) -> (Vec<f32>, (Vec<f32>, Vec<f32>)) {
         let net = self.net;
         let mut x = self.convolved(i, &state.recent);

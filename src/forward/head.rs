@@ -52,8 +52,8 @@ impl<'m> Head<'m> {
         Ok(self.read_beside(hidden, k, asked, &[])?.0)
     }
 
-    /// The same, and KL(p ‖ q) in nats where a row's distribution q has another one beside it:
-    /// `beside` are (row, p's final hidden state), rows in ascending order.
+    /// The same, and KL(p ‖ q) in nats for each pair in `beside`: (row, p's final hidden state),
+    /// rows in ascending order; q is the row's distribution.
     pub fn read_beside<'a>(
         &self,
         hidden: &[f32],

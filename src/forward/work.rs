@@ -30,7 +30,7 @@ pub struct Work {
     stages: Mutex<Vec<Stage>>,
 }
 
-/// Parts of a token that are counted.
+/// Fixed-point unit: fractions of a token.
 const SHARE: u64 = 1 << 20;
 
 impl Default for Work {

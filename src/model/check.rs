@@ -27,6 +27,8 @@ impl Model {
             ));
         }
         let (d, q, kv) = (s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        // Beside each head's query, its gate.
+        let queries = if s.gated_attention { 2 * q } else { q };
         let norm_widths = match s.qk_norm {
             QkNorm::Whole => (q, kv),
             _ => (s.head_dim, s.head_dim),
@@ -40,10 +42,9 @@ impl Model {
                     continue;
                 }
                 let (rows, cols) = match role {
-                    Role::AttnQ if s.gated_attention => (2 * q, d),
-                    Role::AttnQ => (q, d),
+                    Role::AttnQ => (queries, d),
                     Role::AttnK | Role::AttnV => (kv, d),
-                    Role::AttnQkv => (q + 2 * kv, d),
+                    Role::AttnQkv => (queries + 2 * kv, d),
                     Role::AttnOutput => (d, q),
                     Role::FfnGate | Role::FfnUp => (s.ffn, d),
                     Role::FfnGateUp => (2 * s.ffn, d),
@@ -170,8 +171,8 @@ impl Model {
     }
 }
 
-/// The shape of a tensor of a delta net: rows and columns, or a length and 0. `None` for a tensor of
-/// another part.
+/// The shape of a tensor of a delta net: rows and columns, or a length and 0. `None` for a tensor
+/// of another part.
 fn of_delta(net: &DeltaNet, role: Role, hidden: usize) -> Option<(usize, usize)> {
     Some(match role {
         Role::DeltaQkv => (net.channels(), hidden),

@@ -1,6 +1,5 @@
 //! Chooses the edit that restores refusal inside the limits: candidates are scored in one pass over
-//! the weights, a few finalists by greedy generation, the folded bytes once more (docs/METHOD.md,
-//! "The search").
+//! the weights, a few finalists by greedy generation (docs/METHOD.md, "The search").
 
 mod baseline;
 mod candidates;

@@ -35,6 +35,8 @@ pub fn patch(
     settings: &Settings,
     out: &Path,
 ) -> Result<Outcome> {
+    let work = evaluator.compute.work();
+    work.begin();
     let out = (!settings.dry_run).then_some(out);
     prompts.enough()?;
     if settings.method == Some(Method::Restore) && reference.is_none() {
@@ -57,11 +59,11 @@ pub fn patch(
         let bytes = if settings.emit == Emit::Weights { file.file_len() } else { 1 << 20 };
         preflight_checkpoint(file, settings.emit, out, bytes, settings.force)?;
     }
-    let work = evaluator.compute.work();
-    work.begin();
     let reference =
         reference.map(|r| Reference::take(r, evaluator, prompts, settings)).transpose()?;
-    work.end("the original");
+    if reference.is_some() {
+        work.end("the original");
+    }
     let baseline = Baseline::take(evaluator, reference, prompts, settings)?;
     work.end("answers to validation prompts");
     let original = || baseline.reference.as_ref().map(|r| Box::new(r.original()));

@@ -113,7 +113,9 @@ fn path(evaluator: &Evaluator) -> String {
 
 fn same_writers(a: &Evaluator, b: &Evaluator) -> bool {
     let (a, b) = (&a.model.spec, &b.model.spec);
-    (a.ffn, a.heads * a.head_dim, &a.experts) == (b.ffn, b.heads * b.head_dim, &b.experts)
+    // Delta nets have their columns in another order in GGUF files than in folders.
+    (a.ffn, a.heads * a.head_dim, &a.experts, &a.delta)
+        == (b.ffn, b.heads * b.head_dim, &b.experts, &b.delta)
 }
 
 /// # Errors

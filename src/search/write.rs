@@ -7,7 +7,7 @@ use super::candidates::Candidate;
 use super::outcome::{LayerScore, Patched, Trial};
 use super::trial::Finalist;
 use super::{Scan, LEAST_GAIN};
-use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf};
+use crate::checkpoint::{sha256_checkpoint, Checkpoint, Gguf, Tensor};
 use crate::direction::Direction;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
@@ -23,8 +23,8 @@ use crate::text::{BySet, Split};
 
 impl Baseline<'_> {
     /// Writes a finalist to `out` (`None`: a dry run) and measures the written file on test
-    /// prompts. By rounding the file may differ from the trial and break a limit: then nothing is
-    /// kept, and the reason comes back as text.
+    /// prompts. Where the file is not the model of the trial (an adapter, a bias), it may break a
+    /// limit: then nothing is kept, and the reason comes back as text.
     pub fn finish(
         &self,
         finalist: Finalist,
@@ -256,13 +256,21 @@ impl Baseline<'_> {
     }
 }
 
-/// Whether a written file holds a trial's tensors, byte by byte: then it is the model of the trial.
+/// Whether a written file holds a trial's tensors, each byte of all of them: then it is the model
+/// of the trial.
 fn holds(written: &Model, source: &Model, replaced: &[Replacement]) -> bool {
-    let same = |patch: &Patch| {
-        let tensor = written.file.tensor(&patch.tensor);
-        tensor.is_some_and(|t| t.type_id == patch.type_id && written.file.bytes(t) == patch.bytes)
+    let (before, after) = (&source.file, &written.file);
+    let same = |t: &Tensor| {
+        let Some(new) = after.tensor(&t.name) else { return false };
+        let (type_id, bytes) = match replaced.iter().find(|r| r.tensor == t.name) {
+            Some(r) => (r.encoding.map_or(t.type_id, |e| e.ggml_id()), &r.bytes[..]),
+            None => (t.type_id, before.bytes(t)),
+        };
+        new.dims == t.dims && new.type_id == type_id && after.bytes(new) == bytes
     };
-    !replaced.is_empty() && patches(source, replaced).iter().all(same)
+    !replaced.is_empty()
+        && after.tensors().len() == before.tensors().len()
+        && before.tensors().iter().all(same)
 }
 
 fn patches(model: &Model, replaced: &[Replacement]) -> Vec<Patch> {

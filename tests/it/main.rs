@@ -77,6 +77,7 @@ mod cli {
 
 /// Files from strangers can't harm, and the source holds what docs/SECURITY.md says of it.
 mod trust {
+    mod documents;
     mod fuzz;
     mod source;
 }
