@@ -67,7 +67,13 @@ pub fn run(args: PatchArgs) -> Result<u8> {
         }
     }
     let original = args.reference.as_ref().map(|path| open(path, &args.run)).transpose()?;
-    let outcome = session.patch(output, original.as_ref(), &prompts, &settings)?;
+    let mut outcome = session.patch(output, original.as_ref(), &prompts, &settings)?;
+    match &mut outcome {
+        Outcome::NotNeeded { why, .. }
+        | Outcome::OutOfLimits { why, .. }
+        | Outcome::NeverRefused { why, .. } => *why = super::with_flags(why),
+        Outcome::Patched(_) => {}
+    }
     let seconds = started.elapsed().as_secs_f64();
     let facts = RunFacts {
         model: input.display().to_string(),
@@ -116,11 +122,7 @@ pub fn run(args: PatchArgs) -> Result<u8> {
             0
         }
         Outcome::NotNeeded { why, validation, reference, .. } => {
-            say(&format!(
-                "no patch needed: {}\n\n{}",
-                super::with_flags(why),
-                before(validation, reference.as_deref())
-            ));
+            say(&format!("no patch needed: {why}\n\n{}", before(validation, reference.as_deref())));
             0
         }
         Outcome::OutOfLimits { why, validation, reference, front, candidates, .. } => {
@@ -134,19 +136,15 @@ pub fn run(args: PatchArgs) -> Result<u8> {
                 }
             };
             say(&format!(
-                "refusal can't be restored inside the limits: {}; nothing was \
+                "refusal can't be restored inside the limits: {why}; nothing was \
                  written\n\n{}\n{best}",
-                super::with_flags(why),
                 before(validation, reference.as_deref())
             ));
             3
         }
         Outcome::NeverRefused { why, validation, reference } => {
             let table = before(validation, reference.as_deref());
-            say(&format!(
-                "never-refused: {}; nothing was written\n\n{table}",
-                super::with_flags(why)
-            ));
+            say(&format!("never-refused: {why}; nothing was written\n\n{table}"));
             3
         }
     };

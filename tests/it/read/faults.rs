@@ -166,11 +166,11 @@ fn a_file_that_goes_beside_a_model_is_no_model() {
     for (entries, words) in [
         (
             vec![llama(), kind("adapter"), text("adapter.type", "lora")],
-            ["is a LoRA adapter, not a model", "--sidecar"],
+            ["is a LoRA adapter, not a model", "`sidecar`"],
         ),
         (
             vec![text("general.architecture", "controlvector")],
-            ["is a control vector, not", "--sidecar"],
+            ["is a control vector, not", "`sidecar`"],
         ),
         (vec![kind("imatrix")], ["is of the type imatrix, not a model", "the model's own file"]),
         (

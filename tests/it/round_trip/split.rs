@@ -309,7 +309,7 @@ fn every_name_of_the_output_stands_for_all_shards() {
     fails(&shard(dir.path(), "p", 1, 5), false, &other);
     fails(dir.path(), true, &["is a folder"]);
     fails(&dir.path().join("none/out.gguf"), false, &["the folder doesn't exist"]);
-    fails(&dir.path().join("o.gguf"), false, &["o-00001-of-00003.gguf: exists already", "--force"]);
+    fails(&dir.path().join("o.gguf"), false, &["o-00001-of-00003.gguf: exists already", "`force`"]);
     for i in 1..3 {
         fs::remove_file(shard(dir.path(), "o", i, 3)).unwrap();
     }
