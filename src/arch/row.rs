@@ -86,7 +86,7 @@ pub struct Arch {
     pub norms: Norms,
     /// The norms' modules in folders, if they aren't the usual ones of [`Arch::norm_names`].
     pub own_norm_names: Option<NormNames>,
-    /// The norms' modules in GGUF files, if they aren't [`GGUF_NORMS`].
+    /// The norms' modules in GGUF files, if they aren't the usual ones.
     pub own_gguf_norms: Option<NormNames>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
