@@ -172,12 +172,11 @@ impl ChangedTensor {
     /// How much of a recorded edit the stored weights carry.
     fn fill(&mut self, edit: &TensorEdit, before: &Stack, after: &Stack) {
         let stored = achieved_all(before, after, &edit.u, &edit.v);
-        let (zeros_before, zeros_after) = stored.sparsity();
         self.norm = Some(norm(&edit.u));
         self.achieved = Some(stored.gain);
         self.residue = Some(stored.residue);
         self.codes_moved = Some(stored.codes_moved);
-        self.sparsity = Some(Pair::new(zeros_before, zeros_after));
+        self.sparsity = Some(stored.sparsity());
     }
 }
 

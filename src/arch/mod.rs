@@ -16,6 +16,6 @@ pub use delta::DeltaNet;
 pub use experts::Experts;
 pub use names::Names;
 pub use role::{Role, Writer};
-pub use rope::{Rope, RopeStyle};
+pub use rope::{Growth, Rope, RopeStyle};
 pub use row::{Activation, Arch, NormNames, Norms, QkNorm};
 pub use spec::{Attends, Scales, Spec, Turn};

@@ -19,6 +19,15 @@ pub enum RopeStyle {
     Neox,
 }
 
+/// A query at position p is multiplied by 1 + beta · ln(1 + ⌊p / length⌋).
+#[derive(Clone, Copy, Debug)]
+pub struct Growth {
+    /// The factor of the logarithm.
+    pub beta: f32,
+    /// Positions until the first step.
+    pub length: usize,
+}
+
 /// Rotary position embedding.
 #[derive(Clone, Debug)]
 pub struct Rope {
@@ -35,8 +44,8 @@ pub struct Rope {
     pub factors: Option<Vec<f32>>,
     /// Cosines and sines are multiplied by this (YaRN, LongRoPE).
     pub magnitude: f32,
-    /// (beta, length): a query at position p is multiplied by 1 + beta · ln(1 + ⌊p / length⌋).
-    pub growth: Option<(f32, usize)>,
+    /// How queries grow with the position.
+    pub growth: Option<Growth>,
     /// The longest text for which the factors are right, if it is shorter than the model's context.
     pub longest: Option<usize>,
 }
@@ -58,7 +67,7 @@ impl Rope {
 
     /// The factor of a query at a position.
     pub fn growth_at(&self, position: usize) -> f32 {
-        self.growth.map_or(1.0, |(beta, length)| {
+        self.growth.map_or(1.0, |Growth { beta, length }| {
             1.0 + beta * (1.0 + (position / length.max(1)) as f32).ln()
         })
     }
@@ -191,7 +200,8 @@ pub(super) fn from_gguf(file: &Gguf, arch: &Arch, head_dim: usize, context: usiz
         rope.longest = original;
     }
     let temperature = file.get_f32(&format!("{}.attention.temperature_scale", arch.gguf));
-    rope.growth = temperature.filter(|t| *t != 0.0).zip(original.or(Some(context)));
+    let length = original.unwrap_or(context);
+    rope.growth = temperature.filter(|t| *t != 0.0).map(|beta| Growth { beta, length });
     Ok(rope)
 }
 
@@ -304,7 +314,7 @@ pub(super) fn from_config(
                 _ => yarn_magnitude(factor, 1.0),
             } as f32;
             let beta = get("llama_4_scaling_beta").filter(|b| *b != 0.0);
-            rope.growth = beta.map(|b| (b as f32, context as usize));
+            rope.growth = beta.map(|b| Growth { beta: b as f32, length: context as usize });
         }
         "longrope" => {
             // The key of the model goes before the same key of the rope scaling.

@@ -188,7 +188,7 @@ fn settings(args: &PatchArgs, session: &Session) -> Result<Settings> {
             MethodArg::Add => Some(Method::Add),
         },
         strength: args.strength.given(),
-        layers,
+        layers: layers.map(|(first, last)| first..=last),
         encoding: match args.encoding {
             EncodingArg::Auto => EncodingChoice::Auto,
             EncodingArg::Keep => EncodingChoice::Keep,

@@ -6,6 +6,15 @@ use crate::forward::{Row, Runner, Tap};
 use crate::num::{cosine, norm, without};
 use crate::text::Prompt;
 
+/// Mean states of two classes, `[hidden]` each.
+#[derive(Clone, Debug)]
+pub struct ClassMeans {
+    /// Of harmful prompts.
+    pub harmful: Vec<f32>,
+    /// Of harmless prompts.
+    pub harmless: Vec<f32>,
+}
+
 /// The refusal direction of one layer at one post-instruction position.
 #[derive(Clone, Debug)]
 pub struct Direction {
@@ -16,8 +25,8 @@ pub struct Direction {
     /// Unit vector from harmless to harmful, `[hidden]`, without its part along the mean harmless
     /// state.
     pub unit: Vec<f32>,
-    /// (μ_harmful, μ_harmless) over training prompts, `[hidden]` each.
-    pub means: (Vec<f32>, Vec<f32>),
+    /// Mean states of training prompts.
+    pub means: ClassMeans,
     /// ‖μ_harmful − μ_harmless‖ in the residual stream.
     pub gap: f64,
     /// Cosine of the directions of the two halves of the training prompts.
@@ -216,7 +225,7 @@ impl Means<'_> {
         Direction {
             layer,
             position: -(k as isize),
-            means: (narrow(&harmful), narrow(&harmless)),
+            means: ClassMeans { harmful: narrow(&harmful), harmless: narrow(&harmless) },
             gap: raw.iter().map(|x| x * x).sum::<f64>().sqrt(),
             unit,
             split_half,

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::encoding::{Encoding, Params};
 use crate::error::{Error, Result};
 use crate::num::norm;
+use crate::pair::Pair;
 use crate::weights::{pruned, Matrix, Stack, Storage};
 
 /// Columns that are worked on together: the longest block.
@@ -36,14 +37,13 @@ pub struct Achieved {
     /// Bytes that differ.
     pub bytes_changed: u64,
     /// Elements that are zero, before and after.
-    pub zeros: (u64, u64),
+    pub zeros: Pair<u64>,
 }
 
 impl Achieved {
     /// Share of elements that are zero, before and after.
-    pub fn sparsity(&self) -> (f64, f64) {
-        let share = |n: u64| n as f64 / self.elements.max(1) as f64;
-        (share(self.zeros.0), share(self.zeros.1))
+    pub fn sparsity(&self) -> Pair<f64> {
+        self.zeros.map(|n| *n as f64 / self.elements.max(1) as f64)
     }
 }
 
@@ -340,7 +340,7 @@ struct Sums {
     moved: u64,
     elements: u64,
     bytes: u64,
-    zeros: (u64, u64),
+    zeros: Pair<u64>,
 }
 
 impl Sums {
@@ -352,7 +352,8 @@ impl Sums {
         self.moved += o.moved;
         self.elements += o.elements;
         self.bytes += o.bytes;
-        self.zeros = (self.zeros.0 + o.zeros.0, self.zeros.1 + o.zeros.1);
+        self.zeros.before += o.zeros.before;
+        self.zeros.after += o.zeros.after;
     }
 }
 
@@ -403,6 +404,6 @@ fn compare(before: &Matrix, after: &Matrix, u: &[f32], v: &[f32]) -> Sums {
         } else {
             after.bytes.len() as u64
         },
-        zeros: (pruned::zeros(before), pruned::zeros(after)),
+        zeros: Pair::new(pruned::zeros(before), pruned::zeros(after)),
     }
 }

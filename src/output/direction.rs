@@ -63,11 +63,11 @@ pub fn write_direction(
         bytes.push((format!("direction.{layer}"), rows().flat_map(|d| raw(&d.unit)).collect()));
         bytes.push((
             format!("mean_harmful.{layer}"),
-            rows().flat_map(|d| raw(&d.means.0)).collect(),
+            rows().flat_map(|d| raw(&d.means.harmful)).collect(),
         ));
         bytes.push((
             format!("mean_harmless.{layer}"),
-            rows().flat_map(|d| raw(&d.means.1)).collect(),
+            rows().flat_map(|d| raw(&d.means.harmless)).collect(),
         ));
     }
     let shape = |b: &[u8]| vec![b.len() / 4 / model.spec.hidden, model.spec.hidden];

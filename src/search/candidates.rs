@@ -127,7 +127,7 @@ fn families<'l>(
         true => [&[Experts], &[Shared, Experts], &[Attention, Delta, Shared, Experts]],
     };
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
-    let most = match (settings.layers, method, settings.method) {
+    let most = match (&settings.layers, method, settings.method) {
         (Some(_), ..) => layers.len(),
         // The method is mild: all blocks together, else the block that lost most.
         (None, Method::Restore, None) => 1,

@@ -262,7 +262,7 @@ impl From<Achieved> for Stored {
             codes_moved: a.codes_moved,
             elements: a.elements,
             bytes_changed: a.bytes_changed,
-            sparsity: Pair::new(a.sparsity().0, a.sparsity().1),
+            sparsity: a.sparsity(),
         }
     }
 }

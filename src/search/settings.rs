@@ -1,5 +1,7 @@
 //! What the user may say about a patch, and the constants of the search.
 
+use std::ops::RangeInclusive;
+
 use crate::edit::Method;
 use crate::encoding::Encoding;
 use crate::output::Emit;
@@ -56,7 +58,7 @@ pub struct Settings {
     /// Strength in units of the gap between harmful and harmless prompts; chosen when absent.
     pub strength: Option<f64>,
     /// Blocks to consider, first and last; chosen when absent.
-    pub layers: Option<(usize, usize)>,
+    pub layers: Option<RangeInclusive<usize>>,
     /// Encoding of touched tensors.
     pub encoding: EncodingChoice,
     /// Most KL(IN ‖ OUT) on IN's own answers to harmless prompts, nats.

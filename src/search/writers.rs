@@ -158,10 +158,9 @@ pub(super) fn kinds(
         Source::Own => {}
         Source::Random(_) => return Ok(vec![(Toward::Given, cloned())]),
         Source::Given(saved) => {
-            let (first, last) = baseline.settings.layers.unwrap_or((0, usize::MAX));
+            let named = baseline.settings.layers.clone().unwrap_or(0..=usize::MAX);
             let is_saved = |d: &Direction| saved.iter().any(|(l, _)| *l == d.layer);
-            let given =
-                cloned().into_iter().filter(|d| is_saved(d) && (first..=last).contains(&d.layer));
+            let given = cloned().into_iter().filter(|d| is_saved(d) && named.contains(&d.layer));
             let (given, away): (Vec<Direction>, Vec<Direction>) = given.partition(|d| d.own > 0.0);
             // A block that the user named is not dropped silently.
             if let Some(d) =
@@ -204,8 +203,8 @@ pub(super) fn pick_layers(
     method: Method,
 ) -> Vec<usize> {
     let (layers, settings) = (baseline.evaluator.model.spec.layers, baseline.settings);
-    if let Some((first, last)) = settings.layers {
-        return (first..=last).collect();
+    if let Some(named) = &settings.layers {
+        return named.clone().collect();
     }
     if method == Method::Restore {
         // What was taken is known of all.
@@ -274,7 +273,8 @@ fn of_original(own: &Direction, originals: &[Direction]) -> Option<Direction> {
 /// What compression took from the mean state of harmful prompts.
 fn taken(own: &Direction, originals: &[Direction]) -> Option<Direction> {
     let original = originals.iter().find(|d| d.layer == own.layer)?;
-    let lost: Vec<f32> = original.means.0.iter().zip(&own.means.0).map(|(a, b)| a - b).collect();
+    let lost: Vec<f32> =
+        original.means.harmful.iter().zip(&own.means.harmful).map(|(a, b)| a - b).collect();
     let length = norm(&lost);
     let unit = lost.iter().map(|&x| (f64::from(x) / length) as f32).collect();
     (length > 0.0).then(|| Direction { unit, ..own.clone() })

@@ -72,7 +72,7 @@ fn routed_experts_are_gated_together_and_the_adapter_agrees_with_the_fold() {
         progress: &Silent,
     };
     let (folded, adapter) = (dir.path().join("folded.gguf"), dir.path().join("adapter.gguf"));
-    let settings = Settings { routed: true, layers: Some((2, 2)), ..Settings::default() };
+    let settings = Settings { routed: true, layers: Some(2..=2), ..Settings::default() };
     let outcome = patch(&evaluator, None, &PromptSet::built_in(), &settings, &folded).unwrap();
     let Outcome::Patched(p) = outcome else { panic!("not patched: {outcome:?}") };
     let test = p.test.as_ref().unwrap().map(|s| s.refusal.clone());

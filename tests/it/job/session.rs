@@ -37,7 +37,7 @@ fn a_session_patches_files_and_folders_and_measures_what_it_wrote() {
     let prompts = few(30);
     let settings = Settings {
         strength: Some(1.41),
-        layers: Some((3, 3)),
+        layers: Some(3..=3),
         max_over_refusal: 1.0,
         max_kl: 9.0,
         ..Settings::default()

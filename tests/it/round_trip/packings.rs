@@ -5,6 +5,7 @@ use refusal_patch::edit::fold::{achieved, fold_pruned};
 use refusal_patch::encoding::packed::Levels;
 use refusal_patch::encoding::{Encoding, Params};
 use refusal_patch::model::Model;
+use refusal_patch::pair::Pair;
 use refusal_patch::weights::pruned::{is_pruned, zeros};
 use refusal_patch::weights::{Matrix, Storage};
 
@@ -82,7 +83,7 @@ fn zeros_of_a_pruned_matrix_stay_and_the_edit_is_whole() {
             assert!((0.98..=1.02).contains(&stored.gain), "{name} {pattern}: {stored:?}");
             let mask = |w: &Matrix| decoded(w).iter().map(|x| *x == 0.0).collect::<Vec<_>>();
             assert_eq!(mask(&w), mask(&after), "{name} {pattern}");
-            assert_eq!(stored.zeros, (zeros(&w), zeros(&w)));
+            assert_eq!(stored.zeros, Pair::new(zeros(&w), zeros(&w)));
             assert!(stored.codes_moved > 0);
         }
     }
