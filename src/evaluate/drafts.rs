@@ -2,7 +2,7 @@
 //! read in one pass from the edit's first block on, and written only from where they part. The
 //! result is what greedy generation gives.
 
-use super::{predictions, Answer, AnswerOptions, Asked, Evaluator, Unedited};
+use super::{predictions, Answer, AnswerOptions, Asked, Drift, Evaluator, Unedited};
 use crate::error::Result;
 use crate::forward::{Begun, Generated};
 use crate::text::{Prompt, Set};
@@ -30,9 +30,9 @@ pub struct Read {
     /// were not read.
     first: Vec<Vec<f32>>,
     /// ln p of the tokens of answers to harmless prompts, at most [`super::KL_POSITIONS`] each.
-    pub(super) log_probabilities: Vec<f32>,
+    log_probabilities: Vec<f32>,
     /// KL(IN ‖ this) there, nats.
-    pub(super) kl: Vec<f64>,
+    kl: Vec<f64>,
 }
 
 impl<'u> Drafts<'u> {
@@ -107,8 +107,13 @@ impl<'u> Drafts<'u> {
         })
     }
 
+    /// What [`Unedited::drift`] measures, from a reading of all prompts that are not harmful.
+    pub fn drift(&self, evaluator: &Evaluator, read: &Read) -> Result<Drift> {
+        Ok(Drift::new(&read.kl, &read.log_probabilities, self.perplexity(evaluator)?))
+    }
+
     /// Perplexity of the built-in text, as [`Evaluator::perplexity`].
-    pub fn perplexity(&self, evaluator: &Evaluator) -> Result<f64> {
+    fn perplexity(&self, evaluator: &Evaluator) -> Result<f64> {
         let (wanted, next) = predictions(self.text.sequences());
         evaluator.perplexity_of(&evaluator.runner().resume(&self.text, &wanted)?, &next)
     }

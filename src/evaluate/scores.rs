@@ -5,9 +5,7 @@ use std::ops::Range;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Answer, AnswerOptions, Asked, DraftRead as Read, Drafts, Evaluator, Rate, KL_POSITIONS,
-};
+use super::{Answer, AnswerOptions, Asked, Drafts, Evaluator, Rate, KL_POSITIONS};
 use crate::error::Result;
 use crate::text::{BySet, Set};
 
@@ -46,7 +44,7 @@ pub struct Drift {
 
 impl Drift {
     /// From every position of IN's answers to harmless prompts.
-    fn new(kl: &[f64], log_probabilities: &[f32], perplexity: f64) -> Drift {
+    pub(super) fn new(kl: &[f64], log_probabilities: &[f32], perplexity: f64) -> Drift {
         Drift {
             kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
             answer_perplexity: super::perplexity(log_probabilities),
@@ -140,11 +138,6 @@ impl Unedited {
         Ok(Drift::new(&kl, &log_probabilities, evaluator.perplexity()?))
     }
 
-    /// The same from what [`Drafts::read`] gave of all prompts that are not harmful.
-    pub fn drift_from(&self, evaluator: &Evaluator, drafts: &Drafts, read: &Read) -> Result<Drift> {
-        Ok(Drift::new(&read.kl, &read.log_probabilities, drafts.perplexity(evaluator)?))
-    }
-
     /// The scores of a model from its `drift` and its answers to the split's prompts, in order.
     pub fn scores(&self, drift: Drift, answers: &[Answer]) -> Scores {
         let harmless: Vec<bool> = self
@@ -176,7 +169,7 @@ impl Unedited {
         if let Some(drafts) = drafts {
             let all: Vec<usize> = (0..asked.plain).collect();
             let read = drafts.read(evaluator, &all)?;
-            let drift = self.drift_from(evaluator, drafts, &read)?;
+            let drift = drafts.drift(evaluator, &read)?;
             let answers = evaluator.answer_from(asked, drafts, &read, &all, options)?;
             return Ok((self.scores(drift, &answers), answers));
         }

@@ -146,7 +146,7 @@ impl Baseline<'_> {
             (0..self.validation.plain).partition(|&i| prompts[i].set == Set::Harmful);
         let drafts = drafts.map(|d| Ok::<_, Error>((d, d.read(after, &others)?))).transpose()?;
         let drift = match &drafts {
-            Some((drafts, read)) => own.drift_from(after, drafts, read)?,
+            Some((drafts, read)) => drafts.drift(after, read)?,
             None => own.drift(after)?,
         };
         let unknown = |rate: &mut Rate| rate.refusal_rate = f64::NAN;

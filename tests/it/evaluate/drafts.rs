@@ -35,7 +35,7 @@ fn answers_from_drafts_are_those_of_greedy_generation() {
         let found = evaluator.answer_from(&asked, &drafts, &read, &all, options).unwrap();
         let expected = evaluator.answer(&asked, options).unwrap();
         // Divergence and perplexity are those of whole passes, to the last bit.
-        let drift = unedited.drift_from(&evaluator, &drafts, &read).unwrap();
+        let drift = drafts.drift(&evaluator, &read).unwrap();
         let whole = unedited.drift(&evaluator).unwrap();
         assert_eq!(format!("{drift:?}"), format!("{whole:?}"));
         assert_eq!(edited, drift.kl > 0.0);
