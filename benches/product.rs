@@ -1,7 +1,7 @@
 //! Speed of products with stored matrices: `cargo bench --bench product [-- COLUMNS]`.
 
 use refusal_patch::encoding::Encoding;
-use refusal_patch::forward::Compute;
+use refusal_patch::forward::{Arithmetic, Compute};
 use refusal_patch::weights::Matrix;
 use std::hint::black_box;
 use std::time::Instant;
@@ -16,16 +16,21 @@ fn main() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         let peak = pool.install(|| rayon::broadcast(|_| peak()).iter().sum::<f64>());
         println!("{threads} threads: {peak:.0} GFLOP/s with registers alone");
-        for encoding in [Encoding::BF16, Encoding::Q4K] {
-            for (k, rows) in SHAPES {
+        for encoding in [Encoding::BF16, Encoding::Q4K, Encoding::Q6K] {
+            for ((k, rows), arithmetic) in
+                SHAPES.into_iter().flat_map(|s| [(s, Arithmetic::Exact), (s, Arithmetic::Rounded)])
+            {
                 // As llama.cpp does: a matrix that k-quants don't fit is stored as Q5_0.
                 let encoding =
                     if k % encoding.block_len() == 0 { encoding } else { Encoding::Q5_0 };
+                if arithmetic == Arithmetic::Rounded && encoding.whole().is_none() {
+                    continue;
+                }
                 let bytes = weights(encoding, rows, k);
                 let w = Matrix { rows, cols: k, encoding: encoding.into(), bytes: &bytes };
-                print!("{:5} {k:5} -> {rows:6}:", encoding.name());
+                print!("{:5} {arithmetic:?} {k:5} -> {rows:6}:", encoding.name());
                 for n in COLUMNS.into_iter().filter(|n| only.is_none_or(|only| only == *n)) {
-                    let speed = pool.install(|| product(n, &w));
+                    let speed = pool.install(|| product(arithmetic, n, &w));
                     print!("  {n:4} {speed:6.1} ({:3.0} %)", 100.0 * speed / peak);
                 }
                 println!();
@@ -35,8 +40,8 @@ fn main() {
 }
 
 /// GFLOP/s of the fastest of a few products.
-fn product(n: usize, w: &Matrix) -> f64 {
-    let compute = Compute::cpu();
+fn product(arithmetic: Arithmetic, n: usize, w: &Matrix) -> f64 {
+    let compute = Compute::cpu().with_arithmetic(arithmetic);
     let x: Vec<f32> = (0..n * w.cols).map(|i| (i * 7919 % 2003) as f32 * 1e-3 - 1.0).collect();
     let mut fastest = f64::INFINITY;
     let start = Instant::now();

@@ -18,6 +18,26 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// Rounds to whole multiples of a scale, at most 127 of them in size; returns the scale. A number
+/// that isn't finite makes the scale NaN.
+pub fn round_to_i8(x: &[f32], codes: &mut [i8]) -> f32 {
+    /// Added to a small float, it leaves the nearest whole number in the low bits; ties go to the
+    /// even one.
+    const SHIFT: f32 = 12_582_912.0;
+    // As bits, so that NaN is larger than all others.
+    let largest = x.iter().fold(0, |a, x| (x.to_bits() & 0x7fff_ffff).max(a));
+    let largest = f32::from_bits(largest);
+    let inverse = 127.0 / largest;
+    if !largest.is_finite() || !inverse.is_finite() {
+        codes.fill(0);
+        return if largest.is_finite() { 0.0 } else { f32::NAN };
+    }
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = (x * inverse + SHIFT).to_bits() as i8;
+    }
+    largest / 127.0
+}
+
 /// `a` without its part along `b`.
 pub fn without(a: &[f64], b: &[f64]) -> Vec<f64> {
     let along: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()

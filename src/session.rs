@@ -8,7 +8,7 @@ use crate::compare::{compare, same_shape, Comparison, Profile};
 use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
 use crate::evaluate::{AnswerOptions, Evaluator, Rate, MAX_NEW_TOKENS};
-use crate::forward::{Compute, Stage};
+use crate::forward::{Arithmetic, Compute, Stage};
 use crate::model::Model;
 use crate::progress::{Cancel, Progress, Silent};
 use crate::search::{self, Derived, Outcome, Settings};
@@ -30,6 +30,9 @@ pub struct Options {
     pub thinking: Thinking,
     /// Where products run: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
     pub device: String,
+    /// Whether all products are of 32-bit floats. Otherwise those with block types of GGUF are of
+    /// 8-bit integers on the CPU, as in llama.cpp.
+    pub exact: bool,
     /// Bytes for activations; half of the memory that is free when absent.
     pub memory: Option<usize>,
     /// Told about progress.
@@ -46,6 +49,7 @@ impl Default for Options {
             system: None,
             thinking: Thinking::Off,
             device: "auto".into(),
+            exact: false,
             memory: None,
             progress: Arc::new(Silent),
             cancel: Cancel::default(),
@@ -120,11 +124,14 @@ impl Session {
             _ => {}
         }
         let cancel = options.cancel.clone();
+        let arithmetic = if options.exact { Arithmetic::Exact } else { Arithmetic::Rounded };
         Ok(Session {
             model,
             chat,
             notes,
-            compute: Compute::new(&options.device)?.with_cancel(cancel.clone()),
+            compute: Compute::new(&options.device)?
+                .with_arithmetic(arithmetic)
+                .with_cancel(cancel.clone()),
             memory: options.memory.unwrap_or_else(free_memory),
             progress: Watched { progress: Arc::clone(&options.progress), cancel },
         })

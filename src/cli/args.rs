@@ -123,6 +123,10 @@ pub struct RunArgs {
     /// Where matrix products run: auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Multiply 32-bit floats only. Otherwise the CPU multiplies block types of GGUF (Q4_K and so
+    /// on) in 8-bit integers, as llama.cpp does
+    #[arg(long)]
+    pub exact: bool,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,

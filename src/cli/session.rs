@@ -28,6 +28,7 @@ pub fn options(run: &RunArgs) -> Options {
         ThinkingArg::On => Thinking::On,
     };
     options.device = run.device.clone();
+    options.exact = run.exact;
     options.memory = run.memory;
     options.progress = Arc::new(Bars::new(run.quiet || run.json));
     options.cancel = run.cancel.clone();

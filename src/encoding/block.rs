@@ -2,6 +2,7 @@
 //! or two bit planes, and parameters for groups of elements.
 
 use super::decode::{decode, spread, Levels, EACH};
+use super::whole::{Scales, Whole};
 use super::Params;
 use std::marker::PhantomData;
 
@@ -12,6 +13,10 @@ pub(super) trait Codec {
     fn decode(&self, bytes: &[u8], out: &mut [f32]);
     /// Access to the codes, if every element has a code of its own.
     fn codes(&self) -> Option<&dyn Codes>;
+    /// The blocks as whole numbers, if their scales are whole.
+    fn whole(&self) -> Option<&dyn Whole> {
+        None
+    }
 }
 
 /// Reads and writes the codes of whole blocks whose elements have codes of their own. Callers have
@@ -33,7 +38,7 @@ pub(super) struct Plane {
 
 /// An encoding with blocks of `N` bytes and `G` groups of elements. The elements of a group share
 /// their parameters.
-pub(super) trait Block<const N: usize, const G: usize> {
+pub(super) trait Block<const N: usize, const G: usize>: Sync {
     /// The low bits of every code.
     const LOW: Plane;
     /// The bits of every code above those of `LOW`.
@@ -47,8 +52,11 @@ pub(super) trait Block<const N: usize, const G: usize> {
     /// Whether the parameters have an offset. Without one, decoding saves an addition.
     const OFFSET: bool = false;
 
-    /// The parameters of the block's groups.
-    fn params(block: &[u8; N]) -> [Params; G];
+    /// Whether the scales are [`Scales::Whole`].
+    const WHOLE: bool = true;
+
+    /// The scales of the block's groups.
+    fn scales(block: &[u8; N]) -> Scales<G>;
 }
 
 /// The codec of encoding `B`: blocks of `L` elements and `N` bytes, in `G` groups.
@@ -66,18 +74,16 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Levels<L, N
     /// The stored numbers of a block, BIAS included.
     #[inline(always)]
     fn stored(block: &[u8; N], codes: &mut [u8; L]) {
-        for (i, codes) in codes.chunks_exact_mut(8).enumerate() {
-            let mut word = B::LOW.fields(block, 8 * i);
-            if let Some(plane) = B::HIGH {
-                word |= plane.fields(block, 8 * i) << B::LOW.bits;
-            }
-            codes.copy_from_slice(&word.to_le_bytes());
+        let words = codes.as_chunks_mut::<8>().0;
+        B::LOW.read(block, words, |_, low| low);
+        if let Some(plane) = B::HIGH {
+            plane.read(block, words, |low, high| low | high << B::LOW.bits);
         }
     }
 
     #[inline(always)]
     fn params(block: &[u8; N]) -> [Params; G] {
-        <B as Block<N, G>>::params(block)
+        B::scales(block).params(<B as Block<N, G>>::OFFSET)
     }
 }
 
@@ -92,6 +98,10 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Codec for B
 
     fn codes(&self) -> Option<&dyn Codes> {
         Some(self)
+    }
+
+    fn whole(&self) -> Option<&dyn Whole> {
+        B::WHOLE.then_some(self as &dyn Whole)
     }
 }
 
@@ -108,7 +118,9 @@ impl<B: Block<N, G>, const L: usize, const N: usize, const G: usize> Codes for B
                     false => (from.wrapping_sub(B::BIAS) as i8).into(),
                 };
             }
-            for (group, p) in params.chunks_exact_mut(L / G).zip(B::params(block)) {
+            for (group, p) in
+                params.chunks_exact_mut(L / G).zip(<B as Levels<L, N, G>>::params(block))
+            {
                 group.fill(p);
             }
         }
@@ -143,16 +155,33 @@ impl Plane {
         (self.at + i / elements * self.run + i % self.run, i % elements / self.run * self.bits)
     }
 
-    /// The fields of the elements `i..i + 8`, one per byte. `i` must be a multiple of 8.
+    /// Reads the fields of all elements, eight to a word. `put` gives the new word, from the old
+    /// one and eight fields.
     #[inline(always)]
-    pub(super) fn fields<const N: usize>(self, block: &[u8; N], i: usize) -> u64 {
-        let (byte, bit) = self.place(i);
+    pub(super) fn read<const N: usize>(
+        self,
+        block: &[u8; N],
+        words: &mut [[u8; 8]],
+        put: impl Fn(u64, u64) -> u64,
+    ) {
+        let put = |to: &mut [u8; 8], fields| {
+            *to = put(u64::from_le_bytes(*to), fields).to_le_bytes();
+        };
+        let bytes = &block[self.at..][..words.len() * self.bits];
         if self.run == 1 {
-            return spread(block[byte]);
+            words.iter_mut().zip(bytes).for_each(|(to, &byte)| put(to, spread(byte)));
+            return;
         }
-        let mut word = [0; 8];
-        word.copy_from_slice(&block[byte..byte + 8]);
-        u64::from_le_bytes(word) >> bit & (self.mask() as u64 * EACH)
+        let (fields, words_of_run) = (8 / self.bits, self.run / 8);
+        let runs = words.chunks_exact_mut(fields * words_of_run).zip(bytes.chunks_exact(self.run));
+        for (words, run) in runs {
+            for (i, words) in words.chunks_exact_mut(words_of_run).enumerate() {
+                for (to, from) in words.iter_mut().zip(run.as_chunks::<8>().0) {
+                    let fields = u64::from_le_bytes(*from) >> (i * self.bits);
+                    put(to, fields & (u64::from(self.mask()) * EACH));
+                }
+            }
+        }
     }
 
     /// Overwrites the field of element `i` with the low bits of `code`.

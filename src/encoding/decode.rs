@@ -84,7 +84,7 @@ impl<B: Levels<L, N, G>, const L: usize, const N: usize, const G: usize> pulp::W
 /// `table[index]`, computed as `table[0]` plus the differences between neighbouring levels up to
 /// `index`. Unlike a load from the table, this sum can be vectorized.
 #[inline(always)]
-fn look_up(table: &[i8; 16], index: u8) -> u8 {
+pub(super) fn look_up(table: &[i8; 16], index: u8) -> u8 {
     let mut level = table[0] as u8;
     for i in 1..16 {
         let difference = table[i].wrapping_sub(table[i - 1]) as u8;
@@ -93,11 +93,11 @@ fn look_up(table: &[i8; 16], index: u8) -> u8 {
     level
 }
 
-/// The parameters of all groups of a block. Stands in for `std::array::from_fn`, which isn't
-/// inlined into functions that are compiled for another instruction set.
+/// `f` of all groups of a block. Stands in for `std::array::from_fn`, which isn't inlined into
+/// functions that are compiled for another instruction set.
 #[inline(always)]
-pub(super) fn groups<const G: usize>(f: impl Fn(usize) -> Params) -> [Params; G] {
-    let mut out = [Params::default(); G];
+pub(super) fn groups<T: Copy + Default, const G: usize>(f: impl Fn(usize) -> T) -> [T; G] {
+    let mut out = [T::default(); G];
     for (g, p) in out.iter_mut().enumerate() {
         *p = f(g);
     }

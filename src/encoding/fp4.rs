@@ -5,8 +5,8 @@
 //! floats: −0.0 has code −1 and +0.0 has code 0.
 
 use super::block::{Block, Plane};
-use super::decode::{groups, scale_only};
-use super::Params;
+use super::decode::groups;
+use super::whole::Scales;
 
 /// The level of each nibble.
 const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -21,8 +21,8 @@ impl Block<17, 1> for MXFP4 {
     const LEVELS: Option<&'static [i8; 16]> = Some(&LEVELS);
     const SIGN: bool = true;
     #[inline(always)]
-    fn params(block: &[u8; 17]) -> [Params; 1] {
-        [scale_only(half_of_exponent(block[0]))]
+    fn scales(block: &[u8; 17]) -> Scales<1> {
+        Scales::scale_only(half_of_exponent(block[0]), [1])
     }
 }
 
@@ -30,12 +30,13 @@ impl Block<36, 4> for NVFP4 {
     const LOW: Plane = Plane { at: 4, bits: 4, run: 8 };
     const LEVELS: Option<&'static [i8; 16]> = Some(&LEVELS);
     const SIGN: bool = true;
+    const WHOLE: bool = false;
     #[inline(always)]
-    fn params(block: &[u8; 36]) -> [Params; 4] {
-        groups(
+    fn scales(block: &[u8; 36]) -> Scales<4> {
+        Scales::Floats(groups(
             #[inline(always)]
-            |g| scale_only(half_of_scale(block[g])),
-        )
+            |g| half_of_scale(block[g]),
+        ))
     }
 }
 

@@ -4,8 +4,8 @@
 //! [`lattice`](super::lattice).
 
 use super::block::{Block, Plane};
-use super::decode::{groups, half_at, scale_only};
-use super::Params;
+use super::decode::{groups, half_at};
+use super::whole::Scales;
 
 /// The levels in ascending order. They lie closer together near zero, where weights are dense.
 pub(super) const LEVELS: [i8; 16] =
@@ -21,8 +21,8 @@ impl Block<18, 1> for IQ4NL {
     const LOW: Plane = Plane { at: 2, bits: 4, run: 16 };
     const LEVELS: Option<&'static [i8; 16]> = Some(&LEVELS);
     #[inline(always)]
-    fn params(block: &[u8; 18]) -> [Params; 1] {
-        [scale_only(half_at(block, 0))]
+    fn scales(block: &[u8; 18]) -> Scales<1> {
+        Scales::scale_only(half_at(block, 0), [1])
     }
 }
 
@@ -30,15 +30,17 @@ impl Block<136, 8> for IQ4XS {
     const LOW: Plane = Plane { at: 8, bits: 4, run: 16 };
     const LEVELS: Option<&'static [i8; 16]> = Some(&LEVELS);
     #[inline(always)]
-    fn params(block: &[u8; 136]) -> [Params; 8] {
+    fn scales(block: &[u8; 136]) -> Scales<8> {
         let (d, high) = (half_at(block, 0), u16::from_le_bytes([block[2], block[3]]));
-        groups(
-            #[inline(always)]
-            |g| {
-                let low = (block[4 + g / 2] >> (4 * (g % 2))) & 15;
-                let scale = low as i32 + 16 * ((high >> (2 * g)) & 3) as i32;
-                scale_only(d * (scale - 32) as f32)
-            },
+        Scales::scale_only(
+            d,
+            groups(
+                #[inline(always)]
+                |g| {
+                    let low = (block[4 + g / 2] >> (4 * (g % 2))) & 15;
+                    i16::from(low) + 16 * ((high >> (2 * g)) & 3) as i16 - 32
+                },
+            ),
         )
     }
 }

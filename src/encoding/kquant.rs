@@ -6,8 +6,8 @@
 //! machines with and without fused multiply-add give the same values.
 
 use super::block::{Block, Plane};
-use super::decode::{groups, half_at, scale_only};
-use super::Params;
+use super::decode::{groups, half_at};
+use super::whole::{Scales, Units};
 
 /// Block layout: 16 bytes with a scale in the low nibble and a minimum in the high nibble; 64 bytes
 /// of 2-bit codes; d, dmin.
@@ -28,15 +28,19 @@ impl Block<84, 16> for Q2K {
     const LOW: Plane = Plane { at: 16, bits: 2, run: 32 };
     const OFFSET: bool = true;
     #[inline(always)]
-    fn params(block: &[u8; 84]) -> [Params; 16] {
-        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-        groups(
-            #[inline(always)]
-            |g| Params {
-                scale: d * (block[g] & 15) as f32,
-                offset: -(dmin * (block[g] >> 4) as f32),
-            },
-        )
+    fn scales(block: &[u8; 84]) -> Scales<16> {
+        Scales::Whole(Units {
+            scale: half_at(block, 80),
+            minimum: half_at(block, 82),
+            unit: groups(
+                #[inline(always)]
+                |g| (block[g] & 15).into(),
+            ),
+            least: groups(
+                #[inline(always)]
+                |g| (block[g] >> 4).into(),
+            ),
+        })
     }
 }
 
@@ -45,48 +49,63 @@ impl Block<110, 16> for Q3K {
     const HIGH: Option<Plane> = Some(Plane { at: 0, bits: 1, run: 32 });
     const BIAS: u8 = 4;
     #[inline(always)]
-    fn params(block: &[u8; 110]) -> [Params; 16] {
+    fn scales(block: &[u8; 110]) -> Scales<16> {
         let (d, packed) = (half_at(block, 108), &block[96..108]);
-        groups(
-            #[inline(always)]
-            |g| {
-                // The scales' low four bits: bytes 0..8, laid out as a plane of run 8. Their top
-                // two bits: bytes 8..12, a plane of run 4.
-                let low = (packed[g % 8] >> (4 * (g / 8))) & 15;
-                let high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
-                scale_only(d * ((low | (high << 4)) as i8 - 32) as f32)
-            },
+        Scales::scale_only(
+            d,
+            groups(
+                #[inline(always)]
+                |g| {
+                    // The scales' low four bits: bytes 0..8, laid out as a plane of run 8. Their
+                    // top two bits: bytes 8..12, a plane of run 4.
+                    let low = (packed[g % 8] >> (4 * (g / 8))) & 15;
+                    let high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
+                    i16::from(low | (high << 4)) - 32
+                },
+            ),
         )
     }
 }
 
-/// The parameters of Q4_K and Q5_K, whose blocks begin alike: d, dmin, then a 6-bit scale and a
+/// The scales of Q4_K and Q5_K, whose blocks begin alike: d, dmin, then a 6-bit scale and a
 /// 6-bit minimum for each of eight groups, packed into 12 bytes. Groups 0..4: the scales are the
 /// low six bits of bytes 0..4, the minimums those of bytes 4..8. Groups 4..8: bytes 8..12 hold the
 /// low four bits of a scale in the low nibble and those of a minimum in the high nibble; the top
 /// two bits are the top bits of bytes 0..4 (scales) and 4..8 (minimums).
 #[inline(always)]
-fn scales_and_minimums(block: &[u8]) -> [Params; 8] {
-    let (d, dmin, packed) = (half_at(block, 0), half_at(block, 2), &block[4..16]);
-    groups(
-        #[inline(always)]
-        |g| {
-            let (scale, minimum) = if g < 4 {
-                (packed[g] & 63, packed[g + 4] & 63)
-            } else {
-                let low = packed[g + 4];
-                ((low & 15) + (packed[g - 4] >> 6 << 4), (low >> 4) + (packed[g] >> 6 << 4))
-            };
-            Params { scale: d * scale as f32, offset: -(dmin * minimum as f32) }
-        },
-    )
+fn scales_and_minimums(block: &[u8]) -> Scales<8> {
+    let packed = &block[4..16];
+    Scales::Whole(Units {
+        scale: half_at(block, 0),
+        minimum: half_at(block, 2),
+        unit: groups(
+            #[inline(always)]
+            |g| {
+                match g {
+                    0..4 => packed[g] & 63,
+                    _ => (packed[g + 4] & 15) + (packed[g - 4] >> 6 << 4),
+                }
+                .into()
+            },
+        ),
+        least: groups(
+            #[inline(always)]
+            |g| {
+                match g {
+                    0..4 => packed[g + 4] & 63,
+                    _ => (packed[g + 4] >> 4) + (packed[g] >> 6 << 4),
+                }
+                .into()
+            },
+        ),
+    })
 }
 
 impl Block<144, 8> for Q4K {
     const LOW: Plane = Plane { at: 16, bits: 4, run: 32 };
     const OFFSET: bool = true;
     #[inline(always)]
-    fn params(block: &[u8; 144]) -> [Params; 8] {
+    fn scales(block: &[u8; 144]) -> Scales<8> {
         scales_and_minimums(block)
     }
 }
@@ -96,7 +115,7 @@ impl Block<176, 8> for Q5K {
     const HIGH: Option<Plane> = Some(Plane { at: 16, bits: 1, run: 32 });
     const OFFSET: bool = true;
     #[inline(always)]
-    fn params(block: &[u8; 176]) -> [Params; 8] {
+    fn scales(block: &[u8; 176]) -> Scales<8> {
         scales_and_minimums(block)
     }
 }
@@ -106,11 +125,13 @@ impl Block<210, 16> for Q6K {
     const HIGH: Option<Plane> = Some(Plane { at: 128, bits: 2, run: 32 });
     const BIAS: u8 = 32;
     #[inline(always)]
-    fn params(block: &[u8; 210]) -> [Params; 16] {
-        let d = half_at(block, 208);
-        groups(
-            #[inline(always)]
-            |g| scale_only(d * (block[192 + g] as i8) as f32),
+    fn scales(block: &[u8; 210]) -> Scales<16> {
+        Scales::scale_only(
+            half_at(block, 208),
+            groups(
+                #[inline(always)]
+                |g| i16::from(block[192 + g] as i8),
+            ),
         )
     }
 }

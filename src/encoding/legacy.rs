@@ -2,8 +2,8 @@
 //! without a minimum.
 
 use super::block::{Block, Plane};
-use super::decode::{half_at, scale_only};
-use super::Params;
+use super::decode::half_at;
+use super::whole::{Scales, Units};
 
 /// Block layout: scale d; 16 bytes of nibbles.
 pub(super) struct Q4_0;
@@ -30,8 +30,8 @@ impl Block<18, 1> for Q4_0 {
     const LOW: Plane = nibbles(2);
     const BIAS: u8 = 8;
     #[inline(always)]
-    fn params(block: &[u8; 18]) -> [Params; 1] {
-        [scale_only(half_at(block, 0))]
+    fn scales(block: &[u8; 18]) -> Scales<1> {
+        Scales::scale_only(half_at(block, 0), [1])
     }
 }
 
@@ -39,8 +39,13 @@ impl Block<20, 1> for Q4_1 {
     const LOW: Plane = nibbles(4);
     const OFFSET: bool = true;
     #[inline(always)]
-    fn params(block: &[u8; 20]) -> [Params; 1] {
-        [Params { scale: half_at(block, 0), offset: half_at(block, 2) }]
+    fn scales(block: &[u8; 20]) -> Scales<1> {
+        Scales::Whole(Units {
+            scale: half_at(block, 0),
+            minimum: -half_at(block, 2),
+            unit: [1],
+            least: [1],
+        })
     }
 }
 
@@ -49,8 +54,8 @@ impl Block<22, 1> for Q5_0 {
     const HIGH: Option<Plane> = fifth_bits(2);
     const BIAS: u8 = 16;
     #[inline(always)]
-    fn params(block: &[u8; 22]) -> [Params; 1] {
-        [scale_only(half_at(block, 0))]
+    fn scales(block: &[u8; 22]) -> Scales<1> {
+        Scales::scale_only(half_at(block, 0), [1])
     }
 }
 
@@ -59,15 +64,20 @@ impl Block<24, 1> for Q5_1 {
     const HIGH: Option<Plane> = fifth_bits(4);
     const OFFSET: bool = true;
     #[inline(always)]
-    fn params(block: &[u8; 24]) -> [Params; 1] {
-        [Params { scale: half_at(block, 0), offset: half_at(block, 2) }]
+    fn scales(block: &[u8; 24]) -> Scales<1> {
+        Scales::Whole(Units {
+            scale: half_at(block, 0),
+            minimum: -half_at(block, 2),
+            unit: [1],
+            least: [1],
+        })
     }
 }
 
 impl Block<34, 1> for Q8_0 {
     const LOW: Plane = Plane { at: 2, bits: 8, run: 32 };
     #[inline(always)]
-    fn params(block: &[u8; 34]) -> [Params; 1] {
-        [scale_only(half_at(block, 0))]
+    fn scales(block: &[u8; 34]) -> Scales<1> {
+        Scales::scale_only(half_at(block, 0), [1])
     }
 }

@@ -21,9 +21,11 @@ mod legacy;
 mod mask;
 pub mod packed;
 mod plain;
+pub mod whole;
 
 use block::{Blocks, Codec, Codes};
 use lattice::Lattice;
+use whole::Whole;
 
 pub use fp8::Fp8;
 
@@ -168,6 +170,12 @@ impl Encoding {
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         self.check(bytes.len(), out.len());
         self.codec().decode(bytes, out);
+    }
+
+    /// The blocks as whole numbers; `None` for floats, for lattice types and for NVFP4, whose
+    /// groups have scales of their own.
+    pub fn whole(self) -> Option<&'static dyn Whole> {
+        self.codec().whole()
     }
 
     /// Reads the codes and parameters of whole blocks, one of each per element.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::product::product;
+use super::product::{product, Arithmetic};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
@@ -21,6 +21,7 @@ const ROWS: usize = 1024;
 #[derive(Clone)]
 pub struct Compute {
     device: Device,
+    arithmetic: Arithmetic,
     cancel: Cancel,
     work: Arc<Work>,
 }
@@ -56,12 +57,22 @@ impl Compute {
                 ))
             }
         };
-        Ok(Compute { device, cancel: Cancel::default(), work: Arc::default() })
+        Ok(Compute { device, ..Compute::cpu() })
     }
 
-    /// The CPU.
+    /// The CPU, with exact products.
     pub fn cpu() -> Compute {
-        Compute { device: Device::Cpu, cancel: Cancel::default(), work: Arc::default() }
+        Compute {
+            device: Device::Cpu,
+            arithmetic: Arithmetic::Exact,
+            cancel: Cancel::default(),
+            work: Arc::default(),
+        }
+    }
+
+    /// The same device. A GPU multiplies floats in any case.
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Compute {
+        Compute { arithmetic, ..self }
     }
 
     /// The same device, for a run that `cancel` ends.
@@ -85,6 +96,7 @@ impl Compute {
     /// The device in words, for the report.
     pub fn describe(&self) -> &'static str {
         match self.device {
+            Device::Cpu if self.arithmetic == Arithmetic::Exact => "cpu, exact",
             Device::Cpu => "cpu",
             Device::Cuda(_) => "cuda",
             Device::Metal(_) => "metal",
@@ -98,7 +110,7 @@ impl Compute {
     pub fn matmul(&self, x: &[f32], n: usize, w: &Matrix) -> Result<Vec<f32>> {
         let mut y = vec![0.0f32; n * w.rows];
         if self.device.is_cpu() {
-            product(x, n, w, 0..w.rows, &mut y, &self.cancel)?;
+            product(self.arithmetic, x, n, w, 0..w.rows, &mut y, &self.cancel)?;
             return Ok(y);
         }
         self.tiles(x, n, w, |rows, tile| {
@@ -132,7 +144,7 @@ impl Compute {
             for start in (0..w.rows).step_by(step) {
                 let rows = start..(start + step).min(w.rows);
                 let tile = &mut tile[..n * rows.len()];
-                product(x, n, w, rows.clone(), tile, &self.cancel)?;
+                product(self.arithmetic, x, n, w, rows.clone(), tile, &self.cancel)?;
                 f(rows, tile)?;
             }
             return Ok(());

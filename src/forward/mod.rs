@@ -14,5 +14,6 @@ mod work;
 
 pub use head::{Head, Readout};
 pub use matmul::Compute;
+pub use product::Arithmetic;
 pub use runner::{Begun, Fork, Generated, Row, Runner, Site, Tap};
 pub use work::{Stage, Work};

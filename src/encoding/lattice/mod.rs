@@ -333,11 +333,7 @@ impl Levels<LEN, 66, 1> for TQ2 {
     #[inline(always)]
     fn stored(block: &[u8; 66], levels: &mut [u8; LEN]) {
         const DIGITS: Plane = Plane { at: 0, bits: 2, run: 32 };
-        eights(
-            levels,
-            #[inline(always)]
-            |i| DIGITS.fields(block, 8 * i),
-        )
+        DIGITS.read(block, levels.as_chunks_mut().0, |_, digits| digits);
     }
 
     #[inline(always)]
