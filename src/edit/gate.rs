@@ -283,6 +283,7 @@ fn gram(z: &[f64], n: usize, width: usize, dual: bool) -> candle_core::Result<Ve
 /// factorisation in place. `None` when A is not positive definite to working precision.
 fn solve(mut a: Vec<f64>, mut b: Vec<f64>, n: usize) -> Option<Vec<f64>> {
     const BLOCK: usize = 64;
+    const ROWS: usize = 512;
     for k in (0..n).step_by(BLOCK) {
         let end = (k + BLOCK).min(n);
         let width = end - k;
@@ -314,13 +315,18 @@ fn solve(mut a: Vec<f64>, mut b: Vec<f64>, n: usize) -> Option<Vec<f64>> {
             let panel: Vec<f64> =
                 below.chunks_exact(n).flat_map(|row| row[k..end].iter().copied()).collect();
             let panel = Tensor::from_vec(panel, (rest, width), &Device::Cpu).ok()?;
-            let update: Vec<f64> =
-                panel.matmul(&panel.t().ok()?).ok()?.flatten_all().ok()?.to_vec1().ok()?;
-            below.par_chunks_mut(n).zip(update.par_chunks(rest)).enumerate().for_each(
-                |(i, (row, update))| {
-                    row[end..=end + i].iter_mut().zip(update).for_each(|(a, u)| *a -= u);
-                },
-            );
+            // Only the lower triangle is read, so some rows at a time need the columns up to theirs.
+            for (i, rows) in below.chunks_mut(ROWS * n).enumerate() {
+                let (first, count) = (i * ROWS, rows.len() / n);
+                let columns = first + count;
+                let some = panel.narrow(0, first, count).ok()?;
+                let product = some.matmul(&panel.narrow(0, 0, columns).ok()?.t().ok()?).ok()?;
+                let update: Vec<f64> = product.flatten_all().ok()?.to_vec1().ok()?;
+                let rows = rows.par_chunks_mut(n).zip(update.par_chunks(columns));
+                rows.for_each(|(row, update)| {
+                    row[end..end + columns].iter_mut().zip(update).for_each(|(a, u)| *a -= u);
+                });
+            }
         }
     }
     for i in 0..n {
@@ -350,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_solver_solves_across_block_borders() {
-        for n in [1, 5, 64, 65, 200] {
+        for n in [1, 5, 64, 65, 200, 700] {
             let z = random(n * (n + 3), n as u64);
             let mut a = gram(&z, n, n + 3, true).unwrap();
             for i in 0..n {

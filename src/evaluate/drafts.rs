@@ -64,6 +64,29 @@ impl<'u> Drafts<'u> {
         })
     }
 
+    /// The same drafts, run on to `layer` by the unedited evaluator: for edits that begin there.
+    pub fn advanced(&self, evaluator: &Evaluator, layer: usize) -> Result<Drafts<'u>> {
+        let runner = evaluator.runner();
+        let [harmful, others] = &self.begun;
+        Ok(Drafts {
+            unedited: self.unedited,
+            begun: [runner.advance(harmful, layer)?, runner.advance(others, layer)?],
+            places: self.places.clone(),
+            begins: self.begins.clone(),
+            text: runner.advance(&self.text, layer)?,
+        })
+    }
+
+    /// The block that is to run next.
+    pub fn layer(&self) -> usize {
+        self.text.layer()
+    }
+
+    /// Bytes of the states.
+    pub fn bytes(&self) -> usize {
+        self.begun.iter().chain([&self.text]).map(Begun::bytes).sum()
+    }
+
     /// Reads the drafts of some prompts under the evaluator's edit: cheap where all are harmful, or
     /// none. The output matrix must be that of the drafts' model.
     pub fn read(&self, evaluator: &Evaluator, prompts: &[usize]) -> Result<Read> {

@@ -103,6 +103,11 @@ impl Begun {
     pub fn layer(&self) -> usize {
         self.layer
     }
+
+    /// Bytes of the states.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|(_, _, states)| 4 * states.len()).sum()
+    }
 }
 
 /// Runs a model over sequences.
@@ -202,6 +207,24 @@ impl<'m> Runner<'m> {
             parts.push((batch, alike, hidden));
         }
         Ok(Begun { sequences, layer, parts })
+    }
+
+    /// Runs `begun` on through the blocks below `layer`, as [`Runner::begin`] would have from the
+    /// start.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn advance(&self, begun: &Begun, layer: usize) -> Result<Begun> {
+        let part = |(batch, alike, hidden): &(std::ops::Range<usize>, usize, Vec<f32>)| {
+            let mut cache = Cache::new(self.model, &begun.sequences, batch, 0, false, *alike);
+            let rows = cache.rows(&begun.sequences, batch, self.edit);
+            let blocks = begun.layer..layer;
+            let (_, hidden) =
+                self.pass(rows, hidden.clone(), blocks, &[], &mut cache, &mut ())?;
+            Ok((batch.clone(), *alike, hidden))
+        };
+        let parts = begun.parts.iter().map(part).collect::<Result<_>>()?;
+        Ok(Begun { sequences: begun.sequences.clone(), layer, parts })
     }
 
     /// Runs the rest of the blocks, as [`Runner::run`] would have from the start. A wanted position

@@ -19,7 +19,7 @@ use super::Toward;
 use crate::direction::Direction;
 use crate::edit::Method;
 use crate::error::{Error, Result};
-use crate::evaluate::{energy::writer_inputs, Evaluator};
+use crate::evaluate::{energy::writer_inputs, Drafts, Evaluator};
 use crate::output::{can_carry, preflight_checkpoint, Emit};
 use crate::text::{PromptSet, Set, Split};
 
@@ -257,6 +257,8 @@ fn try_out(
     let inputs = writer_inputs(baseline.evaluator, &harmless, &writers)?;
     let first = writers.first().map_or(0, |w| w.0);
     let drafts = baseline.own.drafts(baseline.evaluator, &baseline.validation, first)?;
+    // Those of the last trial: the next one often begins at the same block.
+    let mut deeper: Option<Drafts> = None;
     let mut why = "no candidate keeps the answers to harmless prompts".to_string();
     let mut finalists: Vec<Finalist> = Vec::new();
     let mut dropped: Vec<(usize, f64)> = Vec::new();
@@ -286,7 +288,20 @@ fn try_out(
         {
             continue;
         }
-        match baseline.try_out(index, candidate, &inputs, drafts.as_ref(), trials)? {
+        let start = candidate.edit.iter().map(|t| t.layer).min().unwrap_or(first);
+        if let Some(drafts) = &drafts {
+            let is_at = deeper.as_ref().map_or(drafts.layer(), Drafts::layer);
+            if start != is_at {
+                // Both fit where one takes an eighth of the memory.
+                let fit = start > drafts.layer() && drafts.bytes() <= baseline.evaluator.memory / 8;
+                deeper = match fit {
+                    true => Some(drafts.advanced(baseline.evaluator, start)?),
+                    false => None,
+                };
+            }
+        }
+        let drafts = deeper.as_ref().or(drafts.as_ref());
+        match baseline.try_out(index, candidate, &inputs, drafts, trials)? {
             Tried::Kept(finalist) => {
                 if finalist.overshoot > 0.0 {
                     let wanted = finalist.gain - baseline.beyond_goal(&finalist.scores);
