@@ -41,6 +41,7 @@ mod encodings {
 mod forward {
     mod architectures;
     mod models;
+    mod rounded;
 }
 
 /// Answers, thoughts and verdicts are those of greedy generation and of people.
