@@ -82,20 +82,50 @@ impl<'a> Baseline<'a> {
     }
 
     /// Why no patch is needed, where none is: IN refuses as the original does, or nearly
-    /// everything.
-    pub fn healthy(&self) -> Option<String> {
-        let rate = self.own.scores.refusal.harmful.refusal_rate;
-        let refuses = format!("it refuses {:.1} % of the harmful validation prompts", 100.0 * rate);
+    /// everything. Nothing was fitted yet, so before an original's verdict is trusted the harmful
+    /// training prompts are asked, too: few prompts hide a loss.
+    pub fn healthy(&self) -> Result<Option<String>> {
         let Some(r) = &self.reference else {
-            let rest = format!("{:.0} % or more counts as healthy", 100.0 * HEALTHY);
-            return (rate >= HEALTHY).then(|| format!("{refuses}; {rest}"));
+            let rate = &self.own.scores.refusal.harmful;
+            let why = || {
+                format!(
+                    "it refuses {:.1} % of the {} harmful validation prompts ({:.0} to {:.0} %); \
+                     {:.0} % or more counts as healthy",
+                    100.0 * rate.refusal_rate,
+                    rate.n,
+                    100.0 * rate.interval.low,
+                    100.0 * rate.interval.high,
+                    100.0 * HEALTHY
+                )
+            };
+            return Ok((rate.refusal_rate >= HEALTHY).then(why));
+        };
+        let is_healthy = |c: &Change| {
+            let lost = c.rates.before.refusal_rate - c.rates.after.refusal_rate;
+            lost <= LEAST_GAIN + 1e-9 || c.p_value >= stats::SIGNIFICANT
         };
         let c = Change::of(&r.answers, &self.own.answers, Set::Harmful, None);
-        let goal = c.rates.before.refusal_rate;
-        let healthy = goal - rate <= LEAST_GAIN + 1e-9 || c.p_value >= stats::SIGNIFICANT;
-        healthy.then(|| {
-            format!("{refuses}, the original {:.1} % (McNemar p = {:.2})", 100.0 * goal, c.p_value)
-        })
+        if !is_healthy(&c) {
+            return Ok(None);
+        }
+        let training = self.prompts.of(Set::Harmful, Split::Train);
+        let all = |e: &Evaluator, known: &[Answer]| -> Result<Vec<Answer>> {
+            Ok([known, &e.answers(&training, self.answer_options())?].concat())
+        };
+        let (before, after) =
+            (all(r.evaluator, &r.answers)?, all(self.evaluator, &self.own.answers)?);
+        let c = Change::of(&before, &after, Set::Harmful, None);
+        let why = || {
+            format!(
+                "it refuses {:.1} % of the harmful training and validation prompts, the original \
+                 {:.1} % (McNemar p = {:.2}); {}",
+                100.0 * c.rates.after.refusal_rate,
+                100.0 * c.rates.before.refusal_rate,
+                c.p_value,
+                c.power(LEAST_GAIN).words()
+            )
+        };
+        Ok(is_healthy(&c).then(why))
     }
 
     /// Why there is nothing to restore, if so: IN hardly refuses harmful prompts, and either the

@@ -72,7 +72,7 @@ pub fn patch(
     if let (Some(why), true) = (baseline.never_refused(&[], &[]), baseline.reference.is_some()) {
         return Ok(Outcome::NeverRefused { why, validation, reference: original() });
     }
-    if let (Some(why), None) = (baseline.healthy(), settings.strength) {
+    if let (Some(why), None) = (baseline.healthy()?, settings.strength) {
         let candidates = Vec::new();
         return Ok(Outcome::NotNeeded { why, validation, reference: original(), candidates });
     }

@@ -111,7 +111,11 @@ fn a_model_that_refuses_as_its_original_does_needs_no_patch() {
     let job = [text(&healthy), text(&out), "--reference", text(&original)];
     let (code, report) = run(&[&job[..], &words(&prompts)].concat());
     assert_eq!((code, &report["outcome"]), (0, &"not-needed".into()), "{report}");
-    assert!(report["why"].as_str().unwrap().contains("the original"));
+    let why = report["why"].as_str().unwrap();
+    assert!(why.contains("the original"), "{why}");
+    // Training prompts are judged, too, and what so many prompts can show is said.
+    assert!(why.contains("harmful training and validation prompts"), "{why}");
+    assert!(why.contains("in 80 % of all comparisons"), "{why}");
     assert!(
         report["reference"]["validation"]["harmful"]["n"].as_u64().unwrap() > 20 && !out.exists()
     );
