@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{from_config as config, from_gguf};
+use super::{from_config as config, from_gguf, Role};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -29,6 +29,11 @@ pub struct Experts {
     pub every: usize,
     /// Further blocks that have a plain feed-forward layer.
     pub dense: Vec<usize>,
+    /// Whether the router and the experts have biases.
+    pub biased: bool,
+    /// Whether outputs of gate and up projection take turns in one matrix, and stacks of floats
+    /// hold a row for each input: the folders of gpt-oss.
+    pub alternating: bool,
 }
 
 impl Experts {
@@ -42,7 +47,7 @@ impl Experts {
         let path = file.path().display().to_string();
         let key =
             |k: &str| file.get_u32(&format!("{arch}.{k}")).map(|v| v as usize).filter(|&v| v > 0);
-        let (count, moe) = (key("expert_count"), arch.ends_with("moe"));
+        let (count, moe) = (key("expert_count"), arch.ends_with("moe") || arch == "gpt-oss");
         if count.is_none() && !moe {
             return Ok(None);
         }
@@ -50,7 +55,7 @@ impl Experts {
             return Err(Error::unsupported(
                 format!("{path}: {arch} with experts can't be run"),
                 "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, qwen35moe, \
-                 olmoe",
+                 olmoe, gpt-oss",
             ));
         }
         let need = |name: &str, v: Option<usize>| {
@@ -69,7 +74,9 @@ impl Experts {
             used,
             ffn: match key("expert_feed_forward_length").filter(|_| moe) {
                 Some(n) => n,
-                None if moe && arch != "olmoe" => need("feed_forward_length", ffn)? / used,
+                None if moe && !["olmoe", "gpt-oss"].contains(&arch) => {
+                    need("feed_forward_length", ffn)? / used
+                }
                 None => need("feed_forward_length", ffn)?,
             },
             shared: match arch {
@@ -81,6 +88,8 @@ impl Experts {
             normalised: !["qwen2moe", "olmoe"].contains(&arch),
             every: 1,
             dense: Vec::new(),
+            biased: arch == "gpt-oss",
+            alternating: false,
         };
         experts.checked(&path).map(Some)
     }
@@ -95,7 +104,7 @@ impl Experts {
         // The key has either of two names, depending on the library that wrote it.
         let count = |a: &str, b: &str| number(b).map_or_else(|| need(a), Ok);
         let experts = match kind {
-            "mixtral" => Experts {
+            "mixtral" | "gpt_oss" => Experts {
                 count: count("num_local_experts", "num_experts")?,
                 used: need("num_experts_per_tok")?,
                 ffn: need("intermediate_size")?,
@@ -103,6 +112,8 @@ impl Experts {
                 normalised: true,
                 every: 1,
                 dense: Vec::new(),
+                biased: kind == "gpt_oss",
+                alternating: kind == "gpt_oss",
             },
             "olmoe" => Experts {
                 count: count("num_experts", "num_local_experts")?,
@@ -112,6 +123,8 @@ impl Experts {
                 normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
                 every: 1,
                 dense: Vec::new(),
+                biased: false,
+                alternating: false,
             },
             "qwen2_moe" | "qwen3_moe" | "qwen3_5_moe_text" => {
                 let dense = c["mlp_only_layers"].as_array().into_iter().flatten();
@@ -128,6 +141,8 @@ impl Experts {
                         || c["norm_topk_prob"].as_bool().unwrap_or(false),
                     every: number("decoder_sparse_step").unwrap_or(1),
                     dense: dense.filter_map(Value::as_u64).map(|l| l as usize).collect(),
+                    biased: false,
+                    alternating: false,
                 }
             }
             _ => return Ok(None),
@@ -145,6 +160,14 @@ impl Experts {
             )));
         }
         Ok(self)
+    }
+
+    /// The roles of the routed experts' matrices.
+    pub(crate) fn roles(&self) -> &'static [Role] {
+        match self.alternating {
+            true => &[Role::ExpertGateUp, Role::ExpertDown],
+            false => &[Role::ExpertGate, Role::ExpertUp, Role::ExpertDown],
+        }
     }
 
     /// Whether block `layer` has experts.
@@ -187,6 +210,8 @@ mod tests {
             normalised: true,
             every: 1,
             dense: vec![],
+            biased: false,
+            alternating: false,
         };
         // Softmax of these logits: 0.1, 0.4, 0.3, 0.2.
         let logits: Vec<f32> = [0.1f32, 0.4, 0.3, 0.2].iter().map(|p| p.ln() + 7.0).collect();

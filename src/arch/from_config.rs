@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::delta::DeltaNet;
 use super::experts::Experts;
 use super::rope::{self, Rope};
-use super::row::{Arch, Windows};
+use super::row::{Activation, Arch, Windows};
 use super::spec::{self, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
@@ -44,6 +44,14 @@ impl Spec {
         if !c["clip_qkv"].is_null() {
             let what = format!("{path}: clip_qkv {} can't be run", c["clip_qkv"]);
             return Err(Error::unsupported(what, "supported: null"));
+        }
+        // The only numbers that llama.cpp runs.
+        for (key, expected) in [("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)] {
+            let other = float(c, key, &path)?.filter(|x| *x != expected);
+            if let Some(other) = other.filter(|_| arch.activation == Activation::ClampedSwiglu) {
+                let what = format!("{path}: {key} {other} can't be run");
+                return Err(Error::unsupported(what, format!("supported: {expected}")));
+            }
         }
         let hidden = need("hidden_size")?;
         let heads = need("num_attention_heads")?;
@@ -116,6 +124,7 @@ impl Spec {
             local_rope,
             attends,
             qk_norm: arch.qk_norm,
+            sinks: arch.sinks,
             scales: scales(c, arch, &shape, &path)?,
             context,
             tied: is_tied.unwrap_or(false),

@@ -98,6 +98,7 @@ impl Spec {
             local_rope,
             attends,
             qk_norm: arch.qk_norm,
+            sinks: arch.sinks,
             scales: scales_of_gguf(file, arch, &shape)?,
             context,
             tied: file.tensor("output.weight").is_none(),

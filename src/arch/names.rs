@@ -23,6 +23,8 @@ pub enum Names {
         moe: &'static str,
         /// The modules of a block's norms.
         norms: NormNames,
+        /// Other modules with names of their own.
+        renamed: &'static [(Role, &'static str)],
     },
 }
 
@@ -49,7 +51,8 @@ impl Names {
         // A model of an unknown architecture is never run, so the names of its norms don't matter.
         let llama = ["input_layernorm", "", "post_attention_layernorm", ""];
         let norms = Arch::of(file).map_or(llama, Arch::norm_names);
-        Names::HuggingFace { prefix: prefix.into(), head: head.into(), moe, norms }
+        let renamed = Arch::of(file).map_or(&[][..], |a| a.renamed);
+        Names::HuggingFace { prefix: prefix.into(), head: head.into(), moe, norms, renamed }
     }
 
     /// The prefix of the names of a block's tensors.
@@ -68,12 +71,21 @@ impl Names {
     /// The module of a role: the tensor's name without `.weight` or `.bias`. Of a tensor that has
     /// no such ending it is the whole name.
     pub fn module(&self, role: Role, layer: usize) -> String {
-        let name = match self {
-            Names::Gguf { norms } => role.gguf_with(norms),
-            Names::HuggingFace { moe, .. } if role == Role::Router => &format!("{moe}.gate"),
-            Names::HuggingFace { norms, .. } => role.hugging_face(norms),
-        };
-        format!("{}{name}", self.block(layer))
+        self.block(layer) + &self.within_block(role)
+    }
+
+    /// As [`Names::module`], without the block's prefix.
+    pub(crate) fn within_block(&self, role: Role) -> String {
+        match self {
+            Names::Gguf { norms } => role.gguf_with(norms).into(),
+            Names::HuggingFace { moe, norms, renamed, .. } => {
+                match renamed.iter().find(|(r, _)| *r == role) {
+                    Some((_, own)) => (*own).into(),
+                    None if role == Role::Router => format!("{moe}.gate"),
+                    None => role.hugging_face(norms).into(),
+                }
+            }
+        }
     }
 
     /// The tensor of the token embedding.
@@ -104,7 +116,7 @@ impl Names {
 impl Names {
     /// Two tensors that may hold the experts of a role in a stack, each as (name, part, parts): the
     /// role has part `part` of `parts` equal parts of each expert's rows. The second tensor fuses
-    /// gate and up projection.
+    /// gate and up projection. In MXFP4 `NAME_blocks` and `NAME_scales` hold what NAME would.
     pub(crate) fn stacked(&self, role: Role, layer: usize) -> [(String, usize, usize); 2] {
         let block = self.block(layer);
         let part = usize::from(role == Role::ExpertUp);
@@ -120,6 +132,14 @@ impl Names {
         }
     }
 
+    /// The tensor with the biases of a role of all experts.
+    pub(crate) fn expert_biases(&self, role: Role, layer: usize) -> String {
+        match self {
+            Names::Gguf { .. } => format!("{}.bias", self.module(role, layer)),
+            Names::HuggingFace { .. } => format!("{}_bias", self.stacked(role, layer)[0].0),
+        }
+    }
+
     /// Whether a tensor belongs to this writer of block `layer`.
     pub fn is_writer(&self, tensor: &str, layer: usize, writer: Writer) -> bool {
         let Some(rest) = tensor.strip_prefix(&self.block(layer)) else { return false };
@@ -128,6 +148,7 @@ impl Names {
                 let experts = rest.strip_prefix(moe).and_then(|r| r.strip_prefix(".experts."));
                 experts.is_some_and(|r| {
                     r == "down_proj"
+                        || r == "down_proj_blocks"
                         || r.ends_with(".down_proj.weight")
                         || r.ends_with(".w2.weight")
                 })
@@ -154,6 +175,7 @@ fn expert_module(role: Role) -> &'static str {
     match role {
         Role::ExpertGate => "gate_proj",
         Role::ExpertUp => "up_proj",
+        Role::ExpertGateUp => "gate_up_proj",
         _ => "down_proj",
     }
 }

@@ -59,6 +59,7 @@ pub enum Role {
     AttnQkv,
     AttnQNorm,
     AttnKNorm,
+    AttnSinks,
     AttnOutput,
     AttnPostNorm,
     FfnNorm,
@@ -70,6 +71,7 @@ pub enum Role {
     Router,
     ExpertGate,
     ExpertUp,
+    ExpertGateUp,
     ExpertDown,
     SharedRouter,
     SharedGate,
@@ -117,14 +119,14 @@ impl Role {
         use Role::*;
         let of_block = matches!(self, AttnNorm | AttnPostNorm | FfnNorm | FfnPostNorm);
         of_block
-            || matches!(self, AttnQNorm | AttnKNorm)
+            || matches!(self, AttnQNorm | AttnKNorm | AttnSinks)
             || matches!(self, DeltaConv | DeltaRate | DeltaStep | DeltaNorm)
     }
 
     /// What follows the module in the tensor's name.
     pub(crate) fn ending(self) -> &'static str {
         match self {
-            Role::DeltaRate | Role::DeltaStep => "",
+            Role::AttnSinks | Role::DeltaRate | Role::DeltaStep => "",
             _ => ".weight",
         }
     }
@@ -137,6 +139,7 @@ impl Role {
             Router
                 | ExpertGate
                 | ExpertUp
+                | ExpertGateUp
                 | ExpertDown
                 | SharedRouter
                 | SharedGate
@@ -160,6 +163,7 @@ impl Role {
             Role::AttnQkv => "attn_qkv",
             Role::AttnQNorm => "attn_q_norm",
             Role::AttnKNorm => "attn_k_norm",
+            Role::AttnSinks => "attn_sinks.weight",
             Role::AttnOutput => "attn_output",
             Role::AttnPostNorm => norms[1],
             Role::FfnNorm => norms[2],
@@ -170,6 +174,7 @@ impl Role {
             Role::Router => "ffn_gate_inp",
             Role::ExpertGate => "ffn_gate_exps",
             Role::ExpertUp => "ffn_up_exps",
+            Role::ExpertGateUp => "ffn_gate_up_exps",
             Role::ExpertDown => "ffn_down_exps",
             Role::SharedRouter => "ffn_gate_inp_shexp",
             Role::SharedGate => "ffn_gate_shexp",
@@ -201,12 +206,15 @@ impl Role {
             Role::AttnV => "self_attn.v_proj",
             Role::AttnQNorm => "self_attn.q_norm",
             Role::AttnKNorm => "self_attn.k_norm",
+            Role::AttnSinks => "self_attn.sinks",
             Role::AttnOutput => "self_attn.o_proj",
             Role::FfnGate => "mlp.gate_proj",
             Role::FfnUp => "mlp.up_proj",
             Role::FfnDown => "mlp.down_proj",
             Role::Router => "mlp.gate",
-            Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => "mlp.experts",
+            Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp | Role::ExpertDown => {
+                "mlp.experts"
+            }
             Role::SharedRouter => "mlp.shared_expert_gate",
             Role::SharedGate => "mlp.shared_expert.gate_proj",
             Role::SharedUp => "mlp.shared_expert.up_proj",

@@ -1,6 +1,7 @@
 //! The facts about an architecture: a row of the table, for GGUF files and Hugging Face folders
 //! alike.
 
+use super::role::Role;
 use super::rope::RopeStyle;
 use super::table;
 use crate::checkpoint::Checkpoint;
@@ -48,6 +49,9 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// x / (1 + e^(−1.702 x)) of x clamped to at most 7; the up projection is clamped to ±7 and
+    /// then increased by 1 (gpt-oss).
+    ClampedSwiglu,
 }
 
 impl Activation {
@@ -55,7 +59,7 @@ impl Activation {
     /// approximation.
     pub fn names(self) -> &'static [&'static str] {
         match self {
-            Activation::Silu => &["silu", "swish"],
+            Activation::Silu | Activation::ClampedSwiglu => &["silu", "swish"],
             Activation::GeluTanh => &["gelu_pytorch_tanh", "gelu"],
         }
     }
@@ -88,8 +92,13 @@ pub struct Arch {
     pub own_norm_names: Option<NormNames>,
     /// The norms' modules in GGUF files, if they aren't the usual ones.
     pub own_gguf_norms: Option<NormNames>,
+    /// Modules that have other names in folders than usual, norms apart.
+    pub renamed: &'static [(Role, &'static str)],
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
+    /// Whether each head has an attention sink: a logit that takes part in the softmax and has no
+    /// value.
+    pub sinks: bool,
     /// Whether most blocks have a gated delta net in place of attention.
     pub delta_nets: bool,
     /// Whether the query projection also gives a gate for each head's output, after the head's

@@ -89,6 +89,8 @@ pub struct Spec {
     pub attends: Vec<Attends>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
+    /// Whether each head has an attention sink.
+    pub sinks: bool,
     /// Factors and soft caps.
     pub scales: Scales,
     /// The longest text that can be run, in tokens; 0 if the checkpoint gives no limit.
@@ -184,9 +186,13 @@ impl Spec {
         if self.qk_norm != QkNorm::None && self.delta_in(layer).is_none() {
             all.extend([AttnQNorm, AttnKNorm]);
         }
+        if self.sinks && self.delta_in(layer).is_none() {
+            all.push(AttnSinks);
+        }
         match &self.experts {
             Some(e) if self.is_sparse(layer) => {
-                all.extend([Router, ExpertGate, ExpertUp, ExpertDown]);
+                all.push(Router);
+                all.extend(e.roles());
                 if e.shared > 0 {
                     all.extend([SharedRouter, SharedGate, SharedUp, SharedDown]);
                 }

@@ -1,5 +1,6 @@
 //! The table of architectures. Each row lists its differences from [`PLAIN`].
 
+use super::role::Role;
 use super::rope::RopeStyle;
 use super::row::{Activation, Arch, Norms, QkNorm, Windows};
 
@@ -12,7 +13,9 @@ const PLAIN: Arch = Arch {
     norms: Norms::Before,
     own_norm_names: None,
     own_gguf_norms: None,
+    renamed: &[],
     qk_norm: QkNorm::None,
+    sinks: false,
     delta_nets: false,
     gated_attention: false,
     activation: Activation::Silu,
@@ -138,6 +141,18 @@ pub(super) const ROWS: &[Arch] = &[
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..PLAIN
     },
+    Arch {
+        gguf: "gpt-oss",
+        model_types: &["gpt_oss"],
+        own_gguf_norms: Some(["attn_norm", "", "post_attention_norm", ""]),
+        renamed: &[(Role::Router, "mlp.router")],
+        sinks: true,
+        activation: Activation::ClampedSwiglu,
+        windows: Windows::AllBut(2),
+        defaults: r#"{"rms_norm_eps": 1e-5, "head_dim": 64, "sliding_window": 128,
+            "rope_theta": 150000.0}"#,
+        ..PLAIN
+    },
     // llama.cpp applies biases of `attn_output` and `ffn_down` here too, but multiplies them by the
     // residual factor: so `takes_bias` stays false.
     Arch {
@@ -210,7 +225,7 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
         "it has embeddings in every block, and blocks that share keys and values",
     ),
     (&["qwen4exp", "qwen4_exp"], "it has hyper-connections and sparse attention"),
-    (&["gpt-oss", "gptoss", "gpt_oss"], "it has attention sinks and experts with biases"),
+    (&["gptoss"], "it is gpt-oss in Ollama's own layout; use a file made by llama.cpp"),
     (
         &["deepseek2", "deepseek_v2", "deepseek_v3", "glm-dsa", "kimi_k25"],
         "it has latent attention (MLA)",

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use refusal_patch::arch::{Names, Spec, Writer};
-use refusal_patch::checkpoint::{Checkpoint, Gguf};
+use refusal_patch::checkpoint::{Checkpoint, Gguf, Tensor};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::output::Provenance;
-use refusal_patch::packing::packing_of;
+use refusal_patch::packing::{packed_experts, packing_of};
 use refusal_patch::text::Prompt;
 use refusal_patch::Result;
 use serde_json::{json, Value};
@@ -25,12 +25,22 @@ fn could_touch(file: &Checkpoint, names: &Names, layer: usize, writer: Writer) -
             json!({ "tensor": name, "type": kind, "packing": packing, "steppable": true }),
         ];
     }
+    let stack = |t: &Tensor| {
+        let (folder, name) = (file.folder()?, t.name.strip_suffix("_blocks")?);
+        packed_experts(folder, name).ok()?.map(|(stack, _)| stack.encoding().name())
+    };
     let steppable = |id| Encoding::from_ggml(id).is_some_and(Encoding::has_codes);
     let own = file.tensors().iter().filter(|t| names.is_writer(&t.name, layer, writer));
-    own.map(
-        |t| json!({ "tensor": t.name, "type": t.type_name(), "steppable": steppable(t.type_id) }),
-    )
-    .collect()
+    let show = |t: &Tensor| {
+        let (name, kind) = (&t.name, t.type_name());
+        match stack(t) {
+            Some(packing) => {
+                json!({ "tensor": name, "type": kind, "packing": packing, "steppable": true })
+            }
+            None => json!({ "tensor": name, "type": kind, "steppable": steppable(t.type_id) }),
+        }
+    };
+    own.map(show).collect()
 }
 
 pub fn run(args: InspectArgs) -> Result<u8> {

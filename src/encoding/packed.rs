@@ -25,6 +25,8 @@ pub enum Layout {
     Interleaved,
     /// One byte per element, or one float per element, `[rows, cols]`.
     Bytes,
+    /// One float per element, `[cols, rows]`: the experts of gpt-oss.
+    ByInput,
     /// Two elements to a byte, row by row, the first in the upper half: bitsandbytes.
     Nibbles,
     /// Two elements to a byte, row by row, the first in the lower half: NVFP4 and MXFP4.
@@ -83,6 +85,19 @@ pub enum Numbers<'a> {
 }
 
 impl Numbers<'_> {
+    /// Those of the `i`-th of `n` matrices. A single float is shared by all.
+    fn part(&self, i: usize, n: usize) -> Self {
+        fn part(b: &[u8], i: usize, n: usize) -> &[u8] {
+            &b[i * (b.len() / n)..(i + 1) * (b.len() / n)]
+        }
+        match *self {
+            Numbers::Plain(e, b) if b.len() > e.block_bytes() => Numbers::Plain(e, part(b, i, n)),
+            Numbers::Float(kind, b) => Numbers::Float(kind, part(b, i, n)),
+            Numbers::Exponents(b) => Numbers::Exponents(part(b, i, n)),
+            shared => shared,
+        }
+    }
+
     /// The `i`-th number.
     fn at(&self, i: usize) -> f32 {
         let f32_at = |b: &[u8], i: usize| {
@@ -221,7 +236,9 @@ impl Packed<'_> {
                 (bit / 32 * self.rows + row, (bit % 32) as u32, self.rows)
             }
             Layout::Interleaved => (col * (self.rows / 8) + row / 8, 4 * AWQ[row % 8], 1),
-            Layout::Bytes | Layout::Nibbles | Layout::LowNibbles => unreachable!("no words"),
+            Layout::Bytes | Layout::ByInput | Layout::Nibbles | Layout::LowNibbles => {
+                unreachable!("no words")
+            }
         }
     }
 
@@ -234,12 +251,26 @@ impl Packed<'_> {
         }
     }
 
-    /// Bytes of an element in [`Layout::Bytes`].
+    /// The packing of the `i`-th of `n` matrices whose scales lie one after the other.
+    pub(crate) fn of_stack(&self, i: usize, n: usize) -> Self {
+        Packed { scales: self.scales.part(i, n), ..*self }
+    }
+
+    /// Bytes of an element in [`Layout::Bytes`] and [`Layout::ByInput`].
     fn width(&self) -> usize {
         match self.levels {
             Levels::Plain(e) => e.block_bytes(),
             _ => 1,
         }
+    }
+
+    /// The first byte of an element in [`Layout::Bytes`] and [`Layout::ByInput`].
+    fn first_byte(&self, row: usize, col: usize) -> usize {
+        self.width()
+            * match self.layout {
+                Layout::ByInput => col * self.rows + row,
+                _ => row * self.cols + col,
+            }
     }
 
     /// Where the codes of some columns of a row lie: (column, row and column of its code). With a
@@ -265,9 +296,8 @@ impl Packed<'_> {
     /// Reads the stored number at a code's place.
     fn stored(&self, bytes: &[u8], row: usize, col: usize) -> u32 {
         match self.layout {
-            Layout::Bytes => {
-                let n = self.width();
-                let at = (row * self.cols + col) * n;
+            Layout::Bytes | Layout::ByInput => {
+                let (at, n) = (self.first_byte(row, col), self.width());
                 bytes[at..at + n].iter().rev().fold(0, |code, &b| code << 8 | u32::from(b))
             }
             Layout::Nibbles | Layout::LowNibbles => {
@@ -288,9 +318,8 @@ impl Packed<'_> {
     /// Writes the stored number at a code's place.
     fn store(&self, bytes: &mut [u8], row: usize, col: usize, stored: u32) {
         match self.layout {
-            Layout::Bytes => {
-                let n = self.width();
-                let at = (row * self.cols + col) * n;
+            Layout::Bytes | Layout::ByInput => {
+                let (at, n) = (self.first_byte(row, col), self.width());
                 bytes[at..at + n].copy_from_slice(&stored.to_le_bytes()[..n]);
             }
             Layout::Nibbles | Layout::LowNibbles => {

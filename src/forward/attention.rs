@@ -42,12 +42,14 @@ pub fn rotate(x: &mut [f32], rope: &Rope, head_dim: usize, cos: &[f32], sin: &[f
 
 /// softmax(q kᵀ · scale) v for each row. `q`: `[n, heads * head_dim]`; `spans`: what each row sees
 /// in `kv`; `own`: rows that see themselves besides (forks, whose keys and values are not in `kv`):
-/// `[n, kv_heads * head_dim]` keys and values.
+/// `[n, kv_heads * head_dim]` keys and values. `sinks`: a logit of each head, which takes part in
+/// the softmax and has no value.
 pub fn attend(
     q: &[f32],
     kv: &Kv,
     spans: &[Span],
     own: Option<(&[f32], &[f32])>,
+    sinks: Option<&[f32]>,
     spec: &Spec,
 ) -> Vec<f32> {
     let (hd, kvw) = (spec.head_dim, spec.kv_heads * spec.head_dim);
@@ -72,7 +74,11 @@ pub fn attend(
                 if let Some(cap) = spec.scales.attention_cap {
                     scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
                 }
+                scores.extend(sinks.map(|sinks| sinks[h]));
                 softmax(scores);
+                if sinks.is_some() {
+                    scores.pop();
+                }
                 let out = &mut out[h * hd..][..hd];
                 for (j, &p) in scores.iter().enumerate() {
                     let v = match own {

@@ -82,10 +82,15 @@ impl Runner<'_> {
                 Span { start: r.base + first, seen }
             })
             .collect();
-        let mut mixed = attend(&q[..plain * qw], kv, &spans[..plain], None, spec);
+        let sinks = match spec.sinks {
+            true => Some(self.model.vector(Role::AttnSinks, layer)?),
+            false => None,
+        };
+        let sinks = sinks.as_deref();
+        let mut mixed = attend(&q[..plain * qw], kv, &spans[..plain], None, sinks, spec);
         if rows.len() > plain {
             let own = (&k[plain * kvw..], &v[plain * kvw..]);
-            mixed.extend(attend(&q[plain * qw..], kv, &spans[plain..], Some(own), spec));
+            mixed.extend(attend(&q[plain * qw..], kv, &spans[plain..], Some(own), sinks, spec));
         }
         if let Some(gate) = gate {
             mixed.par_iter_mut().zip(&gate).for_each(|(x, g)| *x *= 1.0 / (1.0 + (-g).exp()));
@@ -103,10 +108,7 @@ impl Runner<'_> {
                 [self.project(Role::FfnGate, layer, x, n)?, self.project(Role::FfnUp, layer, x, n)?]
             }
         };
-        match spec.activation {
-            Activation::Silu => swish(&mut gate, &up),
-            Activation::GeluTanh => gelu(&mut gate, &up),
-        }
+        activate(spec.activation, &mut gate, &up);
         Ok(gate)
     }
 
@@ -233,9 +235,28 @@ fn halves(both: &[f32], head_dim: usize) -> (Vec<f32>, Vec<f32>) {
     (queries, gates)
 }
 
+/// gate ← activation(gate) · up
+pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => swish(gate, up),
+        Activation::GeluTanh => gelu(gate, up),
+        Activation::ClampedSwiglu => clamped_swiglu(gate, up),
+    }
+}
+
 /// gate ← silu(gate) · up
-pub(super) fn swish(gate: &mut [f32], up: &[f32]) {
+fn swish(gate: &mut [f32], up: &[f32]) {
     gate.par_iter_mut().zip(up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+}
+
+/// gate ← g / (1 + e^(−1.702 g)) · (u + 1), of gate g up to 7 and up projection u from −7 to 7.
+fn clamped_swiglu(gate: &mut [f32], up: &[f32]) {
+    gate.par_iter_mut().zip(up).for_each(|(gate, up)| {
+        // `min` would hide what is not a number.
+        let g = if *gate > 7.0 { 7.0 } else { *gate };
+        let u = up.clamp(-7.0, 7.0);
+        *gate = g / (1.0 + (-1.702 * g).exp()) * (u + 1.0);
+    });
 }
 
 /// gate ← gelu(gate) · up, by the tanh approximation.

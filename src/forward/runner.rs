@@ -349,7 +349,8 @@ impl<'m> Runner<'m> {
         // The router's logits, and where it sends a row.
         let routed = s.experts.as_ref().map_or(0, |e| e.count + 4 * e.used);
         // A product of gate and up is there until it is split.
-        let split = if s.fused_gate_up { s.ffn } else { 0 };
+        let alternating = s.experts.as_ref().filter(|e| e.alternating).map_or(0, |e| 2 * e.ffn);
+        let split = if s.fused_gate_up { s.ffn } else { alternating };
         let queries = if s.gated_attention { 4 } else { 2 };
         let attention = queries * s.heads * s.head_dim + 4 * s.kv_heads * s.head_dim;
         let delta = s.delta.as_ref().map_or(0, |d| d.channels() + 3 * d.values());

@@ -51,6 +51,7 @@ impl Model {
                     Role::FfnDown => (d, s.ffn),
                     Role::AttnQNorm => (norm_widths.0, 0),
                     Role::AttnKNorm => (norm_widths.1, 0),
+                    Role::AttnSinks => (s.heads, 0),
                     _ => delta.and_then(|net| of_delta(net, role, d)).unwrap_or((d, 0)),
                 };
                 if role.is_vector() {
@@ -104,8 +105,11 @@ impl Model {
             roles.extend(Role::FEED_FORWARD);
         }
         match &self.names {
-            Names::Gguf { norms } => is_unknown_in_gguf(rest, &roles, norms),
-            Names::HuggingFace { moe, norms, .. } => {
+            Names::Gguf { norms } => {
+                let biased = self.spec.experts.as_ref().is_some_and(|e| e.biased);
+                is_unknown_in_gguf(rest, &roles, norms, biased)
+            }
+            Names::HuggingFace { moe, .. } => {
                 let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
                 // These change no weight: scales of a quantized cache, and tables that follow from
                 // the configuration.
@@ -120,23 +124,25 @@ impl Model {
                         .tensor(name)
                         .is_some_and(|t| self.file.bytes(t).iter().all(|b| *b == 0))
                 };
-                // The decoder would leave out an expert beyond the router's, and the biases of
-                // experts. Some packers write biases of zeros, which may be left out.
+                // The decoder would leave out an expert beyond the router's, and in most models
+                // biases of experts. Some packers write biases of zeros, which may be left out.
                 let applied = || {
                     let exists = match own.split('.').nth(2).map(str::parse::<usize>) {
                         Some(Ok(n)) => experts.is_some_and(|e| n < e.count),
                         _ => experts.is_some(),
                     };
-                    exists && !((last == "bias" || last.ends_with("_bias")) && !is_zero())
+                    let biased = experts.is_some_and(|e| e.biased);
+                    let is_bias = last == "bias" || last.ends_with("_bias");
+                    exists && (biased || !is_bias || is_zero())
                 };
-                let known = |r: &Role| match r {
-                    Role::Router => is_in(own, &format!("{moe}.gate")) && applied(),
-                    Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => {
-                        is_in(own, &format!("{moe}.experts")) && applied()
-                    }
-                    _ if r.ending().is_empty() => rest == r.hugging_face(norms),
-                    _ if r.is_vector() => own == r.hugging_face(norms) && last == "weight",
-                    _ => is_in(own, r.hugging_face(norms)) && (!r.is_experts() || applied()),
+                let known = |r: &Role| match (r, self.names.within_block(*r)) {
+                    (
+                        Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp | Role::ExpertDown,
+                        _,
+                    ) => is_in(own, &format!("{moe}.experts")) && applied(),
+                    (_, module) if r.ending().is_empty() => rest == module,
+                    (_, module) if r.is_vector() => own == module && last == "weight",
+                    (_, module) => is_in(own, &module) && (!r.is_experts() || applied()),
                 };
                 !harmless.contains(&last) && !roles.iter().any(known)
             }
@@ -187,13 +193,14 @@ fn of_delta(net: &DeltaNet, role: Role, hidden: usize) -> Option<(usize, usize)>
 }
 
 /// [`Model::is_unknown`] for a block of a GGUF file. `rest`: the tensor's name without the block's
-/// prefix.
-fn is_unknown_in_gguf(rest: &str, roles: &[Role], norms: &NormNames) -> bool {
+/// prefix. `biased`: experts have biases.
+fn is_unknown_in_gguf(rest: &str, roles: &[Role], norms: &NormNames, biased: bool) -> bool {
     let (module, last) = rest.rsplit_once('.').unwrap_or(("", rest));
     let fused_experts = module == "ffn_gate_up_exps" && roles.contains(&Role::ExpertUp);
     let known = |r: &Role| {
         // `input_scale` is for the rounding of activations, and changes no weight.
-        let extra = last == "input_scale" || (last == "bias" && r.takes_bias());
+        let takes_bias = r.takes_bias() || (biased && r.is_experts());
+        let extra = last == "input_scale" || (last == "bias" && takes_bias);
         let own = r.gguf_with(norms);
         match r.ending() {
             "" => own == rest,

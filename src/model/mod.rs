@@ -13,7 +13,7 @@ use crate::checkpoint::{type_name, Checkpoint, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::packing;
-use crate::weights::{Matrix, Stack};
+use crate::weights::{Matrix, Stack, Storage};
 
 pub use post_norm::PostNorm;
 pub use stack::Part;
@@ -199,6 +199,10 @@ impl Model {
                 1,
             ));
         }
+        if let Some((stack, codes)) = self.packed_experts(name)? {
+            let new = self.replaced.iter().find(|r| r.tensor == codes.name);
+            return Ok(new.map_or(stack, |r| stack.with(stack.encoding(), &r.bytes)));
+        }
         let t = self.file.tensor(name).ok_or_else(|| self.missing(name))?;
         let encoding = Encoding::from_ggml(t.type_id).ok_or_else(|| {
             Error::unsupported(
@@ -230,7 +234,16 @@ impl Model {
                 encoding.block_len()
             )));
         }
-        let all = match self.replaced.iter().find(|r| r.tensor == name) {
+        let replaced = self.replaced.iter().find(|r| r.tensor == name);
+        let by_input = self.spec.experts.as_ref().is_some_and(|e| e.alternating);
+        if by_input && t.dims.len() == 3 && encoding.block_len() == 1 {
+            // The dimensions of a matrix change places.
+            let stack = packing::by_input(encoding, (cols, rows), count, self.file.bytes(t));
+            return Ok(replaced.map_or(stack, |r| {
+                stack.with(r.encoding.map_or(stack.encoding(), Storage::from), &r.bytes)
+            }));
+        }
+        let all = match replaced {
             Some(r) => Matrix {
                 rows,
                 cols,
@@ -256,7 +269,15 @@ impl Model {
     /// # Errors
     /// The packing can't be read.
     pub fn code_tensor(&self, name: &str) -> Result<String> {
+        if let Some((_, codes)) = self.packed_experts(name)? {
+            return Ok(codes.name.clone());
+        }
         Ok(self.packed(name)?.map_or(name.to_string(), |(_, codes)| codes.name.clone()))
+    }
+
+    /// A stack of packed experts and the tensor that holds its codes; `None` for another tensor.
+    fn packed_experts(&self, name: &str) -> Result<Option<(Stack<'_>, &Tensor)>> {
+        self.file.folder().map_or(Ok(None), |folder| packing::packed_experts(folder, name))
     }
 
     /// A packed matrix and the tensor that holds its codes; `None` if the matrix isn't packed.

@@ -27,7 +27,7 @@ impl Part<'_> {
 }
 
 impl Model {
-    /// The matrix of one expert in block `layer`. `role`: `ExpertGate`, `ExpertUp` or `ExpertDown`.
+    /// The matrix of one expert in block `layer`. `role`: one of the experts' matrices.
     ///
     /// # Errors
     /// The tensor is missing or can't be read.
@@ -37,6 +37,9 @@ impl Model {
                 .matrix_named(&format!("{}.weight", self.names.expert(role, layer, expert)));
         };
         let w = self.stack(&name)?.get(expert);
+        if parts == 1 {
+            return Ok(w);
+        }
         let rows = w.rows / parts;
         let size = w.bytes.len() / parts;
         Ok(Matrix { rows, bytes: &w.bytes[part * size..(part + 1) * size], ..w })
@@ -47,9 +50,24 @@ impl Model {
     /// experts apart.
     fn stack_of(&self, role: Role, layer: usize) -> Option<(String, usize, usize)> {
         let fits = |(name, _, parts): &(String, usize, usize)| {
-            (*parts == 1 || role != Role::ExpertDown) && self.file.tensor(name).is_some()
+            let exists = |name: &str| self.file.tensor(name).is_some();
+            (*parts == 1 || role != Role::ExpertDown)
+                && (exists(name) || exists(&format!("{name}_blocks")))
         };
         self.names.stacked(role, layer).into_iter().find(fits)
+    }
+
+    /// The biases of a role of all experts in block `layer`, side by side. `None` for experts
+    /// without biases.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
+    pub fn expert_biases(&self, role: Role, layer: usize) -> Result<Option<Vec<f32>>> {
+        if !self.spec.experts.as_ref().is_some_and(|e| e.biased) {
+            return Ok(None);
+        }
+        let name = self.names.expert_biases(role, layer);
+        self.vector_named(&name)?.ok_or_else(|| self.missing(&name)).map(Some)
     }
 
     /// The tensors of a writer in block `layer`: one, or one for each expert if experts are stored
@@ -78,9 +96,21 @@ impl Model {
     pub(super) fn check_experts(&self, layer: usize, e: &Experts) -> Result<()> {
         let d = self.spec.hidden;
         self.expect(&self.name(Role::Router, layer), e.count, d)?;
-        for (role, rows, cols) in
-            [(Role::ExpertGate, e.ffn, d), (Role::ExpertUp, e.ffn, d), (Role::ExpertDown, d, e.ffn)]
-        {
+        if e.biased {
+            let name = self.bias_name(Role::Router, layer);
+            let bias = self.bias(Role::Router, layer)?.ok_or_else(|| self.missing(&name))?;
+            self.expect_len(&name, bias.len(), e.count)?;
+        }
+        for &role in e.roles() {
+            let (rows, cols) = match role {
+                Role::ExpertDown => (d, e.ffn),
+                Role::ExpertGateUp => (2 * e.ffn, d),
+                _ => (e.ffn, d),
+            };
+            if let Some(biases) = self.expert_biases(role, layer)? {
+                let name = self.names.expert_biases(role, layer);
+                self.expect_len(&name, biases.len(), e.count * rows)?;
+            }
             let Some((name, _, parts)) = self.stack_of(role, layer) else {
                 for i in 0..e.count {
                     self.expect(

@@ -5,7 +5,7 @@ use crate::checkpoint::{Folder, Tensor};
 use crate::encoding::packed::{Groups, Layout, Levels, Numbers, Packed, Zeros};
 use crate::encoding::{Encoding, Fp8};
 use crate::error::Result;
-use crate::weights::Matrix;
+use crate::weights::{Matrix, Stack};
 
 /// How many inputs share a scale in NVFP4.
 const NVFP4: usize = 16;
@@ -133,25 +133,30 @@ impl<'a> Module<'a, '_> {
     }
 }
 
-/// One expert of a stack in MXFP4, outputs by inputs, as gpt-oss stores experts: `NAME_blocks`
-/// `[experts, rows, cols / 32, 16]` and `NAME_scales` `[experts, rows, cols / 32]`, both U8. The
-/// bytes of the returned matrix are the expert's part of `NAME_blocks`, which is returned too.
+/// A stack of experts in MXFP4, outputs by inputs, as gpt-oss stores experts: `NAME_blocks`
+/// `[experts, rows, cols / 32, 16]` and `NAME_scales` `[experts, rows, cols / 32]`, both U8. Returned
+/// with `NAME_blocks`, which holds the codes. `None` if the folder has no such tensor.
 ///
 /// # Errors
-/// The tensors are missing, the stack has no such expert, or shapes don't fit.
-pub fn packed_expert<'a>(
+/// The scales are missing, or shapes don't fit.
+pub fn packed_experts<'a>(
     folder: &'a Folder,
     name: &str,
-    expert: usize,
-) -> Result<(Matrix<'a>, &'a Tensor)> {
-    let config = super::configuration(folder);
-    let m = Module { folder, name, config };
-    let part = |suffix: &str| {
-        let name = format!("{name}{suffix}");
-        folder.tensor(&name).ok_or_else(|| m.wrong(&format!("tensor {name} is missing")))
+) -> Result<Option<(Stack<'a>, &'a Tensor)>> {
+    let Some(blocks) = folder.tensor(&format!("{name}_blocks")) else { return Ok(None) };
+    let m = Module { folder, name, config: super::configuration(folder) };
+    let scales = format!("{name}_scales");
+    let scales =
+        folder.tensor(&scales).ok_or_else(|| m.wrong(&format!("tensor {scales} is missing")))?;
+    let fits = match (&blocks.dims[..], &scales.dims[..]) {
+        (&[16, groups, rows, experts], [g, r, e]) => {
+            // No dimension is larger than the number of elements, which the file's bytes bound.
+            let sound = (&groups, &rows, &experts) == (g, r, e) && blocks.elements() > 0;
+            sound.then_some((MXFP4 * groups as usize, rows as usize, experts as usize))
+        }
+        _ => None,
     };
-    let (blocks, scales) = (part("_blocks")?, part("_scales")?);
-    let ([16, groups, rows, experts], [g, r, e]) = (&blocks.dims[..], &scales.dims[..]) else {
+    let Some((cols, rows, experts)) = fits else {
         return Err(m.wrong(&format!(
             "tensor {} has the shape {:?} and its scales {:?}, expected \
              [experts, rows, groups, 16] and the same without 16",
@@ -160,20 +165,9 @@ pub fn packed_expert<'a>(
             shown(scales)
         )));
     };
-    if (groups, rows, experts) != (g, r, e) || expert as u64 >= *experts {
-        return Err(m.wrong(&format!(
-            "tensor {} has the shape {:?} and its scales {:?}: there is no expert {expert}",
-            blocks.name,
-            shown(blocks),
-            shown(scales)
-        )));
-    }
-    let n = (rows * groups) as usize;
-    let all = m.exact(scales, &["U8"], scales.elements() as usize)?;
-    let codes = m.exact(blocks, &["U8"], blocks.elements() as usize)?;
-    let shape = (*rows as usize, MXFP4 * *groups as usize);
-    let own = Numbers::Exponents(&all[expert * n..][..n]);
-    let packed = fours("MXFP4", shape, MXFP4, own, Encoding::BF16);
-    let bytes = &codes[expert * 16 * n..][..16 * n];
-    Ok((Matrix { bytes, ..m.matrix(blocks, packed).0 }, blocks))
+    let exponents = m.exact(scales, &["U8"], scales.elements() as usize)?;
+    m.exact(blocks, &["U8"], blocks.elements() as usize)?;
+    let scales = Numbers::Exponents(exponents);
+    let packed = fours("MXFP4", (rows, cols), MXFP4, scales, Encoding::BF16);
+    Ok(Some((Stack::new(m.matrix(blocks, packed).0, experts), blocks)))
 }

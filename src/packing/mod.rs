@@ -1,6 +1,7 @@
 //! Finds a module's weights in a Hugging Face folder, in any supported packing: which tensors
 //! belong together, and whether their shapes and values fit.
 
+mod by_input;
 mod bytes;
 mod fours;
 mod sparse;
@@ -14,7 +15,8 @@ use crate::encoding::{Encoding, Fp8};
 use crate::error::{Error, Result};
 use crate::weights::{Matrix, Storage};
 
-pub use fours::packed_expert;
+pub(super) use by_input::by_input;
+pub use fours::packed_experts;
 
 const HINT: &str = "use a checkpoint of the same model in another packing, or its GGUF file";
 

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::weights::Matrix;
 
 /// The number 1.0, the scale of plain floats.
-const ONE: &[u8] = &1f32.to_le_bytes();
+pub(super) const ONE: &[u8] = &1f32.to_le_bytes();
 
 impl<'a> Module<'a, '_> {
     /// The tensors are `compressed` (the stored elements, row after row), `bitmask` `[rows, cols /

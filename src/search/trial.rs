@@ -242,7 +242,7 @@ impl Baseline<'_> {
             ladder.into_iter().filter(|e| e.is_none_or(|e| w.cols.is_multiple_of(e.block_len())))
         {
             let wider = step.filter(|e| own != Some(*e));
-            let encoding = wider.map_or(w.encoding, Storage::Blocks);
+            let encoding = wider.map_or(stack.encoding(), Storage::Blocks);
             let mut ways = Vec::new();
             match wider {
                 // Folders rely on zeros that stay zero.

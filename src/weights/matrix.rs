@@ -40,6 +40,14 @@ impl Storage<'_> {
         }
     }
 
+    /// How the `i`-th of `n` matrices in one tensor is stored.
+    pub(super) fn of_stack(&self, i: usize, n: usize) -> Self {
+        match self {
+            Storage::Blocks(e) => Storage::Blocks(*e),
+            Storage::Packed(p) => Storage::Packed(p.of_stack(i, n)),
+        }
+    }
+
     /// Whether every element has a code of its own, which a fold can step.
     pub fn has_codes(&self) -> bool {
         self.blocks().is_none_or(Encoding::has_codes)

@@ -5,7 +5,7 @@ use super::{Matrix, Storage};
 /// The matrices of a tensor, all of the same shape and encoding: a single one, or one per expert.
 #[derive(Clone, Copy, Debug)]
 pub struct Stack<'a> {
-    /// The shape of one matrix, with the bytes of all.
+    /// The shape of one matrix, with the bytes of all, and the scales of all if it is packed.
     all: Matrix<'a>,
     count: usize,
 }
@@ -34,7 +34,8 @@ impl<'a> Stack<'a> {
             return self.all;
         }
         let size = self.all.bytes.len() / self.count;
-        Matrix { bytes: &self.all.bytes[i * size..(i + 1) * size], ..self.all }
+        let encoding = self.all.encoding.of_stack(i, self.count);
+        Matrix { bytes: &self.all.bytes[i * size..(i + 1) * size], encoding, ..self.all }
     }
 
     /// Rows and columns of each matrix.
@@ -42,7 +43,7 @@ impl<'a> Stack<'a> {
         (self.all.rows, self.all.cols)
     }
 
-    /// How the matrices are stored.
+    /// How the matrices are stored; if they are packed, with the scales of all.
     pub fn encoding(&self) -> Storage<'a> {
         self.all.encoding
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 const MEMORY: usize = 1 << 30;
 /// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
 const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 20] = [
+const ALL: [&str; 21] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -37,7 +37,10 @@ const ALL: [&str; 20] = [
     "qwen3vl",
     "qwen35",
     "qwen35moe",
+    "gpt-oss",
 ];
+/// Without a GGUF file.
+const FOLDERS: [&str; 2] = ["exaone4-windows", "gpt-oss-mxfp4"];
 /// A norm or a factor follows their writers.
 const BEHIND: [&str; 6] = ["gemma2", "gemma3", "olmo2", "granite", "exaone4", "glm4"];
 
@@ -147,8 +150,7 @@ fn an_architecture_that_is_not_known_says_what_it_is_and_what_can_be_done() {
     let path = dir.path().join("a.gguf");
     let mut bytes = fs::read(fixture("gemma2.gguf")).unwrap();
     let at = bytes.windows(6).position(|w| w == b"gemma2").unwrap();
-    for (name, saying) in
-        [(b"gemma4", "embeddings in every block"), (b"llama4", "attention is chunked")]
+    for (name, saying) in [(b"gptoss", "Ollama's own layout"), (b"llama4", "attention is chunked")]
     {
         bytes[at..at + 6].copy_from_slice(name);
         fs::write(&path, &bytes).unwrap();
@@ -159,13 +161,15 @@ fn an_architecture_that_is_not_known_says_what_it_is_and_what_can_be_done() {
     }
 }
 
+/// Rope in blocks with a window only; experts in MXFP4 and a range of YaRN that is not rounded.
 #[test]
-fn rope_in_blocks_with_a_window_only_agrees_with_transformers() {
-    let name = "exaone4-windows";
-    let model = Model::open(&fixture(name)).unwrap();
-    let torch = apart(&model, &golden(name), "transformers");
-    println!("{name}: {torch:.1e}");
-    assert!(torch < 1e-4, "{torch}");
+fn what_llama_cpp_does_not_run_agrees_with_transformers() {
+    for name in FOLDERS {
+        let model = Model::open(&fixture(name)).unwrap();
+        let torch = apart(&model, &golden(name), "transformers");
+        println!("{name}: {torch:.1e}");
+        assert!(torch < 1e-4, "{name}: {torch}");
+    }
 }
 
 fn wave(n: usize, f: f32) -> Vec<f32> {
@@ -177,34 +181,32 @@ fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
     vec![RankOne { layer, writer, u, v }]
 }
 
-/// The writers of a block that hold one matrix.
-fn writers(model: &Model, layer: usize) -> Vec<Writer> {
-    let mut all = model.spec.writers(layer).to_vec();
-    all.retain(|w| *w != Writer::Experts);
-    all
-}
-
 #[test]
-fn an_edit_that_a_norm_follows_equals_the_edited_weights() {
+fn an_edit_equals_the_edited_weights_under_norms_and_biases_and_of_experts() {
     for name in ALL {
         let tokens = sequences(&golden(name));
         for mut model in both(name) {
             let sites =
-                [0, 1].map(|layer| writers(&model, layer).into_iter().map(move |w| (layer, w)));
+                [0, 1].map(|layer| model.spec.writers(layer).iter().map(move |w| (layer, *w)));
             for (layer, writer) in sites.into_iter().flatten() {
                 let edit = edit(&model, layer, writer);
                 let found = states(&model, Some(&edit), &tokens);
                 let plain = states(&model, None, &tokens);
-                let (tensor, w) = model.writer(layer, writer).unwrap();
-                let (mut bytes, mut row) = (Vec::new(), vec![0.0f32; w.cols]);
-                let term = &edit[0];
-                for i in 0..w.rows {
-                    w.decode_row(i, &mut row);
-                    let new = row.iter().zip(&term.v).map(|(x, v)| x + term.u[i] * v);
-                    bytes.extend(new.flat_map(f32::to_le_bytes));
+                let mut edited = Vec::new();
+                for part in model.parts(layer, writer).unwrap() {
+                    let (mut bytes, mut row) = (Vec::new(), vec![0.0f32; part.stack.shape().1]);
+                    let v = part.gate(&edit[0].v);
+                    for (w, v) in part.stack.iter().zip(v.chunks(row.len())) {
+                        for (i, u) in edit[0].u.iter().enumerate() {
+                            w.decode_row(i, &mut row);
+                            let new = row.iter().zip(v).map(|(x, v)| x + u * v);
+                            bytes.extend(new.flat_map(f32::to_le_bytes));
+                        }
+                    }
+                    let (tensor, encoding) = (part.tensor, Some(Encoding::F32));
+                    edited.push(Replacement { tensor, encoding, bytes });
                 }
-                let new = Replacement { tensor, encoding: Some(Encoding::F32), bytes };
-                model.replaced.push(new);
+                model.replaced = edited;
                 let expected = states(&model, None, &tokens);
                 model.replaced.clear();
                 let (off, moved) = (worst(&found, &expected), worst(&plain, &expected));
@@ -322,7 +324,7 @@ fn a_row_says_the_same_alone_after_a_shared_prefix_as_a_fork_and_half_way() {
             .flat_map(|i| runner.run(&texts[i..=i], &[], &[(0, last[i].1)], &mut ()).unwrap())
             .collect();
         // An edit of nothing, from the first block on.
-        let writer = writers(&model, 0)[0];
+        let writer = model.spec.writers(0)[0];
         let (u, v) = (vec![0.0; model.spec.hidden], vec![0.0; model.spec.columns(writer)]);
         let nothing = vec![RankOne { layer: 0, writer, u, v }];
         let forks: Vec<Fork> =
@@ -350,7 +352,7 @@ fn windows_hold_for_forks_and_while_answering() {
         let [model, _] = both(name);
         let compute = Compute::cpu();
         let last = model.spec.layers - 1;
-        let edit = edit(&model, last, *writers(&model, last).last().unwrap());
+        let edit = edit(&model, last, *model.spec.writers(last).last().unwrap());
         let under = |edit| Runner::new(&model, &compute, edit, MEMORY, &Silent);
         let runner = under(None);
         let forks: Vec<Fork> =

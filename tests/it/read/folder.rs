@@ -217,7 +217,11 @@ fn a_configuration_that_cannot_be_run_is_an_error() {
             with(json!({ "rope_scaling": { "rope_type": "ntk", "factor": 4.0 } })),
             "\"ntk\" can't be run",
         ),
-        (with(json!({ "model_type": "gpt_oss" })), "gpt_oss can't be run: it has attention sinks"),
+        (
+            with(json!({ "model_type": "gpt_oss", "swiglu_limit": 5.0 })),
+            "swiglu_limit 5 can't be run",
+        ),
+        (with(json!({ "model_type": "deepseek_v3" })), "deepseek_v3 can't be run: it has latent"),
         (with(json!({ "model_type": "exaone4", "layer_types": ["chunked"] })), "fewer elements"),
         (
             with(json!({ "model_type": "exaone4", "layer_types": ["full_attention", "chunked"] })),

@@ -10,7 +10,7 @@ use refusal_patch::checkpoint::Checkpoint;
 use refusal_patch::edit::fold::{achieved, fold};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::model::Model;
-use refusal_patch::packing::packed_expert;
+use refusal_patch::packing::packed_experts;
 use refusal_patch::weights::Matrix;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -65,19 +65,18 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
     let file = Checkpoint::open(&data("gpt-oss")).unwrap();
     let folder = file.folder().unwrap();
     let e = Model::open(&data("gpt-oss")).map(drop).unwrap_err().to_string();
-    assert!(e.contains("gpt_oss"), "{e}");
+    assert!(e.contains("leaves `num_local_experts` out"), "{e}");
     let bytes = fs::read(data("gpt-oss").join("expected.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&bytes).unwrap();
     for name in ["gate_up_proj", "down_proj"].map(|n| format!("model.layers.0.mlp.experts.{n}")) {
         let t = expected.tensor(&name).unwrap();
-        for expert in 0..2 {
-            let (w, codes) = packed_expert(folder, &name, expert).unwrap();
-            assert_eq!(
-                (codes.name.as_str(), w.encoding.name()),
-                (&*format!("{name}_blocks"), "MXFP4")
-            );
-            // In transformers' matrix the inputs are rows.
-            assert_eq!(t.shape(), [2, w.cols, w.rows]);
+        let (stack, codes) = packed_experts(folder, &name).unwrap().unwrap();
+        assert_eq!(codes.name, format!("{name}_blocks"));
+        // In transformers' matrices the inputs are rows.
+        let (rows, cols) = stack.shape();
+        assert_eq!(t.shape(), [stack.len(), cols, rows]);
+        for (expert, w) in stack.iter().enumerate() {
+            assert_eq!(w.encoding.name(), "MXFP4");
             let n = w.rows * w.cols;
             let mut values = vec![0.0; n];
             Encoding::BF16.decode(&t.data()[2 * n * expert..][..2 * n], &mut values);
@@ -91,11 +90,34 @@ fn experts_of_gpt_oss_are_read_as_transformers_reads_them_and_hold_an_edit() {
             println!("{name} {expert}: {:.4} stored", stored.gain);
             assert!((0.98..=1.02).contains(&stored.gain), "{name} {expert}: {stored:?}");
         }
-        assert!(packed_expert(folder, &name, 2).is_err());
     }
-    let e =
-        packed_expert(folder, "model.layers.1.mlp.experts.down_proj", 0).unwrap_err().to_string();
-    assert!(e.contains("down_proj_blocks is missing"), "{e}");
+    assert!(packed_experts(folder, "model.layers.1.mlp.experts.down_proj").unwrap().is_none());
+}
+
+#[test]
+fn experts_of_gpt_oss_whose_tensors_do_not_fit_are_one_clear_error() {
+    let at = "model.layers.0.mlp.experts.down_proj";
+    let zeros = |part: &str, dtype, shape: &[usize]| {
+        named(&format!("{at}_{part}"), dtype, shape, vec![0; shape.iter().product()])
+    };
+    let shapes = "expected [experts, rows, groups, 16]";
+    for (dtype, codes, scales, saying) in [
+        ("U8", vec![2, 64, 3, 16], None, "down_proj_scales is missing"),
+        ("U8", vec![2, 64, 3, 16], Some(vec![2, 64, 2]), shapes),
+        ("U8", vec![2, 64, 48], Some(vec![2, 64, 3]), shapes),
+        ("U8", vec![0, 64, 3, 16], Some(vec![0, 64, 3]), shapes),
+        ("U8", vec![2, 0, 1 << 50, 16], Some(vec![2, 0, 1 << 50]), shapes),
+        ("I8", vec![2, 64, 3, 16], Some(vec![2, 64, 3]), "expected U8"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = vec![zeros("blocks", dtype, &codes)];
+        all.extend(scales.map(|shape| zeros("scales", "U8", &shape)));
+        fs::copy(data("gpt-oss").join("config.json"), dir.path().join("config.json")).unwrap();
+        write_weights(dir.path(), &all, 1);
+        let file = Checkpoint::open(dir.path()).unwrap();
+        let e = packed_experts(file.folder().unwrap(), at).map(drop).unwrap_err().to_string();
+        assert!(e.contains(saying) && e.contains(at) && e.lines().count() == 1, "{e}");
+    }
 }
 
 /// Opens a copy of a packing's folder after a change of its tensors and `quantization_config`.

@@ -7,12 +7,12 @@ use crate::common::experts::{as_folder, logprobs, COUNT};
 use crate::common::gguf::saved;
 use crate::common::organism::*;
 use refusal_patch::arch::Writer;
-use refusal_patch::checkpoint::sha256_checkpoint;
+use refusal_patch::checkpoint::{sha256_checkpoint, sha256_tensors};
 use refusal_patch::edit::fold::achieved_all;
 use refusal_patch::edit::stack::fold_all;
 use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::model::Model;
-use refusal_patch::output::{write, Kind, Patch, Plan, Sidecar};
+use refusal_patch::output::{stage_folder, write, Kind, Patch, Plan, Provenance, Sidecar};
 use refusal_patch::progress::Silent;
 use serde_json::{json, Value};
 
@@ -189,4 +189,83 @@ fn adapters_of_folders_name_modules_of_their_own_and_stacked_parameters() {
         let n = if stack { COUNT } else { 1 };
         assert_eq!((shape("A"), shape("B")), (vec![n, 768], vec![256, n]));
     }
+}
+
+#[test]
+fn experts_of_gpt_oss_hold_an_edit_in_mxfp4_and_in_floats_with_a_row_for_each_input() {
+    for (name, codes) in [("gpt-oss", "down_proj"), ("gpt-oss-mxfp4", "down_proj_blocks")] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = Model::open(&root().join("fixtures/architectures").join(name)).unwrap();
+        let part = &model.parts(1, Writer::Experts).unwrap()[0];
+        let (u, mut v) = (
+            wave(model.spec.hidden, 0.7, 0.05),
+            wave(model.spec.columns(Writer::Experts), 1.3, 1.0),
+        );
+        let width = part.stack.shape().1;
+        v[width..2 * width].fill(0.0);
+        let patch = Patch {
+            tensor: model.code_tensor(&part.tensor).unwrap(),
+            bytes: fold_all(&part.stack, &u, &v, true).unwrap(),
+            type_id: 0,
+        };
+        assert_eq!(patch.tensor, format!("model.layers.1.mlp.experts.{codes}"));
+        let type_id = model.file.tensor(&patch.tensor).unwrap().type_id;
+        let (patch, out) = (Patch { type_id, ..patch }, dir.path().join("out"));
+        let record = Provenance {
+            version: "0".into(),
+            source_sha256: String::new(),
+            method: "gated".into(),
+            layers: vec![1],
+            strength: 1.0,
+            before: "{}".into(),
+            after: "{}".into(),
+            edits: Vec::new(),
+        };
+        let folder = model.file.folder().unwrap();
+        stage_folder(folder, &[patch], &record, &out, false, &Silent).unwrap().commit().unwrap();
+        let written = Model::open(&out).unwrap();
+        let after = &written.parts(1, Writer::Experts).unwrap()[0].stack;
+        let stored = achieved_all(&part.stack, after, &u, &v);
+        println!("{name}: {:.4} stored, {} codes moved", stored.gain, stored.codes_moved);
+        assert!((0.98..=1.02).contains(&stored.gain), "{name}: {stored:?}");
+        assert!(part.stack.get(1).bytes == after.get(1).bytes, "an expert without an edit");
+        assert!(part.stack.get(2).bytes != after.get(2).bytes);
+        let [a, b] = [&model.file, &written.file].map(|f| sha256_tensors(f, &Silent).unwrap());
+        for (t, (a, b)) in model.file.tensors().iter().zip(a.iter().zip(&b)) {
+            assert_eq!(
+                a != b,
+                t.name.ends_with(&format!("layers.1.mlp.experts.{codes}")),
+                "{}",
+                t.name
+            );
+        }
+    }
+}
+
+#[test]
+fn biases_and_sinks_that_do_not_fit_are_one_clear_error() {
+    let bytes = std::fs::read(root().join("fixtures/architectures/gpt-oss.gguf")).unwrap();
+    let gone = |tensor: &str, saying: &[&str]| {
+        // Another name of the same length.
+        let at = tensor.len() - 3;
+        refused(&bytes, &tensor.as_bytes()[..at], 0, b"xyz", saying);
+    };
+    gone("blk.1.ffn_down_exps.bias", &["blk.1.ffn_down_exps.bxyz can't be applied"]);
+    gone("blk.2.attn_sinks.weight", &["blk.2.attn_sinks.weixyz can't be applied"]);
+    // Behind the blocks, where tensors of no block stand.
+    let moved = |tensor: &str, saying: &[&str]| {
+        let mut bytes = bytes.clone();
+        let at = bytes.windows(tensor.len()).position(|w| w == tensor.as_bytes()).unwrap();
+        bytes[at + "blk.".len()] = b'9';
+        refused(&bytes, b"GGUF", 0, b"", saying);
+    };
+    moved("blk.1.ffn_gate_inp.bias", &["tensor blk.1.ffn_gate_inp.bias is missing"]);
+    moved("blk.1.ffn_up_exps.bias", &["tensor blk.1.ffn_up_exps.bias is missing"]);
+    moved("blk.0.attn_sinks.weight", &["tensor blk.0.attn_sinks.weight is missing"]);
+    let fewer = |tensor: &str, saying: &[&str]| {
+        refused(&bytes, tensor.as_bytes(), 4, &1u64.to_le_bytes(), saying);
+    };
+    fewer("blk.0.attn_sinks.weight", &["attn_sinks.weight has 1 elements", "asks for 4"]);
+    fewer("blk.2.ffn_gate_inp.bias", &["ffn_gate_inp.bias has 1 elements", "asks for 4"]);
+    fewer("blk.0.ffn_gate_exps.bias", &["ffn_gate_exps.bias has 4 elements", "asks for 128"]);
 }
