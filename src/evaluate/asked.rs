@@ -147,15 +147,17 @@ impl Evaluator<'_> {
         if let Some(first) = first.filter(is_closed) {
             let last = (first..=answer.len()).take_while(is_closed).last()?;
             let whole = text(first);
-            let said = whole[..whole.rfind(tag)?].trim_end().len();
+            let said = thinking::without_head(&whole[..whole.rfind(tag)?]).len();
             let content = (1..=first).find(|&n| text(n).len() >= said)?;
             let closes = read.len() + content - 1;
             read.extend(&answer[..last]);
             return Some(Thought { closes, ended: false });
         }
-        read.extend(answer);
+        // The head of the answer's message may have begun: it is written whole.
+        let ends = |&t: &u32| thinking::ends(&self.chat.tokenizer.token_text(t));
+        read.extend(&answer[..answer.iter().position(ends).unwrap_or(answer.len())]);
         let closes = read.len();
-        read.extend(self.chat.tokenizer.encode_template(&format!("\n{tag}\n\n"), &[]));
+        read.extend(self.chat.tokenizer.encode_template(&thinking::closing(tag), &[]));
         Some(Thought { closes, ended: generated.end.is_some() })
     }
 }

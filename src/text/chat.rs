@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::thinking::left_open;
+use super::thinking::{left_open, skip};
 use super::{ChatTemplate, Thinking, Tokenizer};
 use crate::error::{Error, Result};
 
@@ -85,6 +85,9 @@ impl Chat {
             // with a switch do.
             text.truncate(text.trim_end().len());
             text += &format!("\n\n{close}\n\n");
+        }
+        if thinking == Thinking::Off && self.template.has_channels {
+            text += skip(&text);
         }
         let mut tokens = self.tokenizer.encode_template(&text, &contents);
         if let Some(why) = self.tokenizer.fault() {
@@ -242,5 +245,16 @@ mod tests {
             error.contains("user message \"how so\"") && error.contains("`chat_template`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn without_thinking_an_answer_begins_in_the_final_channel() {
+        let template = "<|start|>user<|message|>{{ messages[0].content }}<|end|>\
+                        {% if false %}<|channel|>final<|message|>{% endif %}<|start|>assistant";
+        let chat = chat(template);
+        let of = |thinking| chat.prompt_with("a", thinking).unwrap().text;
+        let asked = "<|start|>user<|message|>a<|end|><|start|>assistant";
+        assert_eq!(of(Thinking::On), asked);
+        assert_eq!(of(Thinking::Off), format!("{asked}<|channel|>final<|message|>"));
     }
 }

@@ -11,7 +11,7 @@ use minijinja_contrib::pycompat;
 use super::date::strftime;
 use super::guard::{self, guarded};
 use super::source::normalize;
-use super::thinking::BLOCKS;
+use super::thinking::{BLOCKS, FINAL};
 use super::{Message, Thinking};
 use crate::error::{Error, Result};
 
@@ -34,6 +34,8 @@ pub struct ChatTemplate {
     eos: String,
     /// Whether the template mentions `enable_thinking` or a tag of a thinking block.
     pub can_think: bool,
+    /// Whether the template's messages have a channel, as those of gpt-oss.
+    pub has_channels: bool,
     /// Whether chats are rendered with thinking on, unless a call says otherwise.
     pub thinking: Thinking,
 }
@@ -80,6 +82,7 @@ impl ChatTemplate {
                 || BLOCKS
                     .iter()
                     .any(|(open, close)| source.contains(open) || source.contains(close)),
+            has_channels: source.contains(FINAL),
             thinking: Thinking::Off,
         })
     }

@@ -10,8 +10,15 @@ pub const BLOCKS: [(&str, &str); 6] = [
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
     ("[THINK]", "[/THINK]"),
-    ("<|channel|>analysis", "<|channel|>final<|message|>"),
+    ("<|channel|>analysis", FINAL),
 ];
+
+/// What opens the channel of the answer in gpt-oss' format (harmony).
+pub const FINAL: &str = "<|channel|>final<|message|>";
+/// The head of a message there, before its channel.
+const HEAD: &str = "<|start|>assistant";
+/// What ends a message there, but no answer.
+const MESSAGE_END: &str = "<|end|>";
 
 /// Whether chats are rendered with thinking on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -41,9 +48,39 @@ pub fn begins(answer: &str) -> bool {
     begun(answer).is_some()
 }
 
-/// Whether a token's text is a tag of a block.
+/// Whether a token's text is a tag of a block, or a part of one.
 pub fn is_tag(token: &str) -> bool {
     BLOCKS.iter().any(|(open, close)| token == *open || token == *close)
+        || ["<|start|>", "<|channel|>", "<|message|>"].contains(&token)
+}
+
+/// What follows a prompt whose template leaves it to the model whether it thinks, so that it
+/// doesn't.
+pub fn skip(prompt: &str) -> &'static str {
+    if prompt.ends_with(HEAD) {
+        FINAL
+    } else {
+        ""
+    }
+}
+
+/// What closes a block with the tag `close` where a thought was cut off.
+pub fn closing(close: &str) -> String {
+    match close {
+        FINAL => format!("{MESSAGE_END}{HEAD}{FINAL}"),
+        _ => format!("\n{close}\n\n"),
+    }
+}
+
+/// Whether a thought ends with this token, though the tag that closes it is still to come.
+pub fn ends(token: &str) -> bool {
+    token == MESSAGE_END
+}
+
+/// A thought without the head of the message that follows it.
+pub fn without_head(thought: &str) -> &str {
+    let thought = thought.trim_end();
+    thought.strip_suffix(HEAD).map_or(thought, str::trim_end)
 }
 
 /// The text after the last closing tag, or the whole answer if it has none. The opening tag may
@@ -70,5 +107,23 @@ mod tests {
             assert!(left_open(&format!("{open}{close}")).is_none(), "{open}");
         }
         assert_eq!(after("a < b"), Some("a < b"));
+    }
+
+    #[test]
+    fn in_gpt_oss_an_answer_is_the_message_in_the_final_channel() {
+        let user = "<|start|>user<|message|>Hi<|end|><|start|>assistant";
+        let thought = "<|channel|>analysis<|message|>Easy.";
+        let answer = format!("{thought}{}Hi.", closing(begun(thought).unwrap()));
+        assert_eq!(
+            answer,
+            "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>\
+             Hi."
+        );
+        assert_eq!((after(&answer), after(thought)), (Some("Hi."), None));
+        assert_eq!(after(&format!("{}Hi.", skip(user))), Some("Hi."));
+        assert_eq!((skip("<|im_start|>assistant"), skip("assistant")), ("", ""));
+        assert_eq!(without_head(&format!("{thought} {HEAD}")), thought);
+        assert!(["<|start|>", "<|channel|>", "<|message|>"].iter().all(|t| is_tag(t)));
+        assert!(ends("<|end|>") && !ends("<|channel|>"));
     }
 }
