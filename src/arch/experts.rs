@@ -6,11 +6,22 @@ use super::{from_config as config, from_gguf, Role};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
+/// The number of the sigmoid in GGUF's `expert_gating_func`.
+const SIGMOID: usize = 2;
+
+/// The error for a router that differs from that of GLM 4.5.
+fn unlike_glm(path: &str, what: &str) -> Error {
+    Error::unsupported(
+        format!("{path}: a router {what} can't be run"),
+        "supported: sigmoids (function 2) in one group",
+    )
+}
+
 /// The experts that replace a block's feed-forward layer.
 ///
 /// The router weighs the experts of a token: the weights are the softmax of its logits over all
-/// experts, and the `used` largest weights are kept. Dividing these by their sum gives the softmax
-/// over the chosen experts.
+/// experts, or their sigmoids, and the `used` largest weights are kept. Dividing weights of the
+/// softmax by their sum gives the softmax over the chosen experts.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Experts {
     /// Number of routed experts in a block.
@@ -20,13 +31,22 @@ pub struct Experts {
     /// Hidden width of a routed expert.
     pub ffn: usize,
     /// Hidden width of the shared expert; 0 if there is none. Every token runs through the shared
-    /// expert, which is scaled by a sigmoid gate.
+    /// expert.
     pub shared: usize,
+    /// Whether a sigmoid gate scales the shared expert.
+    pub shared_gated: bool,
+    /// Whether weights are sigmoids. The experts with the largest sums of weight and correction are
+    /// chosen; the checkpoint stores a correction for each expert.
+    pub sigmoid: bool,
+    /// Factor of the weights.
+    pub scale: f32,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub normalised: bool,
     /// The last of every `every` blocks has experts; the other blocks have a plain feed-forward
     /// layer. 1: all blocks have experts.
     pub every: usize,
+    /// The blocks before this one have a plain feed-forward layer.
+    pub first: usize,
     /// Further blocks that have a plain feed-forward layer.
     pub dense: Vec<usize>,
     /// Whether the router and the experts have biases.
@@ -55,7 +75,7 @@ impl Experts {
             return Err(Error::unsupported(
                 format!("{path}: {arch} with experts can't be run"),
                 "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, qwen35moe, \
-                 olmoe, gpt-oss",
+                 olmoe, gpt-oss, glm4moe",
             ));
         }
         let need = |name: &str, v: Option<usize>| {
@@ -69,27 +89,43 @@ impl Experts {
             (need("expert_count", count)?, need("expert_used_count", key("expert_used_count"))?);
         let ffn =
             from_gguf::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
+        let width = match key("expert_feed_forward_length").filter(|_| moe) {
+            Some(n) => n,
+            None if moe && !["olmoe", "gpt-oss"].contains(&arch) => {
+                need("feed_forward_length", ffn)? / used
+            }
+            None => need("feed_forward_length", ffn)?,
+        };
+        let sigmoid = arch == "glm4moe";
+        let number = |k: &str| file.get_u32(&format!("{arch}.{k}")).map(|v| v as usize);
+        let function = number("expert_gating_func").unwrap_or(SIGMOID);
+        let groups = number("expert_group_count").unwrap_or(1);
+        if sigmoid && (function != SIGMOID || groups > 1) {
+            return Err(unlike_glm(&path, &format!("of function {function} in {groups} groups")));
+        }
+        let scale = file.get_f32(&format!("{arch}.expert_weights_scale"));
+        let scale = scale.filter(|x| sigmoid && *x != 0.0).unwrap_or(1.0);
         let experts = Experts {
             count,
             used,
-            ffn: match key("expert_feed_forward_length").filter(|_| moe) {
-                Some(n) => n,
-                None if moe && !["olmoe", "gpt-oss"].contains(&arch) => {
-                    need("feed_forward_length", ffn)? / used
-                }
-                None => need("feed_forward_length", ffn)?,
-            },
+            sigmoid,
+            scale,
+            first: number("leading_dense_block_count").filter(|_| sigmoid).unwrap_or(0),
+            shared_gated: !sigmoid,
+            ffn: width,
             shared: match arch {
                 "qwen2moe" | "qwen35moe" => {
                     need("feed_forward_length", key("expert_shared_feed_forward_length").or(ffn))?
                 }
+                "glm4moe" => number("expert_shared_count").unwrap_or(0).saturating_mul(width),
                 _ => 0,
             },
-            normalised: !["qwen2moe", "olmoe"].contains(&arch),
-            every: 1,
-            dense: Vec::new(),
+            normalised: match sigmoid {
+                true => file.get_bool(&format!("{arch}.expert_weights_norm")).unwrap_or(false),
+                false => !["qwen2moe", "olmoe"].contains(&arch),
+            },
             biased: arch == "gpt-oss",
-            alternating: false,
+            ..Experts::plain()
         };
         experts.checked(&path).map(Some)
     }
@@ -103,29 +139,43 @@ impl Experts {
         let need = |key: &str| config::needed(c, key, path);
         // The key has either of two names, depending on the library that wrote it.
         let count = |a: &str, b: &str| number(b).map_or_else(|| need(a), Ok);
+        let plain = Experts::plain();
         let experts = match kind {
             "mixtral" | "gpt_oss" => Experts {
                 count: count("num_local_experts", "num_experts")?,
                 used: need("num_experts_per_tok")?,
                 ffn: need("intermediate_size")?,
-                shared: 0,
                 normalised: true,
-                every: 1,
-                dense: Vec::new(),
                 biased: kind == "gpt_oss",
                 alternating: kind == "gpt_oss",
+                ..plain
             },
             "olmoe" => Experts {
                 count: count("num_experts", "num_local_experts")?,
                 used: need("num_experts_per_tok")?,
                 ffn: need("intermediate_size")?,
-                shared: 0,
                 normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
-                every: 1,
-                dense: Vec::new(),
-                biased: false,
-                alternating: false,
+                ..plain
             },
+            "glm4_moe" => {
+                let ffn = need("moe_intermediate_size")?;
+                let groups = number("n_group").unwrap_or(1);
+                if groups > 1 {
+                    return Err(unlike_glm(path, &format!("in {groups} groups")));
+                }
+                Experts {
+                    count: need("n_routed_experts")?,
+                    used: need("num_experts_per_tok")?,
+                    ffn,
+                    shared: need("n_shared_experts")?.saturating_mul(ffn),
+                    shared_gated: false,
+                    sigmoid: true,
+                    scale: config::float(c, "routed_scaling_factor", path)?.unwrap_or(1.0) as f32,
+                    normalised: c["norm_topk_prob"].as_bool().unwrap_or(true),
+                    first: c["first_k_dense_replace"].as_u64().unwrap_or(1) as usize,
+                    ..plain
+                }
+            }
             "qwen2_moe" | "qwen3_moe" | "qwen3_5_moe_text" => {
                 let dense = c["mlp_only_layers"].as_array().into_iter().flatten();
                 Experts {
@@ -141,8 +191,7 @@ impl Experts {
                         || c["norm_topk_prob"].as_bool().unwrap_or(false),
                     every: number("decoder_sparse_step").unwrap_or(1),
                     dense: dense.filter_map(Value::as_u64).map(|l| l as usize).collect(),
-                    biased: false,
-                    alternating: false,
+                    ..plain
                 }
             }
             _ => return Ok(None),
@@ -150,8 +199,35 @@ impl Experts {
         experts.checked(path).map(Some)
     }
 
-    /// Checks that a token uses no more experts than there are, and that experts have a width.
+    /// Experts in all blocks, without anything special; the numbers are still to be set.
+    fn plain() -> Experts {
+        Experts {
+            count: 0,
+            used: 0,
+            ffn: 0,
+            shared: 0,
+            shared_gated: true,
+            sigmoid: false,
+            scale: 1.0,
+            normalised: false,
+            every: 1,
+            first: 0,
+            dense: Vec::new(),
+            biased: false,
+            alternating: false,
+        }
+    }
+
+    /// Checks that a token uses no more experts than there are, that experts have a width, and that
+    /// the weights' factor is a positive number.
     fn checked(self, path: &str) -> Result<Experts> {
+        if !(self.scale.is_finite() && self.scale > 0.0) {
+            return Err(Error::Model(format!(
+                "{path}: experts weighed by a factor of {} make no sense; expected a positive \
+                 number",
+                self.scale
+            )));
+        }
         if self.used > self.count || self.ffn == 0 {
             return Err(Error::Model(format!(
                 "{path}: {} of {} experts of width {} make no sense; expected a positive width, \
@@ -172,24 +248,39 @@ impl Experts {
 
     /// Whether block `layer` has experts.
     pub fn are_in(&self, layer: usize) -> bool {
-        !self.dense.contains(&layer) && (layer + 1).is_multiple_of(self.every)
+        layer >= self.first
+            && !self.dense.contains(&layer)
+            && (layer + 1).is_multiple_of(self.every)
     }
 
     /// Chooses the experts of each row. Returns, for each expert, the rows that chose it, each with
-    /// the router's weight. `logits`: the router's, `[rows, count]`. Of experts with equal logits,
-    /// the lower index wins.
-    pub fn route(&self, logits: &[f32]) -> Vec<Vec<(usize, f32)>> {
+    /// the router's weight. `logits`: the router's, `[rows, count]`; `correction`: what is added to
+    /// an expert's sigmoid for the choice, `[count]`. Of equal experts the lower index wins.
+    pub fn route(&self, logits: &[f32], correction: Option<&[f32]>) -> Vec<Vec<(usize, f32)>> {
         let mut out = vec![Vec::new(); self.count];
         let mut order: Vec<usize> = Vec::new();
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
         for (row, logits) in logits.chunks_exact(self.count).enumerate() {
+            let score = |e: usize| match correction {
+                Some(correction) => sigmoid(logits[e]) + correction[e],
+                None => logits[e],
+            };
             order.clear();
             order.extend(0..self.count);
-            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-            let weight = |e: usize| (logits[e] - logits[order[0]]).exp();
-            let summed = if self.normalised { &order[..self.used] } else { &order[..] };
-            let sum: f32 = summed.iter().map(|&e| weight(e)).sum();
+            order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+            let weight = |e: usize| match self.sigmoid {
+                true => sigmoid(logits[e]),
+                false => (logits[e] - logits[order[0]]).exp(),
+            };
+            let sum: f32 = match (self.sigmoid, self.normalised) {
+                (true, false) => 1.0,
+                (false, false) => order.iter().map(|&e| weight(e)).sum(),
+                (_, true) => order[..self.used].iter().map(|&e| weight(e)).sum(),
+            };
+            // Sigmoids of very small logits are all zero.
+            let sum = sum.max(f32::MIN_POSITIVE);
             for &e in &order[..self.used] {
-                out[e].push((row, weight(e) / sum));
+                out[e].push((row, weight(e) / sum * self.scale));
             }
         }
         out
@@ -202,21 +293,11 @@ mod tests {
 
     #[test]
     fn weights_are_shares_of_all_experts_or_of_the_chosen_ones() {
-        let mut e = Experts {
-            count: 4,
-            used: 2,
-            ffn: 1,
-            shared: 0,
-            normalised: true,
-            every: 1,
-            dense: vec![],
-            biased: false,
-            alternating: false,
-        };
+        let mut e = Experts { count: 4, used: 2, ffn: 1, normalised: true, ..Experts::plain() };
         // Softmax of these logits: 0.1, 0.4, 0.3, 0.2.
         let logits: Vec<f32> = [0.1f32, 0.4, 0.3, 0.2].iter().map(|p| p.ln() + 7.0).collect();
         let weights = |e: &Experts| {
-            let routed = e.route(&logits);
+            let routed = e.route(&logits, None);
             assert!(routed[0].is_empty() && routed[3].is_empty());
             (routed[1][0].1, routed[2][0].1)
         };
@@ -225,5 +306,32 @@ mod tests {
         e.normalised = false;
         let (a, b) = weights(&e);
         assert!((a - 0.4).abs() < 1e-6 && (b - 0.3).abs() < 1e-6);
+    }
+
+    #[test]
+    fn corrections_choose_experts_and_weigh_none() {
+        let mut e = Experts {
+            count: 3,
+            used: 2,
+            ffn: 1,
+            sigmoid: true,
+            scale: 2.0,
+            normalised: true,
+            ..Experts::plain()
+        };
+        // Sigmoids: 0.2, 0.5, 0.8.
+        let logits = [0.25f32.ln(), 0.0, 4f32.ln()];
+        let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found}");
+        let routed = e.route(&logits, Some(&[1.0, 0.0, 0.0]));
+        assert!(routed[1].is_empty());
+        near(routed[0][0].1, 2.0 * 0.2);
+        near(routed[2][0].1, 2.0 * 0.8);
+        e.normalised = false;
+        let routed = e.route(&logits, Some(&[0.0; 3]));
+        near(routed[1][0].1, 2.0 * 0.5);
+        near(routed[2][0].1, 2.0 * 0.8);
+        // Nothing to divide by.
+        e.normalised = true;
+        assert_eq!(e.route(&[-200.0; 3], Some(&[0.0; 3]))[0], [(0, 0.0)]);
     }
 }

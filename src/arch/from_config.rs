@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::delta::DeltaNet;
 use super::experts::Experts;
 use super::rope::{self, Rope};
-use super::row::{Activation, Arch, Windows};
+use super::row::{Activation, Arch, QkNorm, Windows};
 use super::spec::{self, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
@@ -93,7 +93,8 @@ impl Spec {
             )));
         }
         let experts = Experts::from_config(c, kind, &path)?;
-        let dense = experts.as_ref().is_none_or(|e| e.every > 1 || !e.dense.is_empty());
+        let dense =
+            experts.as_ref().is_none_or(|e| e.every > 1 || e.first > 0 || !e.dense.is_empty());
         let (attends, local_rope) = windows(c, arch, layers, head_dim, &path)?;
         let shape = Shape { layers, hidden, heads, head_dim };
         let tied = |v: &Value| v["tie_word_embeddings"].as_bool();
@@ -123,7 +124,10 @@ impl Spec {
             rope,
             local_rope,
             attends,
-            qk_norm: arch.qk_norm,
+            qk_norm: match kind {
+                "glm4_moe" if c["use_qk_norm"] != true => QkNorm::None,
+                _ => arch.qk_norm,
+            },
             sinks: arch.sinks,
             scales: scales(c, arch, &shape, &path)?,
             context,

@@ -1,6 +1,6 @@
 //! Reads the decoder's description from GGUF metadata.
 
-use super::row::{Arch, Windows};
+use super::row::{Arch, QkNorm, Windows};
 use super::spec::{attends, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
 use super::{rope, DeltaNet, Experts, Rope};
 use crate::checkpoint::Gguf;
@@ -79,9 +79,11 @@ impl Spec {
             heads,
             kv_heads,
             head_dim,
-            // In llama.cpp's files of these architectures, either all blocks have experts or none
-            // has.
-            ffn: if experts.is_some() { 0 } else { need("feed_forward_length")? },
+            // In llama.cpp's files all blocks have experts, or none, or all but the first ones.
+            ffn: match experts.as_ref().is_some_and(|e| e.first == 0) {
+                true => 0,
+                false => need("feed_forward_length")?,
+            },
             experts,
             delta: match arch.delta_nets {
                 true => Some(DeltaNet::from_gguf(file, name, layers)?),
@@ -97,7 +99,11 @@ impl Spec {
             rope,
             local_rope,
             attends,
-            qk_norm: arch.qk_norm,
+            // The smaller of the two published models has no norms of queries and keys.
+            qk_norm: match file.tensor("blk.0.attn_q_norm.weight") {
+                None if arch.gguf == "glm4moe" => QkNorm::None,
+                _ => arch.qk_norm,
+            },
             sinks: arch.sinks,
             scales: scales_of_gguf(file, arch, &shape)?,
             context,

@@ -69,6 +69,7 @@ pub enum Role {
     FfnGateUp,
     FfnDown,
     Router,
+    RouterCorrection,
     ExpertGate,
     ExpertUp,
     ExpertGateUp,
@@ -126,7 +127,7 @@ impl Role {
     /// What follows the module in the tensor's name.
     pub(crate) fn ending(self) -> &'static str {
         match self {
-            Role::AttnSinks | Role::DeltaRate | Role::DeltaStep => "",
+            Role::AttnSinks | Role::RouterCorrection | Role::DeltaRate | Role::DeltaStep => "",
             _ => ".weight",
         }
     }
@@ -137,6 +138,7 @@ impl Role {
         matches!(
             self,
             Router
+                | RouterCorrection
                 | ExpertGate
                 | ExpertUp
                 | ExpertGateUp
@@ -172,6 +174,7 @@ impl Role {
             Role::FfnUp | Role::FfnGateUp => "ffn_up",
             Role::FfnDown => "ffn_down",
             Role::Router => "ffn_gate_inp",
+            Role::RouterCorrection => "exp_probs_b.bias",
             Role::ExpertGate => "ffn_gate_exps",
             Role::ExpertUp => "ffn_up_exps",
             Role::ExpertGateUp => "ffn_gate_up_exps",
@@ -212,6 +215,7 @@ impl Role {
             Role::FfnUp => "mlp.up_proj",
             Role::FfnDown => "mlp.down_proj",
             Role::Router => "mlp.gate",
+            Role::RouterCorrection => "mlp.gate.e_score_correction_bias",
             Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp | Role::ExpertDown => {
                 "mlp.experts"
             }

@@ -192,9 +192,11 @@ impl Spec {
         match &self.experts {
             Some(e) if self.is_sparse(layer) => {
                 all.push(Router);
+                all.extend(e.sigmoid.then_some(RouterCorrection));
                 all.extend(e.roles());
                 if e.shared > 0 {
-                    all.extend([SharedRouter, SharedGate, SharedUp, SharedDown]);
+                    all.extend([SharedGate, SharedUp, SharedDown]);
+                    all.extend(e.shared_gated.then_some(SharedRouter));
                 }
             }
             _ if self.fused_gate_up => all.extend([FfnGateUp, FfnDown]),

@@ -214,6 +214,19 @@ pub(super) const ROWS: &[Arch] = &[
         defaults: r#"{"rms_norm_eps": 1.5625e-7, "head_dim": 128, "partial_rotary_factor": 0.5}"#,
         ..PLAIN
     },
+    Arch {
+        gguf: "glm4moe",
+        model_types: &["glm4_moe"],
+        own_gguf_norms: Some(["attn_norm", "", "post_attention_norm", ""]),
+        renamed: &[
+            (Role::SharedGate, "mlp.shared_experts.gate_proj"),
+            (Role::SharedUp, "mlp.shared_experts.up_proj"),
+            (Role::SharedDown, "mlp.shared_experts.down_proj"),
+        ],
+        qk_norm: QkNorm::Head,
+        defaults: r#"{"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "n_shared_experts": 1}"#,
+        ..PLAIN
+    },
 ];
 
 /// Well-known architectures that can't be run, each with the reason: a part that this decoder
@@ -230,7 +243,6 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
         &["deepseek2", "deepseek_v2", "deepseek_v3", "glm-dsa", "kimi_k25"],
         "it has latent attention (MLA)",
     ),
-    (&["glm4moe", "glm4_moe"], "its experts are chosen by a sigmoid router"),
     (&["llama4", "llama4_text"], "its attention is chunked, and experts scale their input"),
     (&["lfm2", "lfm2moe", "lfm2_moe"], "most of its blocks are short convolutions"),
     (

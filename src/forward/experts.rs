@@ -21,16 +21,23 @@ impl Runner<'_> {
         tap: &mut dyn Tap,
     ) -> Result<()> {
         let d = self.model.spec.hidden;
-        let routes = experts.route(&self.project(Role::Router, layer, normed, rows.len())?);
+        let correction = match experts.sigmoid {
+            true => Some(self.model.vector(Role::RouterCorrection, layer)?),
+            false => None,
+        };
+        let logits = self.project(Role::Router, layer, normed, rows.len())?;
+        let routes = experts.route(&logits, correction.as_deref());
         if experts.shared > 0 {
             let up = self.project(Role::SharedUp, layer, normed, rows.len())?;
             let mut x = self.project(Role::SharedGate, layer, normed, rows.len())?;
             activate(self.model.spec.activation, &mut x, &up);
-            let gate = self.model.vector(Role::SharedRouter, layer)?;
-            x.par_chunks_mut(experts.shared).zip(normed.par_chunks(d)).for_each(|(x, row)| {
-                let open = 1.0 / (1.0 + (-dot(&gate, row)).exp());
-                x.iter_mut().for_each(|x| *x *= open);
-            });
+            if experts.shared_gated {
+                let gate = self.model.vector(Role::SharedRouter, layer)?;
+                x.par_chunks_mut(experts.shared).zip(normed.par_chunks(d)).for_each(|(x, row)| {
+                    let open = 1.0 / (1.0 + (-dot(&gate, row)).exp());
+                    x.iter_mut().for_each(|x| *x *= open);
+                });
+            }
             self.write(layer, Writer::Shared, rows, &x, hidden, tap)?;
         }
         let mut biases = Vec::new();

@@ -57,8 +57,8 @@ pub trait Tap {
     /// The residual stream after block `layer`.
     fn residual(&mut self, _layer: usize, _rows: &[Row], _x: &[f32], _width: usize) {}
     /// The input of a writer's matrix. Of a routed expert: the rows that chose it, times the
-    /// router's weight; of a shared expert: all rows, times its gate. The matrix times `x` is then
-    /// what is added to the residual stream.
+    /// router's weight; of a shared expert: all rows, times its gate if it has one. The matrix times
+    /// `x`, and its bias times the router's weight, are what is added to the residual stream.
     fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
     /// How many tokens of a shared prefix may run once for all sequences of a batch. The tap then
     /// sees these rows of the first sequence only.

@@ -96,6 +96,11 @@ impl Model {
     pub(super) fn check_experts(&self, layer: usize, e: &Experts) -> Result<()> {
         let d = self.spec.hidden;
         self.expect(&self.name(Role::Router, layer), e.count, d)?;
+        if e.sigmoid {
+            let name = self.name(Role::RouterCorrection, layer);
+            let correction = self.vector(Role::RouterCorrection, layer)?;
+            self.expect_len(&name, correction.len(), e.count)?;
+        }
         if e.biased {
             let name = self.bias_name(Role::Router, layer);
             let bias = self.bias(Role::Router, layer)?.ok_or_else(|| self.missing(&name))?;
@@ -141,6 +146,8 @@ impl Model {
             self.expect(&self.name(Role::SharedGate, layer), e.shared, d)?;
             self.expect(&self.name(Role::SharedUp, layer), e.shared, d)?;
             self.expect(&self.name(Role::SharedDown, layer), d, e.shared)?;
+        }
+        if e.shared > 0 && e.shared_gated {
             let name = self.name(Role::SharedRouter, layer);
             self.expect_len(&name, self.vector(Role::SharedRouter, layer)?.len(), d)?;
         }

@@ -134,8 +134,8 @@ impl<'a> Module<'a, '_> {
 }
 
 /// A stack of experts in MXFP4, outputs by inputs, as gpt-oss stores experts: `NAME_blocks`
-/// `[experts, rows, cols / 32, 16]` and `NAME_scales` `[experts, rows, cols / 32]`, both U8. Returned
-/// with `NAME_blocks`, which holds the codes. `None` if the folder has no such tensor.
+/// `[experts, rows, cols / 32, 16]` and `NAME_scales` `[experts, rows, cols / 32]`, both U8.
+/// Returned with `NAME_blocks`, which holds the codes. `None` if the folder has no such tensor.
 ///
 /// # Errors
 /// The scales are missing, or shapes don't fit.

@@ -116,8 +116,8 @@ mod tests {
         let answer = format!("{thought}{}Hi.", closing(begun(thought).unwrap()));
         assert_eq!(
             answer,
-            "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>\
-             Hi."
+            "<|channel|>analysis<|message|>Easy.<|end|>\
+             <|start|>assistant<|channel|>final<|message|>Hi."
         );
         assert_eq!((after(&answer), after(thought)), (Some("Hi."), None));
         assert_eq!(after(&format!("{}Hi.", skip(user))), Some("Hi."));

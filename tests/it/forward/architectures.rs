@@ -16,7 +16,7 @@ use serde_json::Value;
 const MEMORY: usize = 1 << 30;
 /// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
 const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 21] = [
+const ALL: [&str; 22] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -38,6 +38,7 @@ const ALL: [&str; 21] = [
     "qwen35",
     "qwen35moe",
     "gpt-oss",
+    "glm4moe",
 ];
 /// Without a GGUF file.
 const FOLDERS: [&str; 2] = ["exaone4-windows", "gpt-oss-mxfp4"];

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::common::folder::*;
-use refusal_patch::arch::{Spec, Writer};
+use refusal_patch::arch::{QkNorm, Spec, Writer};
 use refusal_patch::checkpoint::{Checkpoint, Folder};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::forward::{Compute, Head, Runner};
@@ -221,6 +221,9 @@ fn a_configuration_that_cannot_be_run_is_an_error() {
             with(json!({ "model_type": "gpt_oss", "swiglu_limit": 5.0 })),
             "swiglu_limit 5 can't be run",
         ),
+        (with(glm(json!({ "n_group": 8 }))), "in 8 groups can't be run"),
+        (with(glm(json!({ "routed_scaling_factor": -1.0 }))), "a factor of -1 make no sense"),
+        (with(glm(json!({ "moe_intermediate_size": 0 }))), "`moe_intermediate_size` is 0"),
         (with(json!({ "model_type": "deepseek_v3" })), "deepseek_v3 can't be run: it has latent"),
         (with(json!({ "model_type": "exaone4", "layer_types": ["chunked"] })), "fewer elements"),
         (
@@ -341,6 +344,30 @@ fn experts_that_do_not_fit_the_configuration_are_one_clear_error() {
         &["shared_expert.gate_proj.weight is 72 x 64"],
     );
     refused(true, json!({ "mlp_only_layers": [1] }), &["layers.1.mlp.gate_proj.weight is missing"]);
+}
+
+fn glm(more: Value) -> Value {
+    let mut all = json!({
+        "model_type": "glm4_moe", "num_hidden_layers": 3, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_shared_experts": 2,
+        "routed_scaling_factor": 2.5,
+    });
+    more.as_object().unwrap().iter().for_each(|(k, v)| all[k] = v.clone());
+    all
+}
+
+#[test]
+fn the_first_blocks_of_glm_have_no_experts_and_its_small_model_no_norms_of_queries() {
+    let s = spec(with(glm(json!({})))).unwrap();
+    let e = s.experts.as_ref().unwrap();
+    assert_eq!((e.shared, e.scale, e.normalised, e.sigmoid), (16, 2.5, true, true));
+    assert_eq!(s.qk_norm, QkNorm::None);
+    assert_eq!(s.writers(0), [Writer::Attention, Writer::Ffn]);
+    assert_eq!(s.writers(1), [Writer::Attention, Writer::Shared, Writer::Experts]);
+    let other =
+        spec(with(glm(json!({ "use_qk_norm": true, "first_k_dense_replace": 3 })))).unwrap();
+    assert_eq!(other.qk_norm, QkNorm::Head);
+    assert!((0..3).all(|layer| !other.is_sparse(layer)));
 }
 
 #[test]
