@@ -6,7 +6,7 @@ use super::{from_config as config, from_gguf};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
-/// The experts that replace a block's feed-forward layer.
+/// The experts that replace a block's feed-forward layer, or stand beside it.
 ///
 /// The router weighs the experts of a token: the weights are the softmax of its logits over all
 /// experts, and the `used` largest weights are kept. Dividing these by their sum gives the softmax
@@ -29,6 +29,10 @@ pub struct Experts {
     pub every: usize,
     /// Further blocks that have a plain feed-forward layer.
     pub dense: Vec<usize>,
+    /// Whether the plain feed-forward layer runs beside the experts: both read the residual stream
+    /// through norms of their own, and their normed sum is added to it. The router reads the
+    /// stream normed and scaled, and each expert's output has a factor.
+    pub parallel: bool,
 }
 
 impl Experts {
@@ -42,15 +46,18 @@ impl Experts {
         let path = file.path().display().to_string();
         let key =
             |k: &str| file.get_u32(&format!("{arch}.{k}")).map(|v| v as usize).filter(|&v| v > 0);
-        let (count, moe) = (key("expert_count"), arch.ends_with("moe"));
+        // Gemma 4 with experts has the name of Gemma 4 without.
+        let moe = arch.ends_with("moe");
+        let named = moe || arch == "gemma4";
+        let count = key("expert_count");
         if count.is_none() && !moe {
             return Ok(None);
         }
-        if !moe && arch != "llama" {
+        if !named && arch != "llama" {
             return Err(Error::unsupported(
                 format!("{path}: {arch} with experts can't be run"),
                 "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, qwen35moe, \
-                 olmoe",
+                 olmoe, gemma4",
             ));
         }
         let need = |name: &str, v: Option<usize>| {
@@ -62,13 +69,18 @@ impl Experts {
         };
         let (count, used) =
             (need("expert_count", count)?, need("expert_used_count", key("expert_used_count"))?);
-        let ffn =
-            from_gguf::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
+        // In Gemma 4 it is the width of the layers beside the experts, which may differ.
+        let ffn = match arch {
+            "gemma4" => None,
+            _ => from_gguf::number(file, &format!("{arch}.feed_forward_length"))?,
+        };
+        let ffn = ffn.filter(|&v| v > 0);
         let experts = Experts {
             count,
             used,
-            ffn: match key("expert_feed_forward_length").filter(|_| moe) {
+            ffn: match key("expert_feed_forward_length").filter(|_| named) {
                 Some(n) => n,
+                None if arch == "gemma4" => need("expert_feed_forward_length", None)?,
                 None if moe && arch != "olmoe" => need("feed_forward_length", ffn)? / used,
                 None => need("feed_forward_length", ffn)?,
             },
@@ -81,6 +93,7 @@ impl Experts {
             normalised: !["qwen2moe", "olmoe"].contains(&arch),
             every: 1,
             dense: Vec::new(),
+            parallel: arch == "gemma4",
         };
         experts.checked(&path).map(Some)
     }
@@ -103,6 +116,7 @@ impl Experts {
                 normalised: true,
                 every: 1,
                 dense: Vec::new(),
+                parallel: false,
             },
             "olmoe" => Experts {
                 count: count("num_experts", "num_local_experts")?,
@@ -112,6 +126,7 @@ impl Experts {
                 normalised: c["norm_topk_prob"].as_bool().unwrap_or(false),
                 every: 1,
                 dense: Vec::new(),
+                parallel: false,
             },
             "qwen2_moe" | "qwen3_moe" | "qwen3_5_moe_text" => {
                 let dense = c["mlp_only_layers"].as_array().into_iter().flatten();
@@ -128,8 +143,19 @@ impl Experts {
                         || c["norm_topk_prob"].as_bool().unwrap_or(false),
                     every: number("decoder_sparse_step").unwrap_or(1),
                     dense: dense.filter_map(Value::as_u64).map(|l| l as usize).collect(),
+                    parallel: false,
                 }
             }
+            "gemma4_text" if c["enable_moe_block"] == true => Experts {
+                count: need("num_experts")?,
+                used: need("top_k_experts")?,
+                ffn: need("moe_intermediate_size")?,
+                shared: 0,
+                normalised: true,
+                every: 1,
+                dense: Vec::new(),
+                parallel: true,
+            },
             _ => return Ok(None),
         };
         experts.checked(path).map(Some)
@@ -187,6 +213,7 @@ mod tests {
             normalised: true,
             every: 1,
             dense: vec![],
+            parallel: false,
         };
         // Softmax of these logits: 0.1, 0.4, 0.3, 0.2.
         let logits: Vec<f32> = [0.1f32, 0.4, 0.3, 0.2].iter().map(|p| p.ln() + 7.0).collect();

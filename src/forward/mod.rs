@@ -8,6 +8,7 @@ mod delta;
 mod experts;
 mod head;
 mod matmul;
+mod per_layer;
 mod product;
 mod runner;
 mod work;

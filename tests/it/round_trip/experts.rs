@@ -27,7 +27,7 @@ fn wave(n: usize, f: f32, size: f32) -> Vec<f32> {
 /// An edit of all writers of block 1, with expert 1 left alone.
 fn edit_of(model: &Model) -> Edit {
     let term = |&writer: &Writer| {
-        let mut v = wave(model.spec.columns(writer), 1.3, 0.3);
+        let mut v = wave(model.spec.columns(1, writer), 1.3, 0.3);
         if let (Writer::Experts, Some(e)) = (writer, &model.spec.experts) {
             v[e.ffn..2 * e.ffn].fill(0.0);
         }
