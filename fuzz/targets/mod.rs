@@ -155,7 +155,7 @@ fn look(file: &Checkpoint) {
     let names = Names::of(file);
     for layer in 0..spec.layers {
         for &writer in spec.writers(layer) {
-            assert!(spec.columns(writer) < 1 << 62);
+            assert!(spec.columns(layer, writer) < 1 << 62);
             names.module(writer.role(), layer);
         }
         assert!(!spec.roles(layer).is_empty());

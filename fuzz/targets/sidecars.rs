@@ -19,7 +19,7 @@ fn small_folder() -> &'static Model {
 /// An edit of a block, and what its file says of it.
 fn small_sidecar(model: &Model, kind: Kind) -> Sidecar {
     let writer = Writer::Ffn;
-    let columns = if kind == Kind::Lora { model.spec.columns(writer) } else { 0 };
+    let columns = if kind == Kind::Lora { model.spec.columns(1, writer) } else { 0 };
     let (u, v) = (vec![0.5; model.spec.hidden], vec![0.25; columns]);
     let sha = refusal_patch::checkpoint::sha256_checkpoint(&model.file, &Silent);
     Sidecar {

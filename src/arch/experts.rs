@@ -17,7 +17,7 @@ fn unlike_glm(path: &str, what: &str) -> Error {
     )
 }
 
-/// The experts that replace a block's feed-forward layer.
+/// The experts that replace a block's feed-forward layer, or stand beside it.
 ///
 /// The router weighs the experts of a token: the weights are the softmax of its logits over all
 /// experts, or their sigmoids, and the `used` largest weights are kept. Dividing weights of the
@@ -54,6 +54,10 @@ pub struct Experts {
     /// Whether outputs of gate and up projection take turns in one matrix, and stacks of floats
     /// hold a row for each input: the folders of gpt-oss.
     pub alternating: bool,
+    /// Whether the plain feed-forward layer runs beside the experts: both read the residual stream
+    /// through norms of their own, and their normed sum is added to it. The router reads the
+    /// stream normed and scaled, and each expert's output has a factor.
+    pub parallel: bool,
 }
 
 impl Experts {
@@ -67,15 +71,18 @@ impl Experts {
         let path = file.path().display().to_string();
         let key =
             |k: &str| file.get_u32(&format!("{arch}.{k}")).map(|v| v as usize).filter(|&v| v > 0);
-        let (count, moe) = (key("expert_count"), arch.ends_with("moe") || arch == "gpt-oss");
+        // Gemma 4 with experts has the name of Gemma 4 without.
+        let moe = arch.ends_with("moe") || arch == "gpt-oss";
+        let named = moe || arch == "gemma4";
+        let count = key("expert_count");
         if count.is_none() && !moe {
             return Ok(None);
         }
-        if !moe && arch != "llama" {
+        if !named && arch != "llama" {
             return Err(Error::unsupported(
                 format!("{path}: {arch} with experts can't be run"),
                 "supported with experts: llama (Mixtral), qwen2moe, qwen3moe, qwen35moe, \
-                 olmoe, gpt-oss, glm4moe",
+                 olmoe, gpt-oss, glm4moe, gemma4",
             ));
         }
         let need = |name: &str, v: Option<usize>| {
@@ -87,10 +94,15 @@ impl Experts {
         };
         let (count, used) =
             (need("expert_count", count)?, need("expert_used_count", key("expert_used_count"))?);
-        let ffn =
-            from_gguf::number(file, &format!("{arch}.feed_forward_length"))?.filter(|&v| v > 0);
-        let width = match key("expert_feed_forward_length").filter(|_| moe) {
+        // In Gemma 4 it is the width of the layers beside the experts, which may differ.
+        let ffn = match arch {
+            "gemma4" => None,
+            _ => from_gguf::number(file, &format!("{arch}.feed_forward_length"))?,
+        };
+        let ffn = ffn.filter(|&v| v > 0);
+        let width = match key("expert_feed_forward_length").filter(|_| named) {
             Some(n) => n,
+            None if arch == "gemma4" => need("expert_feed_forward_length", None)?,
             None if moe && !["olmoe", "gpt-oss"].contains(&arch) => {
                 need("feed_forward_length", ffn)? / used
             }
@@ -125,6 +137,7 @@ impl Experts {
                 false => !["qwen2moe", "olmoe"].contains(&arch),
             },
             biased: arch == "gpt-oss",
+            parallel: arch == "gemma4",
             ..Experts::plain()
         };
         experts.checked(&path).map(Some)
@@ -194,6 +207,14 @@ impl Experts {
                     ..plain
                 }
             }
+            "gemma4_text" if c["enable_moe_block"] == true => Experts {
+                count: need("num_experts")?,
+                used: need("top_k_experts")?,
+                ffn: need("moe_intermediate_size")?,
+                normalised: true,
+                parallel: true,
+                ..plain
+            },
             _ => return Ok(None),
         };
         experts.checked(path).map(Some)
@@ -215,6 +236,7 @@ impl Experts {
             dense: Vec::new(),
             biased: false,
             alternating: false,
+            parallel: false,
         }
     }
 

@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
+use super::block::{self, Block, Sizes, Turn};
 use super::delta::DeltaNet;
 use super::experts::Experts;
-use super::rope::{self, Rope};
+use super::rope;
 use super::row::{Activation, Arch, QkNorm, Windows};
-use super::spec::{self, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
+use super::spec::{PerLayer, Scales, Shape, Spec, WIDEST_HEAD};
 use crate::checkpoint::Folder;
 use crate::error::{Error, Result};
 
@@ -34,7 +35,8 @@ impl Spec {
             let what = format!("{path}: hidden_act {act} can't be run");
             return Err(Error::unsupported(what, format!("supported: {}", names[0])));
         }
-        if c["use_bidirectional_attention"] == true {
+        let bidirectional = &c["use_bidirectional_attention"];
+        if *bidirectional == true || *bidirectional == "all" {
             let what = format!("{path}: attention to later tokens can't be run");
             return Err(Error::unsupported(
                 what,
@@ -74,15 +76,6 @@ impl Spec {
             )));
         }
         let norm_eps = float(c, "rms_norm_eps", &path)?.unwrap_or(1e-6) as f32;
-        let rope = rope::from_config(c, &path, arch, head_dim, "full_attention")?;
-        // A window in every block limits the context: a text within the window has full attention,
-        // and a longer text is refused.
-        let always = ["mistral", "mixtral", "phi3", "ministral3"].contains(&kind);
-        let one_window =
-            arch.windows == Windows::Uniform && (always || c["use_sliding_window"] == true);
-        let window = number("sliding_window").filter(|_| one_window);
-        let known = number("max_position_embeddings");
-        let context = [known, window, rope.longest].into_iter().flatten().min().unwrap_or(0);
         if !(norm_eps.is_finite() && norm_eps >= 0.0) {
             return Err(Error::Model(format!("{path}: rms_norm_eps {norm_eps} makes no sense")));
         }
@@ -95,7 +88,30 @@ impl Spec {
         let experts = Experts::from_config(c, kind, &path)?;
         let dense =
             experts.as_ref().is_none_or(|e| e.every > 1 || e.first > 0 || !e.dense.is_empty());
-        let (attends, local_rope) = windows(c, arch, layers, head_dim, &path)?;
+        let dense = dense || experts.as_ref().is_some_and(|e| e.parallel);
+        let ffn = if dense { need("intermediate_size")? } else { 0 };
+        let mut blocks = windows(c, arch, layers, Sizes { head_dim, kv_heads, ffn }, &path)?;
+        if arch.uneven_blocks {
+            block::uneven_by_config(&mut blocks, c, &path)?;
+        }
+        block::check(&blocks, heads, &path)?;
+        let global = block::turned(&blocks, Turn::Global, head_dim, &path)?;
+        let rope = rope::from_config(c, &path, arch, global, "full_attention")?;
+        let local_rope = match blocks.iter().any(|b| b.turn == Turn::Local) {
+            true => {
+                let width = block::turned(&blocks, Turn::Local, head_dim, &path)?;
+                Some(rope::from_config(c, &path, arch, width, "sliding_attention")?)
+            }
+            false => None,
+        };
+        // A window in every block limits the context: a text within the window has full attention,
+        // and a longer text is refused.
+        let always = ["mistral", "mixtral", "phi3", "ministral3"].contains(&kind);
+        let one_window =
+            arch.windows == Windows::Uniform && (always || c["use_sliding_window"] == true);
+        let window = number("sliding_window").filter(|_| one_window);
+        let known = number("max_position_embeddings");
+        let context = [known, window, rope.longest].into_iter().flatten().min().unwrap_or(0);
         let shape = Shape { layers, hidden, heads, head_dim };
         let tied = |v: &Value| v["tie_word_embeddings"].as_bool();
         // What a multimodal model's outer configuration says goes before the default of the text
@@ -106,9 +122,7 @@ impl Spec {
             layers,
             hidden,
             heads,
-            kv_heads,
-            head_dim,
-            ffn: if dense { need("intermediate_size")? } else { 0 },
+            blocks,
             experts,
             delta: match arch.delta_nets {
                 true => Some(DeltaNet::from_config(c, &path, layers)?),
@@ -123,12 +137,14 @@ impl Spec {
             fused_gate_up: arch.fused_gate_up,
             rope,
             local_rope,
-            attends,
             qk_norm: match kind {
                 "glm4_moe" if c["use_qk_norm"] != true => QkNorm::None,
                 _ => arch.qk_norm,
             },
             sinks: arch.sinks,
+            value_norm: arch.value_norm,
+            per_layer: if arch.per_layer { per_layer(c, kind, &path)? } else { None },
+            output_scale: arch.output_scale,
             scales: scales(c, arch, &shape, &path)?,
             context,
             tied: is_tied.unwrap_or(false),
@@ -148,24 +164,30 @@ fn with_defaults(c: &Value, arch: &Arch) -> Value {
     all
 }
 
-/// How each block attends, and the rotary embedding of blocks with windows, if they have one of
-/// their own.
-fn windows(
-    c: &Value,
-    arch: &Arch,
-    layers: usize,
-    head_dim: usize,
-    path: &str,
-) -> Result<(Vec<Attends>, Option<Rope>)> {
+/// The per-layer embeddings of a model that has them.
+fn per_layer(c: &Value, kind: &str, path: &str) -> Result<Option<PerLayer>> {
+    let key = "hidden_size_per_layer_input";
+    match c.get(key) {
+        None if kind == "gemma4_unified_text" => return Ok(None),
+        Some(Value::Null) => return Ok(None),
+        Some(Value::Number(n)) if n.as_u64() == Some(0) => return Ok(None),
+        _ => {}
+    }
+    let vocab = needed(c, "vocab_size_per_layer_input", path)?;
+    Ok(Some(PerLayer { width: needed(c, key, path)?, vocab }))
+}
+
+/// The blocks, all of the same sizes.
+fn windows(c: &Value, arch: &Arch, layers: usize, sizes: Sizes, path: &str) -> Result<Vec<Block>> {
     let Windows::AllBut(every) = arch.windows else {
-        let mut all = spec::attends(arch, layers, None, |_| false, false);
+        let mut all = block::blocks(arch, layers, sizes, None, |_| false, false);
         // Despite the name of the key, 1 stands for a block with rotary embedding and 0 for one
         // without.
         let listed = c["no_rope_layers"].as_array().filter(|_| arch.rope_free_every > 0);
         for (block, has_rope) in all.iter_mut().zip(listed.into_iter().flatten()) {
             block.turn = if *has_rope == 0 { Turn::Still } else { Turn::Global };
         }
-        return Ok((all, None));
+        return Ok(all);
     };
     let window = count(c, "sliding_window");
     let every = c["sliding_window_pattern"].as_u64().map_or(every, |n| n as usize);
@@ -185,6 +207,8 @@ fn windows(
         return Err(Error::unsupported(what, "supported: full_attention, sliding_attention"));
     }
     let slides = |layer: usize| match listed {
+        // Whatever the list says, transformers has the last block of Gemma 4 attend to all tokens.
+        _ if arch.gguf == "gemma4" && layer + 1 == layers => false,
         Some(list) => list[layer] == "sliding_attention",
         None => every == 0 || !(layer + 1).is_multiple_of(every),
     };
@@ -192,11 +216,7 @@ fn windows(
     let has_own_rope = c["rope_parameters"][kind].is_object()
         || c["rope_local_base_freq"].is_number()
         || (arch.gguf == "olmo2" && c["rope_scaling"].is_object());
-    let local = match window {
-        Some(_) if has_own_rope => Some(rope::from_config(c, path, arch, head_dim, kind)?),
-        _ => None,
-    };
-    Ok((spec::attends(arch, layers, window, slides, local.is_some()), local))
+    Ok(block::blocks(arch, layers, sizes, window, slides, has_own_rope))
 }
 
 fn scales(c: &Value, arch: &Arch, shape: &Shape, path: &str) -> Result<Scales> {
@@ -205,7 +225,8 @@ fn scales(c: &Value, arch: &Arch, shape: &Shape, path: &str) -> Result<Scales> {
     let nonzero = |key: &str| -> Result<Option<f32>> {
         Ok(float(c, key, path)?.filter(|v| *v != 0.0).map(|v| v as f32))
     };
-    if let Some(query) = nonzero("query_pre_attn_scalar")? {
+    let query = nonzero("query_pre_attn_scalar")?.filter(|_| !arch.unscaled_attention);
+    if let Some(query) = query {
         scales.attention = 1.0 / query.sqrt();
     }
     if arch.gguf == "granite" {

@@ -1,7 +1,8 @@
 //! Reads the decoder's description from GGUF metadata.
 
+use super::block::{self, Block, Sizes, Turn};
 use super::row::{Arch, QkNorm, Windows};
-use super::spec::{attends, Attends, Scales, Shape, Spec, Turn, WIDEST_HEAD};
+use super::spec::{PerLayer, Scales, Shape, Spec, WIDEST_HEAD};
 use super::{rope, DeltaNet, Experts, Rope};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
@@ -31,7 +32,10 @@ impl Spec {
         let experts = Experts::from_gguf(file, name)?;
         let hidden = need("embedding_length")?;
         let heads = need("attention.head_count")?;
-        let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
+        let kv_heads = match arch.uneven_blocks {
+            true => heads,
+            false => optional("attention.head_count_kv")?.unwrap_or(heads),
+        };
         let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads);
         if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 || head_dim > WIDEST_HEAD {
             return Err(Error::Model(format!(
@@ -72,18 +76,31 @@ impl Spec {
             context = if context == 0 { longest } else { context.min(longest) };
         }
         let shape = Shape { layers, hidden, heads, head_dim };
-        let (attends, local_rope) = windows_of_gguf(file, arch, layers, &rope)?;
+        // In llama.cpp's files of most architectures all blocks have experts, or none, or all but
+        // the first ones.
+        let ffn = match experts.as_ref().is_some_and(|e| e.first == 0) || arch.uneven_blocks {
+            true => 0,
+            false => need("feed_forward_length")?,
+        };
+        let sizes = Sizes { head_dim, kv_heads, ffn };
+        let (mut blocks, local_rope) = windows_of_gguf(file, arch, layers, sizes, &rope)?;
+        if arch.uneven_blocks {
+            block::uneven_by_gguf(&mut blocks, file, name)?;
+        }
+        block::check(&blocks, heads, &path)?;
+        for (turn, rope) in [(Turn::Global, Some(&rope)), (Turn::Local, local_rope.as_ref())] {
+            let width = block::turned(&blocks, turn, head_dim, &path)?;
+            if let Some(dims) = rope.map(|r| r.dims).filter(|dims| *dims > width) {
+                return Err(Error::Model(format!(
+                    "{path}: rope over {dims} of {width} dimensions makes no sense"
+                )));
+            }
+        }
         Ok(Spec {
             layers,
             hidden,
             heads,
-            kv_heads,
-            head_dim,
-            // In llama.cpp's files all blocks have experts, or none, or all but the first ones.
-            ffn: match experts.as_ref().is_some_and(|e| e.first == 0) {
-                true => 0,
-                false => need("feed_forward_length")?,
-            },
+            blocks,
             experts,
             delta: match arch.delta_nets {
                 true => Some(DeltaNet::from_gguf(file, name, layers)?),
@@ -98,13 +115,15 @@ impl Spec {
             fused_gate_up: arch.fused_gate_up,
             rope,
             local_rope,
-            attends,
             // The smaller of the two published models has no norms of queries and keys.
             qk_norm: match file.tensor("blk.0.attn_q_norm.weight") {
                 None if arch.gguf == "glm4moe" => QkNorm::None,
                 _ => arch.qk_norm,
             },
             sinks: arch.sinks,
+            value_norm: arch.value_norm,
+            per_layer: if arch.per_layer { per_layer(file, name)? } else { None },
+            output_scale: arch.output_scale,
             scales: scales_of_gguf(file, arch, &shape)?,
             context,
             tied: file.tensor("output.weight").is_none(),
@@ -113,17 +132,29 @@ impl Spec {
     }
 }
 
-/// How each block attends, and the rotary embedding of blocks with windows, if they have one of
-/// their own. llama.cpp decides both by architecture (`src/models/*.cpp`).
+/// The per-layer embeddings of a model that has them.
+fn per_layer(file: &Gguf, arch: &str) -> Result<Option<PerLayer>> {
+    let width = number(file, &format!("{arch}.embedding_length_per_layer_input"))?;
+    let table = "per_layer_token_embd.weight";
+    let Some(width) = width.filter(|&width| width > 0) else { return Ok(None) };
+    let found = file.tensor(table).ok_or_else(|| {
+        Error::Model(format!("{}: tensor {table} is missing", file.path().display()))
+    })?;
+    Ok(Some(PerLayer { width, vocab: found.dims.get(1).copied().unwrap_or(0) as usize }))
+}
+
+/// The blocks, all of the same sizes, and the rotary embedding of blocks with windows, if they have
+/// one of their own. llama.cpp decides both by architecture (`src/models/*.cpp`).
 fn windows_of_gguf(
     file: &Gguf,
     arch: &Arch,
     layers: usize,
+    sizes: Sizes,
     rope: &Rope,
-) -> Result<(Vec<Attends>, Option<Rope>)> {
+) -> Result<(Vec<Block>, Option<Rope>)> {
     let key = |k: &str| format!("{}.{k}", arch.gguf);
     let Windows::AllBut(every) = arch.windows else {
-        let mut all = attends(arch, layers, None, |_| false, false);
+        let mut all = block::blocks(arch, layers, sizes, None, |_| false, false);
         // In Granite's files this key switches rotary embedding off. In other files it doesn't.
         let off = file.get_bool(&key("rope.scaling.finetuned")) == Some(false);
         if off && arch.gguf == "granite" {
@@ -160,15 +191,22 @@ fn windows_of_gguf(
     let base = file.get_f32(&key("rope.freq_base_swa"));
     let local = match arch.gguf {
         // The rotary embedding of blocks with windows is never scaled in these architectures.
-        "gemma3" | "olmo2" => {
-            let own = if arch.gguf == "gemma3" { 10000.0 } else { rope.theta };
+        "gemma3" | "gemma4" | "olmo2" => {
+            let own = if arch.gguf == "olmo2" { rope.theta } else { 10000.0 };
             let theta = base.unwrap_or(own);
-            Some(Rope { theta, scale: 1.0, factors: None, magnitude: 1.0, ..rope.clone() })
+            let dims = number(file, &key("rope.dimension_count_swa"))?.unwrap_or(rope.dims);
+            if dims % 2 != 0 || dims > WIDEST_HEAD {
+                return Err(Error::Model(format!(
+                    "{}: rope over {dims} dimensions makes no sense",
+                    file.path().display()
+                )));
+            }
+            Some(Rope { theta, dims, scale: 1.0, factors: None, magnitude: 1.0, ..rope.clone() })
         }
         _ => base.map(|theta| Rope { theta, ..rope.clone() }),
     };
     let local = local.filter(|_| window.is_some());
-    Ok((attends(arch, layers, window, slides, local.is_some()), local))
+    Ok((block::blocks(arch, layers, sizes, window, slides, local.is_some()), local))
 }
 
 fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
@@ -188,7 +226,7 @@ fn scales_of_gguf(file: &Gguf, arch: &Arch, shape: &Shape) -> Result<Scales> {
             scales.attention_cap = Some(nonzero(attention).unwrap_or(50.0));
             scales.logit_cap = Some(nonzero(logits).unwrap_or(30.0));
         }
-        "gemma3" => scales.logit_cap = nonzero("final_logit_softcapping"),
+        "gemma3" | "gemma4" => scales.logit_cap = nonzero("final_logit_softcapping"),
         "minicpm" => {
             let need = |k: &str| {
                 nonzero(k).ok_or_else(|| {
@@ -237,6 +275,25 @@ pub(super) fn number(file: &Gguf, key: &str) -> Result<Option<usize>> {
         )),
         (least, _) => Ok(least.map(|&v| v as usize)),
     }
+}
+
+/// The whole number of each block under a key, which holds one for each or one for all; `None` if
+/// the key holds none.
+///
+/// # Errors
+/// There are fewer numbers than blocks.
+pub(super) fn numbers(file: &Gguf, key: &str, layers: usize) -> Result<Option<Vec<usize>>> {
+    let Some(all) = file.get_u32s(key) else {
+        return Ok(file.get_u32(key).map(|v| vec![v as usize; layers]));
+    };
+    if all.len() < layers {
+        return Err(Error::Model(format!(
+            "{}: metadata key {key} has {} elements, expected one for each of {layers} blocks",
+            file.path().display(),
+            all.len()
+        )));
+    }
+    Ok(Some(all.into_iter().take(layers).map(|v| v as usize).collect()))
 }
 
 /// Refuses a file that belongs to a model but isn't one: an adapter, a control vector, a projector

@@ -1,6 +1,6 @@
 //! The names of tensors, by role, in GGUF files and in Hugging Face folders.
 
-use super::row::{Arch, NormNames, GGUF_NORMS};
+use super::row::{Arch, NormNames, GGUF_NORMS, MOE};
 use super::{Role, Writer};
 use crate::checkpoint::Checkpoint;
 
@@ -19,8 +19,8 @@ pub enum Names {
         prefix: String,
         /// The output matrix, if the model has one apart from the embedding.
         head: String,
-        /// The module of a block that holds its experts: `mlp`, or `block_sparse_moe` in Mixtral.
-        moe: &'static str,
+        /// The modules of a block's experts and of their router.
+        moe: [&'static str; 2],
         /// The modules of a block's norms.
         norms: NormNames,
         /// Other modules with names of their own.
@@ -37,6 +37,9 @@ const PREFIXES: [(&str, &str); 5] = [
     ("", "lm_head.weight"),
 ];
 
+/// The modules of Mixtral's experts and their router, in folders of before transformers 5.
+const MIXTRAL: [&str; 2] = ["block_sparse_moe.experts", "block_sparse_moe.gate"];
+
 impl Names {
     /// The names in this checkpoint.
     pub fn of(file: &Checkpoint) -> Names {
@@ -47,7 +50,8 @@ impl Names {
         let has = |prefix: &str| folder.tensor(&format!("{prefix}embed_tokens.weight")).is_some();
         let (prefix, head) = PREFIXES.into_iter().find(|(p, _)| has(p)).unwrap_or(PREFIXES[0]);
         let mixtral = folder.tensors().iter().any(|t| t.name.contains(".block_sparse_moe."));
-        let moe = if mixtral { "block_sparse_moe" } else { "mlp" };
+        let usual = Arch::of(file).map_or(MOE, |arch| arch.moe_names);
+        let moe = if mixtral { MIXTRAL } else { usual };
         // A model of an unknown architecture is never run, so the names of its norms don't matter.
         let llama = ["input_layernorm", "", "post_attention_layernorm", ""];
         let norms = Arch::of(file).map_or(llama, Arch::norm_names);
@@ -81,7 +85,7 @@ impl Names {
             Names::HuggingFace { moe, norms, renamed, .. } => {
                 match renamed.iter().find(|(r, _)| *r == role) {
                     Some((_, own)) => (*own).into(),
-                    None if role == Role::Router => format!("{moe}.gate"),
+                    None if role == Role::Router => moe[1].into(),
                     None => role.hugging_face(norms).into(),
                 }
             }
@@ -93,6 +97,23 @@ impl Names {
         match self {
             Names::Gguf { .. } => "token_embd.weight".into(),
             Names::HuggingFace { prefix, .. } => format!("{prefix}embed_tokens.weight"),
+        }
+    }
+
+    /// The tensors of per-layer embeddings: the table, the projection of the token embedding, and
+    /// the norm of what it gives.
+    pub fn per_layer(&self) -> [String; 3] {
+        match self {
+            Names::Gguf { .. } => {
+                ["per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"]
+                    .map(|name| format!("{name}.weight"))
+            }
+            Names::HuggingFace { prefix, .. } => [
+                "embed_tokens_per_layer",
+                "per_layer_model_projection",
+                "per_layer_projection_norm",
+            ]
+            .map(|name| format!("{prefix}{name}.weight")),
         }
     }
 
@@ -126,8 +147,8 @@ impl Names {
                 (format!("{block}ffn_gate_up_exps.weight"), part, 2),
             ],
             Names::HuggingFace { moe, .. } => [
-                (format!("{block}{moe}.experts.{}", expert_module(role)), 0, 1),
-                (format!("{block}{moe}.experts.gate_up_proj"), part, 2),
+                (format!("{block}{}.{}", moe[0], expert_module(role)), 0, 1),
+                (format!("{block}{}.gate_up_proj", moe[0]), part, 2),
             ],
         }
     }
@@ -145,7 +166,7 @@ impl Names {
         let Some(rest) = tensor.strip_prefix(&self.block(layer)) else { return false };
         match self {
             Names::HuggingFace { moe, .. } if writer == Writer::Experts => {
-                let experts = rest.strip_prefix(moe).and_then(|r| r.strip_prefix(".experts."));
+                let experts = rest.strip_prefix(moe[0]).and_then(|r| r.strip_prefix('.'));
                 experts.is_some_and(|r| {
                     r == "down_proj"
                         || r == "down_proj_blocks"
@@ -160,13 +181,13 @@ impl Names {
     /// The module of one expert in a Hugging Face folder that stores experts apart.
     pub(crate) fn expert(&self, role: Role, layer: usize, expert: usize) -> String {
         let Names::HuggingFace { moe, .. } = self else { return self.module(role, layer) };
-        let name = match (*moe, role) {
-            ("block_sparse_moe", Role::ExpertGate) => "w1",
-            ("block_sparse_moe", Role::ExpertUp) => "w3",
-            ("block_sparse_moe", _) => "w2",
+        let name = match (*moe == MIXTRAL, role) {
+            (true, Role::ExpertGate) => "w1",
+            (true, Role::ExpertUp) => "w3",
+            (true, _) => "w2",
             _ => expert_module(role),
         };
-        format!("{}{moe}.experts.{expert}.{name}", self.block(layer))
+        format!("{}{}.{expert}.{name}", self.block(layer), moe[0])
     }
 }
 

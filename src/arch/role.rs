@@ -34,14 +34,6 @@ impl Writer {
         }
     }
 
-    /// The norm between this writer and the residual stream, in models that have one.
-    pub(crate) fn post_norm(self) -> Role {
-        match self {
-            Writer::Attention | Writer::Delta => Role::AttnPostNorm,
-            Writer::Ffn | Writer::Shared | Writer::Experts => Role::FfnPostNorm,
-        }
-    }
-
     /// The writer's name in GGUF.
     pub fn name(self) -> &'static str {
         self.role().gguf()
@@ -74,10 +66,19 @@ pub enum Role {
     ExpertUp,
     ExpertGateUp,
     ExpertDown,
+    RouterScale,
+    ExpertScale,
+    ExpertNorm,
+    ExpertPostNorm,
+    DensePostNorm,
     SharedRouter,
     SharedGate,
     SharedUp,
     SharedDown,
+    PerLayerGate,
+    PerLayerOutput,
+    PerLayerNorm,
+    OutputScale,
     DeltaQkv,
     DeltaGate,
     DeltaBeta,
@@ -121,6 +122,8 @@ impl Role {
         let of_block = matches!(self, AttnNorm | AttnPostNorm | FfnNorm | FfnPostNorm);
         of_block
             || matches!(self, AttnQNorm | AttnKNorm | AttnSinks)
+            || matches!(self, RouterScale | ExpertScale | PerLayerNorm | OutputScale)
+            || matches!(self, ExpertNorm | ExpertPostNorm | DensePostNorm)
             || matches!(self, DeltaConv | DeltaRate | DeltaStep | DeltaNorm)
     }
 
@@ -128,6 +131,7 @@ impl Role {
     pub(crate) fn ending(self) -> &'static str {
         match self {
             Role::AttnSinks | Role::RouterCorrection | Role::DeltaRate | Role::DeltaStep => "",
+            Role::RouterScale | Role::ExpertScale | Role::OutputScale => "",
             _ => ".weight",
         }
     }
@@ -143,6 +147,8 @@ impl Role {
                 | ExpertUp
                 | ExpertGateUp
                 | ExpertDown
+                | RouterScale
+                | ExpertScale
                 | SharedRouter
                 | SharedGate
                 | SharedUp
@@ -179,6 +185,15 @@ impl Role {
             Role::ExpertUp => "ffn_up_exps",
             Role::ExpertGateUp => "ffn_gate_up_exps",
             Role::ExpertDown => "ffn_down_exps",
+            Role::RouterScale => "ffn_gate_inp.scale",
+            Role::ExpertScale => "ffn_down_exps.scale",
+            Role::ExpertNorm => "pre_ffw_norm_2",
+            Role::ExpertPostNorm => "post_ffw_norm_2",
+            Role::DensePostNorm => "post_ffw_norm_1",
+            Role::PerLayerGate => "inp_gate",
+            Role::PerLayerOutput => "proj",
+            Role::PerLayerNorm => "post_norm",
+            Role::OutputScale => "layer_output_scale.weight",
             Role::SharedRouter => "ffn_gate_inp_shexp",
             Role::SharedGate => "ffn_gate_shexp",
             Role::SharedUp => "ffn_up_shexp",
@@ -219,6 +234,15 @@ impl Role {
             Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp | Role::ExpertDown => {
                 "mlp.experts"
             }
+            Role::RouterScale => "router.scale",
+            Role::ExpertScale => "router.per_expert_scale",
+            Role::ExpertNorm => "pre_feedforward_layernorm_2",
+            Role::ExpertPostNorm => "post_feedforward_layernorm_2",
+            Role::DensePostNorm => "post_feedforward_layernorm_1",
+            Role::PerLayerGate => "per_layer_input_gate",
+            Role::PerLayerOutput => "per_layer_projection",
+            Role::PerLayerNorm => "post_per_layer_input_norm",
+            Role::OutputScale => "layer_scalar",
             Role::SharedRouter => "mlp.shared_expert_gate",
             Role::SharedGate => "mlp.shared_expert.gate_proj",
             Role::SharedUp => "mlp.shared_expert.up_proj",

@@ -40,7 +40,7 @@ pub struct Rope {
     /// Positions are multiplied by this: 1 / factor of linear scaling.
     pub scale: f32,
     /// Divisors of the frequencies, `[dims / 2]`: those of Llama 3.x (`rope_freqs.weight` in GGUF),
-    /// the short factors of LongRoPE, or YaRN's.
+    /// the short factors of LongRoPE, or YaRN's. A pair whose divisor has no bound doesn't rotate.
     pub factors: Option<Vec<f32>>,
     /// Cosines and sines are multiplied by this (YaRN, LongRoPE).
     pub magnitude: f32,
@@ -252,7 +252,9 @@ pub(super) fn from_config(
     let theta = scaling.map_or(Ok(None), |s| float(s, "rope_theta", path))?.or(local);
     let theta = theta.or(float(c, "rope_theta", path)?).unwrap_or(10000.0);
     let share = either("partial_rotary_factor")?.unwrap_or(1.0);
-    let dims = (head_dim as f64 * share) as usize;
+    let named = scaling.and_then(|s| s["rope_type"].as_str().or(s["type"].as_str()));
+    let proportional = named == Some("proportional");
+    let dims = if proportional { head_dim } else { (head_dim as f64 * share) as usize };
     let sound =
         theta.is_finite() && theta > 0.0 && dims > 0 && dims <= head_dim && dims.is_multiple_of(2);
     if !sound {
@@ -269,7 +271,6 @@ pub(super) fn from_config(
         })
     };
     let original = "original_max_position_embeddings";
-    let named = scaling.and_then(|s| s["rope_type"].as_str().or(s["type"].as_str()));
     // Early Phi-3 files have other names for longrope.
     let long = scaling.is_some_and(|s| s["short_factor"].is_array());
     let rope_type = if long { "longrope" } else { named.unwrap_or("default") };
@@ -279,6 +280,13 @@ pub(super) fn from_config(
         // positions of mrope are equal in text.
         "default" | "dynamic" | "mrope" => {}
         "linear" => rope.scale = (1.0 / need("factor")?) as f32,
+        // The frequencies are those of all pairs, but only the first pairs rotate.
+        "proportional" => {
+            let turning = (head_dim as f64 * share / 2.0) as usize;
+            let factor = get("factor").filter(positive).unwrap_or(1.0) as f32;
+            let of = |pair| if pair < turning { factor } else { f32::INFINITY };
+            rope.factors = Some((0..dims / 2).map(of).collect());
+        }
         "llama3" => {
             let (factor, low, high) =
                 (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
@@ -340,7 +348,7 @@ pub(super) fn from_config(
         other => {
             return Err(Error::unsupported(
                 format!("{path}: rope scaling {other:?} can't be run"),
-                "supported: default, linear, dynamic, llama3, yarn and longrope",
+                "supported: default, linear, dynamic, proportional, llama3, yarn and longrope",
             ))
         }
     }

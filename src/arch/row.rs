@@ -99,6 +99,19 @@ pub struct Arch {
     /// Whether each head has an attention sink: a logit that takes part in the softmax and has no
     /// value.
     pub sinks: bool,
+    /// The modules of a block's experts and of their router in folders.
+    pub moe_names: [&'static str; 2],
+    /// Whether each head's values are normed, without a weight.
+    pub value_norm: bool,
+    /// Whether products of queries and keys are taken as they are.
+    pub unscaled_attention: bool,
+    /// Whether blocks may differ in their sizes, may read keys and values of earlier blocks, and
+    /// may have no value projection.
+    pub uneven_blocks: bool,
+    /// Whether a model may have per-layer embeddings.
+    pub per_layer: bool,
+    /// Whether a block may end with a factor of the whole residual stream.
+    pub output_scale: bool,
     /// Whether most blocks have a gated delta net in place of attention.
     pub delta_nets: bool,
     /// Whether the query projection also gives a gate for each head's output, after the head's
@@ -133,6 +146,9 @@ pub struct Arch {
 /// The modules of a block's norms in a folder: before the attention, after it, before the
 /// feed-forward layer, after it. Empty where there is no norm.
 pub type NormNames = [&'static str; 4];
+
+/// The modules of experts and their router in most folders.
+pub(super) const MOE: [&str; 2] = ["mlp.experts", "mlp.gate"];
 
 /// The modules of a block's norms in most GGUF files.
 pub(super) const GGUF_NORMS: NormNames =

@@ -2,32 +2,12 @@
 //! description.
 
 use super::row::{Activation, Arch, Norms, QkNorm};
-use super::{DeltaNet, Experts, Role, Rope, Writer};
+use super::{Block, DeltaNet, Experts, Role, Rope, Turn, Writer};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// Far beyond any model: tables of a head's width are made before its tensors are looked at.
 pub(super) const WIDEST_HEAD: usize = 1 << 16;
-
-/// How a block attends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attends {
-    /// How many tokens a token attends to, itself included. `None`: to itself and all before it.
-    pub window: Option<usize>,
-    /// Which rotary embedding rotates queries and keys.
-    pub turn: Turn,
-}
-
-/// A block's rotary embedding.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Turn {
-    /// [`Spec::rope`].
-    Global,
-    /// [`Spec::local_rope`].
-    Local,
-    /// No rotary embedding.
-    Still,
-}
 
 /// Factors and soft caps of the forward pass. A soft cap turns x into cap · tanh(x / cap).
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -46,6 +26,17 @@ pub struct Scales {
     pub logit_cap: Option<f32>,
 }
 
+/// Per-layer embeddings: a token has a vector for each block, which a gate lets into the residual
+/// stream at the block's end. To the vector from a table comes a projection of the token's
+/// embedding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PerLayer {
+    /// Width of a block's vector.
+    pub width: usize,
+    /// Number of tokens in the table.
+    pub vocab: usize,
+}
+
 /// The description of a decoder.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -57,13 +48,9 @@ pub struct Spec {
     pub hidden: usize,
     /// Number of query heads.
     pub heads: usize,
-    /// Number of key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Hidden width of the plain feed-forward layer; 0 if no block has one.
-    pub ffn: usize,
-    /// The experts that replace feed-forward layers, in models with experts.
+    /// The blocks, `[layers]`.
+    pub blocks: Vec<Block>,
+    /// The experts that replace feed-forward layers or stand beside them, in models with experts.
     pub experts: Option<Experts>,
     /// The delta nets that replace attention in some blocks, in models with such blocks.
     pub delta: Option<DeltaNet>,
@@ -85,12 +72,16 @@ pub struct Spec {
     pub rope: Rope,
     /// Rotary embedding of blocks with windows, if it differs from `rope`.
     pub local_rope: Option<Rope>,
-    /// How each block attends, `[layers]`.
-    pub attends: Vec<Attends>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
     /// Whether each head has an attention sink.
     pub sinks: bool,
+    /// Whether each head's values are normed, without a weight.
+    pub value_norm: bool,
+    /// The embeddings that each block reads beside the residual stream, in models with such.
+    pub per_layer: Option<PerLayer>,
+    /// Whether a block may end with a factor of the whole residual stream.
+    pub output_scale: bool,
     /// Factors and soft caps.
     pub scales: Scales,
     /// The longest text that can be run, in tokens; 0 if the checkpoint gives no limit.
@@ -121,10 +112,14 @@ impl Spec {
         self.delta.as_ref().filter(|d| d.blocks[layer])
     }
 
-    /// The writers of block `layer`, in the order in which they write.
+    /// The writers of block `layer`, in the order in which they write. Per-layer embeddings write
+    /// as well, but no edit touches their projection: all that it reads of a text is one token.
     pub fn writers(&self, layer: usize) -> &'static [Writer] {
         use Writer::*;
         let experts = self.experts.as_ref().filter(|_| self.is_sparse(layer));
+        if experts.is_some_and(|e| e.parallel) {
+            return &[Attention, Ffn, Experts];
+        }
         match (self.delta_in(layer).is_some(), experts.map(|e| e.shared > 0)) {
             (false, None) => &[Attention, Ffn],
             (false, Some(false)) => &[Attention, Experts],
@@ -135,12 +130,26 @@ impl Spec {
         }
     }
 
-    /// Number of columns of a writer's matrix, which is the length of a gate. The columns of routed
-    /// experts are counted side by side.
-    pub fn columns(&self, writer: Writer) -> usize {
+    /// The norms between a writer of block `layer` and the residual stream, in their order.
+    pub fn post_norms(&self, layer: usize, writer: Writer) -> &'static [Role] {
+        use Role::*;
+        let parallel = self.is_sparse(layer) && self.experts.as_ref().is_some_and(|e| e.parallel);
         match writer {
-            Writer::Attention => self.heads * self.head_dim,
-            Writer::Ffn => self.ffn,
+            _ if !self.norms.after() => &[],
+            Writer::Attention | Writer::Delta => &[AttnPostNorm],
+            Writer::Ffn if parallel => &[DensePostNorm, FfnPostNorm],
+            Writer::Experts if parallel => &[ExpertPostNorm, FfnPostNorm],
+            Writer::Ffn | Writer::Shared | Writer::Experts => &[FfnPostNorm],
+        }
+    }
+
+    /// Number of columns of a writer's matrix in block `layer`, which is the length of a gate. The
+    /// columns of routed experts are counted side by side.
+    pub fn columns(&self, layer: usize, writer: Writer) -> usize {
+        let block = &self.blocks[layer];
+        match writer {
+            Writer::Attention => self.heads * block.head_dim,
+            Writer::Ffn => block.ffn,
             Writer::Shared => self.experts.as_ref().map_or(0, |e| e.shared),
             Writer::Experts => self.experts.as_ref().map_or(0, |e| e.count * e.ffn),
             Writer::Delta => self.delta.as_ref().map_or(0, DeltaNet::values),
@@ -150,7 +159,20 @@ impl Spec {
     /// The largest hidden width among the feed-forward layer, the shared expert and a routed
     /// expert.
     pub fn widest_ffn(&self) -> usize {
-        self.experts.as_ref().map_or(0, |e| e.ffn.max(e.shared)).max(self.ffn)
+        let dense = self.blocks.iter().map(|b| b.ffn).max().unwrap_or(0);
+        self.experts.as_ref().map_or(0, |e| e.ffn.max(e.shared)).max(dense)
+    }
+
+    /// The largest width of all heads of a block.
+    pub fn widest_heads(&self) -> usize {
+        self.heads * self.blocks.iter().map(|b| b.head_dim).max().unwrap_or(0)
+    }
+
+    /// Whether later blocks read a block's keys and values, `[layers]`.
+    pub fn sources(&self) -> Vec<bool> {
+        let mut all = vec![false; self.layers];
+        self.blocks.iter().filter_map(|b| b.shares).for_each(|source| all[source] = true);
+        all
     }
 
     /// How many blocks, from 0, lie early enough that the rest of the model still reads what they
@@ -160,7 +182,8 @@ impl Spec {
     }
 
     /// The roles of a block's tensors. Of `AttnQkv` and the three of `AttnQ`, `AttnK` and `AttnV`,
-    /// a block has either; all other tensors are required.
+    /// a block has either; `OutputScale` and `ExpertScale` may be missing; all other tensors are
+    /// required.
     pub fn roles(&self, layer: usize) -> Vec<Role> {
         use Role::*;
         let mut all = match self.delta_in(layer) {
@@ -175,6 +198,8 @@ impl Spec {
                 DeltaNorm,
                 DeltaOutput,
             ],
+            None if self.blocks[layer].shares.is_some() => vec![AttnQ, AttnOutput],
+            None if self.blocks[layer].keys_are_values => vec![AttnQ, AttnK, AttnOutput],
             None => vec![AttnQ, AttnK, AttnV, AttnQkv, AttnOutput],
         };
         if self.norms.before() {
@@ -184,7 +209,16 @@ impl Spec {
             all.extend([AttnPostNorm, FfnPostNorm]);
         }
         if self.qk_norm != QkNorm::None && self.delta_in(layer).is_none() {
-            all.extend([AttnQNorm, AttnKNorm]);
+            all.push(AttnQNorm);
+            if self.blocks[layer].shares.is_none() {
+                all.push(AttnKNorm);
+            }
+        }
+        if self.per_layer.is_some() {
+            all.extend([PerLayerGate, PerLayerOutput, PerLayerNorm]);
+        }
+        if self.output_scale {
+            all.push(OutputScale);
         }
         if self.sinks && self.delta_in(layer).is_none() {
             all.push(AttnSinks);
@@ -198,6 +232,10 @@ impl Spec {
                     all.extend([SharedGate, SharedUp, SharedDown]);
                     all.extend(e.shared_gated.then_some(SharedRouter));
                 }
+                if e.parallel {
+                    all.extend([FfnGate, FfnUp, FfnDown, RouterScale, ExpertScale]);
+                    all.extend([ExpertNorm, DensePostNorm, ExpertPostNorm]);
+                }
             }
             _ if self.fused_gate_up => all.extend([FfnGateUp, FfnDown]),
             _ => all.extend([FfnGate, FfnUp, FfnDown]),
@@ -205,9 +243,18 @@ impl Spec {
         all
     }
 
+    /// The roles of tensors that a block may have, although nothing reads them: the keys and values
+    /// of a block that reads those of another one.
+    pub fn unread(&self, layer: usize) -> &'static [Role] {
+        match self.blocks[layer].shares {
+            Some(_) => &[Role::AttnK, Role::AttnV, Role::AttnKNorm],
+            None => &[],
+        }
+    }
+
     /// The rotary embedding of block `layer`, if it has one.
     pub fn rope_of(&self, layer: usize) -> Option<&Rope> {
-        match self.attends[layer].turn {
+        match self.blocks[layer].turn {
             Turn::Global => Some(&self.rope),
             Turn::Local => self.local_rope.as_ref(),
             Turn::Still => None,
@@ -229,37 +276,15 @@ impl Shape {
         Scales {
             embedding: if arch.scaled_embedding { (self.hidden as f32).sqrt() } else { 1.0 },
             residual: 1.0,
-            attention: 1.0 / (self.head_dim as f32).sqrt(),
+            attention: match arch.unscaled_attention {
+                true => 1.0,
+                false => 1.0 / (self.head_dim as f32).sqrt(),
+            },
             attention_cap: None,
             logits: 1.0,
             logit_cap: None,
         }
     }
-}
-
-/// How each block of a model attends. `window`: the window of the blocks for which `slides` holds.
-/// `own_rope`: whether these blocks have a rotary embedding of their own.
-pub(super) fn attends(
-    arch: &Arch,
-    layers: usize,
-    window: Option<usize>,
-    slides: impl Fn(usize) -> bool,
-    own_rope: bool,
-) -> Vec<Attends> {
-    let has_windows = window.is_some();
-    let block = |layer: usize| {
-        let window = window.filter(|_| slides(layer));
-        let every = arch.rope_free_every;
-        let no_rope = (every > 0 && (layer + 1).is_multiple_of(every))
-            || (arch.rope_in_windows_only && has_windows && window.is_none());
-        let turn = match window {
-            _ if no_rope => Turn::Still,
-            Some(_) if own_rope => Turn::Local,
-            _ => Turn::Global,
-        };
-        Attends { window, turn }
-    };
-    (0..layers).map(block).collect()
 }
 
 impl Scales {

@@ -2,7 +2,7 @@
 
 use super::role::Role;
 use super::rope::RopeStyle;
-use super::row::{Activation, Arch, Norms, QkNorm, Windows};
+use super::row::{Activation, Arch, Norms, QkNorm, Windows, MOE};
 
 /// The base of all rows: the block of Llama.
 const PLAIN: Arch = Arch {
@@ -16,6 +16,12 @@ const PLAIN: Arch = Arch {
     renamed: &[],
     qk_norm: QkNorm::None,
     sinks: false,
+    moe_names: MOE,
+    value_norm: false,
+    unscaled_attention: false,
+    uneven_blocks: false,
+    per_layer: false,
+    output_scale: false,
     delta_nets: false,
     gated_attention: false,
     activation: Activation::Silu,
@@ -95,6 +101,27 @@ pub(super) const ROWS: &[Arch] = &[
             "sliding_window": 4096, "num_attention_heads": 8, "num_key_value_heads": 4,
             "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1000000.0,
             "rope_local_base_freq": 10000.0}"#,
+        ..GEMMA
+    },
+    Arch {
+        gguf: "gemma4",
+        // The second is the text model of a 12B model that reads pictures without an encoder.
+        model_types: &["gemma4_text", "gemma4_unified_text"],
+        norms: Norms::Around,
+        moe_names: ["experts", "router.proj"],
+        qk_norm: QkNorm::Head,
+        value_norm: true,
+        unscaled_attention: true,
+        uneven_blocks: true,
+        per_layer: true,
+        output_scale: true,
+        norms_minus_one: false,
+        windows: Windows::AllBut(6),
+        rope_freqs: true,
+        defaults: r#"{"tie_word_embeddings": true, "head_dim": 256, "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 1000000.0,
+                "partial_rotary_factor": 0.25}}}"#,
         ..GEMMA
     },
     // Positions in pictures have three axes. In text, the three positions are equal.
@@ -234,9 +261,14 @@ pub(super) const ROWS: &[Arch] = &[
 pub(super) const FOREIGN: &[(&[&str], &str)] = &[
     (&["qwen3next", "qwen3_next"], "its delta nets have projections in another order"),
     (
-        &["gemma4", "gemma4_text", "gemma3n", "gemma3n_text"],
-        "it has embeddings in every block, and blocks that share keys and values",
+        &["gemma3n", "gemma3n_text"],
+        "it has four residual streams, and feed-forward layers that keep few activations",
     ),
+    (
+        &["gemma4-assistant", "gemma4_assistant", "gemma4_unified_assistant"],
+        "it drafts for another model, whose keys and values it reads",
+    ),
+    (&["diffusion_gemma", "diffusion_gemma_text"], "it writes a text in many passes (diffusion)"),
     (&["qwen4exp", "qwen4_exp"], "it has hyper-connections and sparse attention"),
     (&["gptoss"], "it is gpt-oss in Ollama's own layout; use a file made by llama.cpp"),
     (

@@ -1,8 +1,8 @@
 //! `inspect`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use refusal_patch::arch::{Names, Spec, Writer};
+use refusal_patch::arch::{Block, Names, Spec, Writer};
 use refusal_patch::checkpoint::{Checkpoint, Gguf, Tensor};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::output::Provenance;
@@ -141,8 +141,8 @@ pub fn run(args: InspectArgs) -> Result<u8> {
                 s.layers,
                 s.hidden,
                 s.heads,
-                s.head_dim,
-                s.kv_heads,
+                either(s, |b| b.head_dim),
+                either(s, |b| b.kv_heads),
                 feed_forward(s),
                 s.vocab,
                 block(s)
@@ -190,22 +190,30 @@ pub fn run(args: InspectArgs) -> Result<u8> {
     Ok(0)
 }
 
+/// The sizes of all blocks in words: `256 or 512`.
+fn either(s: &Spec, size: impl Fn(&Block) -> usize) -> String {
+    let all: BTreeSet<usize> = s.blocks.iter().map(size).collect();
+    all.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")
+}
+
 /// A block's feed-forward layers in words.
 fn feed_forward(s: &Spec) -> String {
-    let Some(e) = &s.experts else { return format!("feed-forward {}", s.ffn) };
+    let dense = format!("feed-forward {}", either(s, |b| b.ffn));
+    let Some(e) = &s.experts else { return dense };
     let shared =
         if e.shared > 0 { format!(" and a shared one of {}", e.shared) } else { String::new() };
     let weights = if e.normalised { "" } else { ", weights not normalised" };
     let dense = match (0..s.layers).filter(|&l| !e.are_in(l)).count() {
+        _ if e.parallel => format!(" beside {dense}"),
         0 => String::new(),
-        n => format!(", in {n} blocks feed-forward {}", s.ffn),
+        n => format!(", in {n} blocks {dense}"),
     };
     format!("{} of {} experts of {}{shared}{weights}{dense}", e.used, e.count, e.ffn)
 }
 
 /// What else is to be known of its blocks, in words.
 fn block(s: &Spec) -> String {
-    let windows: Vec<usize> = s.attends.iter().filter_map(|a| a.window).collect();
+    let windows: Vec<usize> = s.blocks.iter().filter_map(|a| a.window).collect();
     let mut out = match windows.first() {
         Some(window) => format!(", windows of {window} tokens in {} blocks", windows.len()),
         None => String::new(),
@@ -216,6 +224,13 @@ fn block(s: &Spec) -> String {
             ", gated delta nets instead of attention in {n} blocks ({} key and {} value heads)",
             net.key_heads, net.value_heads
         );
+    }
+    let shares = s.blocks.iter().filter(|b| b.shares.is_some()).count();
+    if shares > 0 {
+        out += &format!(", keys and values of earlier blocks in the last {shares}");
+    }
+    if let Some(p) = &s.per_layer {
+        out += &format!(", per-layer embeddings of {}", p.width);
     }
     if s.norms.after() {
         out += ", norms after the writers: an edit turns what they add, and can't lengthen it";

@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use crate::arch::{Rope, RopeStyle, Spec};
+use crate::arch::{Block, Rope, RopeStyle, Spec};
 use crate::num::dot;
 
 /// Keys and values of one layer: `[rows, kv_heads * head_dim]` each, sequences at their own
 /// offsets.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Kv {
     /// Keys, rotated.
     pub k: Vec<f32>,
@@ -51,10 +51,11 @@ pub fn attend(
     own: Option<(&[f32], &[f32])>,
     sinks: Option<&[f32]>,
     spec: &Spec,
+    block: &Block,
 ) -> Vec<f32> {
-    let (hd, kvw) = (spec.head_dim, spec.kv_heads * spec.head_dim);
+    let (hd, kvw) = (block.head_dim, block.kv_width());
     let width = spec.heads * hd;
-    let group = spec.heads / spec.kv_heads;
+    let group = spec.heads / block.kv_heads;
     let scale = spec.scales.attention;
     let mut out = vec![0.0f32; q.len()];
     out.par_chunks_mut(width).enumerate().for_each_init(

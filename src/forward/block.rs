@@ -1,11 +1,15 @@
 //! One block: attention, feed-forward layer, and what both add to the residual stream.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::attention::{attend, rotate, Span};
+use super::attention::{attend, rotate, Kv, Span};
 use super::cache::Cache;
+use super::per_layer::Beside;
 use super::runner::{Row, Runner, Site, Tap};
 use crate::arch::{Activation, QkNorm, Role, Rope, Writer};
+use crate::edit::RankOne;
 use crate::error::Result;
 use crate::num::dot;
 
@@ -34,33 +38,51 @@ impl Runner<'_> {
     ) -> Result<Vec<f32>> {
         let spec = &self.model.spec;
         let normed = self.read(Role::AttnNorm, layer, hidden)?;
-        let (qw, kvw) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let block = &spec.blocks[layer];
+        let (hd, qw, kvw) = (block.head_dim, spec.heads * block.head_dim, block.kv_width());
+        // The block whose keys and values are read.
+        let source = block.shares.unwrap_or(layer);
+        let own = source == layer;
         let queries = if spec.gated_attention { 2 * qw } else { qw };
         let apart = [(Role::AttnQ, queries), (Role::AttnK, kvw), (Role::AttnV, kvw)];
-        let [mut q, mut k, v] = match self.model.has(Role::AttnQkv, layer)? {
-            true => self.split(Role::AttnQkv, apart, layer, &normed, rows.len())?,
-            false => [
-                self.project(Role::AttnQ, layer, &normed, rows.len())?,
-                self.project(Role::AttnK, layer, &normed, rows.len())?,
-                self.project(Role::AttnV, layer, &normed, rows.len())?,
-            ],
+        let [mut q, mut k, mut v] = if own && !block.keys_are_values {
+            match self.model.has(Role::AttnQkv, layer)? {
+                true => self.split(Role::AttnQkv, apart, layer, &normed, rows.len())?,
+                false => [
+                    self.project(Role::AttnQ, layer, &normed, rows.len())?,
+                    self.project(Role::AttnK, layer, &normed, rows.len())?,
+                    self.project(Role::AttnV, layer, &normed, rows.len())?,
+                ],
+            }
+        } else {
+            let q = self.project(Role::AttnQ, layer, &normed, rows.len())?;
+            let k = match own {
+                true => self.project(Role::AttnK, layer, &normed, rows.len())?,
+                false => Vec::new(),
+            };
+            [q, k.clone(), k]
         };
         drop(normed);
         let gate = spec.gated_attention.then(|| {
-            let (query, gate) = halves(&q, spec.head_dim);
+            let (query, gate) = halves(&q, hd);
             q = query;
             gate
         });
         if spec.qk_norm != QkNorm::None {
             // Chunks are as long as the weights: a head, or all of them.
             q = rms_norm(&q, &self.model.norm(Role::AttnQNorm, layer)?, spec.norm_eps);
-            k = rms_norm(&k, &self.model.norm(Role::AttnKNorm, layer)?, spec.norm_eps);
+            if own {
+                k = rms_norm(&k, &self.model.norm(Role::AttnKNorm, layer)?, spec.norm_eps);
+            }
+        }
+        if spec.value_norm {
+            v = rms_norm(&v, &vec![1.0; hd], spec.norm_eps);
         }
         if let Some((rope, (cos, sin))) = turn {
             let half = rope.dims / 2;
             let at = |i: usize| rows[i].pos * half..(rows[i].pos + 1) * half;
             let turned = |(i, x): (usize, &mut [f32])| {
-                rotate(x, rope, spec.head_dim, &cos[at(i)], &sin[at(i)]);
+                rotate(x, rope, hd, &cos[at(i)], &sin[at(i)]);
             };
             q.par_chunks_mut(qw).enumerate().for_each(turned);
             k.par_chunks_mut(kvw).enumerate().for_each(turned);
@@ -71,14 +93,23 @@ impl Runner<'_> {
                 });
             }
         }
-        cache.keep(layer, &rows[..plain], &k, &v);
-        let kv = cache.layer(layer);
-        // A fork sees its parent's earlier tokens, and itself.
+        if own {
+            cache.keep(layer, &rows[..plain], &k, &v);
+            cache
+                .keep_forks(layer, Kv { k: k.split_off(plain * kvw), v: v.split_off(plain * kvw) });
+        }
+        drop((k, v));
+        let (kv, forked) = (cache.layer(source), cache.forks(source));
+        // The forks that ran in the block of the keys and values have some of their own. For the
+        // others, which joined later, their parents' are the same.
+        let with_own = plain + forked.k.len() / kvw;
         let spans: Vec<Span> = rows
             .iter()
-            .map(|r| {
-                let first = spec.attends[layer].window.map_or(0, |w| (r.pos + 1).saturating_sub(w));
-                let seen = r.pos + usize::from(r.fork.is_none()) - first;
+            .enumerate()
+            .map(|(i, r)| {
+                let first = block.window.map_or(0, |w| (r.pos + 1).saturating_sub(w));
+                let has_own = (plain..with_own).contains(&i);
+                let seen = r.pos + usize::from(!has_own) - first;
                 Span { start: r.base + first, seen }
             })
             .collect();
@@ -86,12 +117,13 @@ impl Runner<'_> {
             true => Some(self.model.vector(Role::AttnSinks, layer)?),
             false => None,
         };
-        let sinks = sinks.as_deref();
-        let mut mixed = attend(&q[..plain * qw], kv, &spans[..plain], None, sinks, spec);
-        if rows.len() > plain {
-            let own = (&k[plain * kvw..], &v[plain * kvw..]);
-            mixed.extend(attend(&q[plain * qw..], kv, &spans[plain..], Some(own), sinks, spec));
-        }
+        let part = |of: Range<usize>, own| {
+            let q = &q[of.start * qw..of.end * qw];
+            attend(q, kv, &spans[of], own, sinks.as_deref(), spec, block)
+        };
+        let mut mixed = part(0..plain, None);
+        mixed.extend(part(plain..with_own, Some((&forked.k[..], &forked.v[..]))));
+        mixed.extend(part(with_own..rows.len(), None));
         if let Some(gate) = gate {
             mixed.par_iter_mut().zip(&gate).for_each(|(x, g)| *x *= 1.0 / (1.0 + (-g).exp()));
         }
@@ -101,14 +133,15 @@ impl Runner<'_> {
     /// The input of a dense feed-forward layer's down projection.
     pub(super) fn feed_forward(&self, layer: usize, x: &[f32], n: usize) -> Result<Vec<f32>> {
         let spec = &self.model.spec;
-        let apart = [(Role::FfnGate, spec.ffn), (Role::FfnUp, spec.ffn)];
+        let width = spec.blocks[layer].ffn;
+        let apart = [(Role::FfnGate, width), (Role::FfnUp, width)];
         let [mut gate, up] = match spec.fused_gate_up {
             true => self.split(Role::FfnGateUp, apart, layer, x, n)?,
             false => {
                 [self.project(Role::FfnGate, layer, x, n)?, self.project(Role::FfnUp, layer, x, n)?]
             }
         };
-        activate(spec.activation, &mut gate, &up);
+        spec.activation.gate(&mut gate, &up);
         Ok(gate)
     }
 
@@ -173,56 +206,112 @@ impl Runner<'_> {
         let spec = &self.model.spec;
         let width = x.len() / rows.len().max(1);
         let site = Site { layer, writer, expert: 0 };
-        tap.writer_input(site, rows, x, width);
-        let mut y = self.project(writer.role(), layer, x, rows.len())?;
         let d = spec.hidden;
         let input = |i: usize| &x[i * width..(i + 1) * width];
         if !spec.norms.after() && spec.scales.residual == 1.0 {
+            tap.writer_input(site, rows, x, width);
+            let y = self.project(writer.role(), layer, x, rows.len())?;
             hidden.par_chunks_mut(d).zip(y.par_chunks(d)).enumerate().for_each(|(i, (h, y))| {
                 h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
-                self.add_edit(site, &rows[i], input(i), h);
+                self.add_gated(site, &rows[i], input(i), h);
+                self.add_constants(site, &rows[i], h);
             });
             return Ok(());
         }
         // An edit of the matrix changes the input of the norm. A constant is added after the norm.
-        y.par_chunks_mut(d).enumerate().for_each(|(i, y)| {
-            self.add_terms(site, &rows[i], input(i), y, |gated| gated);
-        });
-        if spec.norms.after() {
-            y = rms_norm(&y, &self.model.norm(writer.post_norm(), layer)?, spec.norm_eps);
+        let mut y = self.product(site, rows, x, tap)?;
+        for norm in spec.post_norms(layer, writer) {
+            y = self.norm_behind(*norm, layer, rows, &y, tap)?;
         }
         let scale = spec.scales.residual;
         hidden.par_chunks_mut(d).zip(y.par_chunks(d)).enumerate().for_each(|(i, (h, y))| {
             h.iter_mut().zip(y).for_each(|(h, y)| *h += scale * y);
-            self.add_terms(site, &rows[i], input(i), h, |gated| !gated);
+            self.add_constants(site, &rows[i], h);
         });
         Ok(())
     }
 
-    /// Adds a row's edit to a matrix's output: `x` is the matrix's input, `out` is `[hidden]`.
-    pub(super) fn add_edit(&self, site: Site, row: &Row, x: &[f32], out: &mut [f32]) {
-        self.add_terms(site, row, x, out, |_| true);
-    }
-
-    /// Adds the gated terms of a row's edit alone, or the constant ones alone.
-    fn add_terms(
+    /// The product of a writer's matrix with the rows' gated terms.
+    pub(super) fn product(
         &self,
         site: Site,
-        row: &Row,
+        rows: &[Row],
         x: &[f32],
-        out: &mut [f32],
-        wanted: fn(bool) -> bool,
-    ) {
-        let Some(edit) = row.edit else { return };
-        let here = edit.iter().filter(|t| t.layer == site.layer && t.writer == site.writer);
-        for term in here.filter(|t| wanted(!t.v.is_empty())) {
-            let gate = match term.v.get(site.expert * x.len()..) {
-                Some(v) if !term.v.is_empty() => dot(&v[..x.len()], x),
-                _ => 1.0,
+        tap: &mut dyn Tap,
+    ) -> Result<Vec<f32>> {
+        let width = x.len() / rows.len().max(1);
+        tap.writer_input(site, rows, x, width);
+        let mut y = self.project(site.writer.role(), site.layer, x, rows.len())?;
+        y.par_chunks_mut(self.model.spec.hidden).enumerate().for_each(|(i, y)| {
+            self.add_gated(site, &rows[i], &x[i * width..(i + 1) * width], y);
+        });
+        Ok(y)
+    }
+
+    /// What a norm behind a writer makes of its input.
+    pub(super) fn norm_behind(
+        &self,
+        norm: Role,
+        layer: usize,
+        rows: &[Row],
+        y: &[f32],
+        tap: &mut dyn Tap,
+    ) -> Result<Vec<f32>> {
+        tap.norm_behind(layer, norm, rows, y);
+        Ok(rms_norm(y, &self.model.norm(norm, layer)?, self.model.spec.norm_eps))
+    }
+
+    /// Ends a block: per-layer embeddings write, the whole stream gets its factor, and after all
+    /// of it come the constants of edits, as a control vector does.
+    pub(super) fn end(
+        &self,
+        layer: usize,
+        rows: &[Row],
+        beside: &Beside,
+        hidden: &mut [f32],
+    ) -> Result<()> {
+        self.add_per_layer(layer, beside, hidden)?;
+        let scale = self.model.output_scale(layer)?;
+        if scale != 1.0 {
+            hidden.par_iter_mut().for_each(|h| *h *= scale);
+        }
+        let site = Site { layer, writer: END, expert: 0 };
+        let d = self.model.spec.hidden;
+        hidden.par_chunks_mut(d).zip(rows).for_each(|(h, row)| {
+            for term in terms(row, site).filter(|t| t.v.is_empty()) {
+                h.iter_mut().zip(&term.u).for_each(|(h, u)| *h += u);
+            }
+        });
+        Ok(())
+    }
+
+    /// Adds the gated terms of a row's edit to a matrix's output: `x` is the matrix's input, `out`
+    /// is `[hidden]`.
+    pub(super) fn add_gated(&self, site: Site, row: &Row, x: &[f32], out: &mut [f32]) {
+        for term in terms(row, site) {
+            let Some(v) = term.v.get(site.expert * x.len()..).filter(|_| !term.v.is_empty()) else {
+                continue;
             };
+            let gate = dot(&v[..x.len()], x);
             out.iter_mut().zip(&term.u).for_each(|(o, u)| *o += gate * u);
         }
     }
+
+    /// Adds the constants of a row's edit, but those of the block's end.
+    fn add_constants(&self, site: Site, row: &Row, out: &mut [f32]) {
+        for term in terms(row, site).filter(|t| t.v.is_empty() && t.writer != END) {
+            out.iter_mut().zip(&term.u).for_each(|(o, u)| *o += u);
+        }
+    }
+}
+
+/// A constant of this writer is added at the block's end.
+const END: Writer = Writer::Ffn;
+
+/// The terms of a row's edit at a site.
+fn terms<'r>(row: &'r Row, site: Site) -> impl Iterator<Item = &'r RankOne> {
+    let all = row.edit.into_iter().flatten();
+    all.filter(move |t| t.layer == site.layer && t.writer == site.writer)
 }
 
 /// Queries and gates, which lie side by side for each head.
@@ -235,12 +324,14 @@ fn halves(both: &[f32], head_dim: usize) -> (Vec<f32>, Vec<f32>) {
     (queries, gates)
 }
 
-/// gate ← activation(gate) · up
-pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    match activation {
-        Activation::Silu => swish(gate, up),
-        Activation::GeluTanh => gelu(gate, up),
-        Activation::ClampedSwiglu => clamped_swiglu(gate, up),
+impl Activation {
+    /// gate ← activation(gate) · up
+    pub(super) fn gate(self, gate: &mut [f32], up: &[f32]) {
+        match self {
+            Activation::Silu => swish(gate, up),
+            Activation::GeluTanh => gelu(gate, up),
+            Activation::ClampedSwiglu => clamped_swiglu(gate, up),
+        }
     }
 }
 

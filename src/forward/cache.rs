@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::attention::Kv;
 use super::delta::State;
 use super::runner::Row;
+use crate::arch::Block;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -35,15 +36,22 @@ pub(super) fn common_prefix(sequences: &[Vec<u32>]) -> usize {
     others.iter().map(alike).min().unwrap_or(0).min(shortest.saturating_sub(1))
 }
 
-/// Keys and values of a batch: of every layer while generating, else of the current one only. While
-/// generating also the states of delta nets.
+/// Keys and values of a batch: of every layer while generating, else of the current one and of
+/// those that later blocks read. While generating also the states of delta nets.
 pub(super) struct Cache {
     layers: Vec<Kv>,
+    /// By block: which of `layers` holds its keys and values.
+    places: Vec<usize>,
+    /// By block: elements of a row.
+    widths: Vec<usize>,
+    /// By block: whether later blocks read its keys and values.
+    sources: Vec<bool>,
+    /// By block: keys and values of forks, of the current block and of those that later blocks
+    /// read.
+    forks: HashMap<usize, Kv>,
     /// By layer and sequence; `None` where no later pass needs them.
     states: Option<HashMap<(usize, usize), State>>,
     base: HashMap<usize, usize>,
-    /// Elements of a row.
-    width: usize,
     /// Length of the shared prefix, which runs once, as rows of the first sequence.
     alike: usize,
 }
@@ -57,21 +65,31 @@ impl Cache {
         every_layer: bool,
         alike: usize,
     ) -> Cache {
-        let width = model.spec.kv_heads * model.spec.head_dim;
         let mut at = 0;
         let mut base = HashMap::new();
         for s in batch.clone() {
             base.insert(s, at);
             at += sequences[s].len() + more;
         }
-        let layers = if every_layer { model.spec.layers } else { 1 };
-        let kv = |layer: usize| {
-            let attends = !every_layer || model.spec.delta_in(layer).is_none();
-            let n = if attends { at * width } else { 0 };
-            Kv { k: vec![0.0; n], v: vec![0.0; n] }
-        };
-        let states = every_layer.then(HashMap::new);
-        Cache { layers: (0..layers).map(kv).collect(), states, base, width, alike }
+        let (spec, sources) = (&model.spec, model.spec.sources());
+        let widths: Vec<usize> = spec.blocks.iter().map(Block::kv_width).collect();
+        // The first place is that of the current block.
+        let (mut places, mut sizes) = (Vec::new(), vec![0]);
+        for (layer, &width) in widths.iter().enumerate() {
+            let attends = spec.blocks[layer].shares.is_none() && spec.delta_in(layer).is_none();
+            let width = if attends { width } else { 0 };
+            if every_layer || sources[layer] {
+                places.push(sizes.len());
+                sizes.push(width);
+            } else {
+                places.push(0);
+                sizes[0] = width.max(sizes[0]);
+            }
+        }
+        let kv = |width: usize| Kv { k: vec![0.0; at * width], v: vec![0.0; at * width] };
+        let layers = sizes.into_iter().map(kv).collect();
+        let (forks, states) = (HashMap::new(), every_layer.then(HashMap::new));
+        Cache { layers, places, widths, sources, forks, states, base, alike }
     }
 
     /// The rows of a batch's prompts under `edit`; the shared prefix only once.
@@ -92,11 +110,11 @@ impl Cache {
     /// Keeps the keys and values of rows, `[rows, width]`; those of the shared prefix for every
     /// sequence.
     pub fn keep(&mut self, layer: usize, rows: &[Row], k: &[f32], v: &[f32]) {
-        let (width, alike) = (self.width, self.alike);
+        let (width, alike) = (self.widths[layer], self.alike);
         // Only the sequence that runs the shared prefix has a row at position 0.
         let begins = rows.first().filter(|r| r.pos == 0).map(|r| r.base);
         let bases: Vec<usize> = self.base.values().copied().collect();
-        let kv = self.layer(layer);
+        let kv = &mut self.layers[self.places[layer]];
         for (i, row) in rows.iter().enumerate() {
             let to = (row.base + row.pos) * width;
             kv.k[to..to + width].copy_from_slice(&k[i * width..(i + 1) * width]);
@@ -138,8 +156,32 @@ impl Cache {
         })
     }
 
-    pub fn layer(&mut self, layer: usize) -> &mut Kv {
-        let n = self.layers.len();
-        &mut self.layers[layer.min(n - 1)]
+    /// Keeps the keys and values of forks, in the forks' order.
+    pub fn keep_forks(&mut self, layer: usize, kv: Kv) {
+        let sources = &self.sources;
+        self.forks.retain(|&other, _| sources[other]);
+        self.forks.insert(layer, kv);
+    }
+
+    /// The keys and values of a block.
+    pub fn layer(&self, layer: usize) -> &Kv {
+        &self.layers[self.places[layer]]
+    }
+
+    /// The keys and values of the forks that a block ran.
+    pub fn forks(&self, layer: usize) -> &Kv {
+        const NONE: &Kv = &Kv { k: Vec::new(), v: Vec::new() };
+        self.forks.get(&layer).unwrap_or(NONE)
+    }
+
+    /// The keys and values of blocks below `layer` that later blocks read.
+    pub fn into_sources(mut self, layer: usize) -> Vec<(usize, Kv)> {
+        let some = (0..layer).filter(|&source| self.sources[source]);
+        some.map(|source| (source, std::mem::take(&mut self.layers[self.places[source]]))).collect()
+    }
+
+    /// Sets what [`Cache::into_sources`] gave.
+    pub fn set_sources(&mut self, kept: &[(usize, Kv)]) {
+        kept.iter().for_each(|(source, kv)| self.layers[self.places[*source]] = kv.clone());
     }
 }

@@ -8,11 +8,13 @@ use super::block::rms_norm;
 use super::cache::{batches, common_prefix, Cache};
 use super::head::Head;
 use super::matmul::Compute;
-use crate::arch::{DeltaNet, Role, Turn, Writer};
+use super::per_layer::Beside;
+use crate::arch::{Block, DeltaNet, Role, Turn, Writer};
 use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::progress::{Progress, Silent};
+use crate::weights::Matrix;
 
 /// An extra row at `pos` of a sequence, which runs under an edit from the edit's first layer on.
 /// The row shares the keys and values of the earlier tokens. An edit that fires only at `pos` does
@@ -57,9 +59,12 @@ pub trait Tap {
     /// The residual stream after block `layer`.
     fn residual(&mut self, _layer: usize, _rows: &[Row], _x: &[f32], _width: usize) {}
     /// The input of a writer's matrix. Of a routed expert: the rows that chose it, times the
-    /// router's weight; of a shared expert: all rows, times its gate if it has one. The matrix times
-    /// `x`, and its bias times the router's weight, are what is added to the residual stream.
+    /// router's weight and the expert's factor; of a shared expert: all rows, times its gate if it
+    /// has one. The matrix times `x`, and its bias times the router's weight, are what is added to
+    /// the residual stream, or to what [`Tap::norm_behind`] sees.
     fn writer_input(&mut self, _site: Site, _rows: &[Row], _x: &[f32], _width: usize) {}
+    /// The input of a norm between writers and the residual stream, `[rows, hidden]`.
+    fn norm_behind(&mut self, _layer: usize, _norm: Role, _rows: &[Row], _y: &[f32]) {}
     /// How many tokens of a shared prefix may run once for all sequences of a batch. The tap then
     /// sees these rows of the first sequence only.
     fn shared(&self) -> usize {
@@ -85,31 +90,6 @@ pub struct Generated {
     pub first: Vec<f32>,
 }
 
-/// The states of sequences below some block.
-pub struct Begun {
-    sequences: Vec<Vec<u32>>,
-    layer: usize,
-    /// By batch: its sequences, the length of their shared prefix, and the states of its rows.
-    parts: Vec<(std::ops::Range<usize>, usize, Vec<f32>)>,
-}
-
-impl Begun {
-    /// The sequences.
-    pub fn sequences(&self) -> &[Vec<u32>] {
-        &self.sequences
-    }
-
-    /// The block that is to run next.
-    pub fn layer(&self) -> usize {
-        self.layer
-    }
-
-    /// Bytes of the states.
-    pub fn bytes(&self) -> usize {
-        self.parts.iter().map(|(_, _, states)| 4 * states.len()).sum()
-    }
-}
-
 /// Runs a model over sequences.
 pub struct Runner<'m> {
     pub(super) model: &'m Model,
@@ -117,7 +97,7 @@ pub struct Runner<'m> {
     pub(super) edit: Option<&'m Edit>,
     progress: &'m dyn Progress,
     /// Bytes that activations and caches may take.
-    memory: usize,
+    pub(super) memory: usize,
 }
 
 impl<'m> Runner<'m> {
@@ -164,9 +144,9 @@ impl<'m> Runner<'m> {
                 if shared == 0 { 0 } else { common_prefix(&sequences[batch.clone()]).min(shared) };
             let mut cache = Cache::new(self.model, sequences, &batch, 0, false, alike);
             let rows = cache.rows(sequences, &batch, self.edit);
-            let hidden = self.embed(&rows, |r| sequences[r.seq][r.pos])?;
-            let (rows, hidden) =
-                self.pass(rows, hidden, 0..self.model.spec.layers, &inside, &mut cache, tap)?;
+            let blocks = 0..self.model.spec.layers;
+            let entry = self.embed(&rows, |r| sequences[r.seq][r.pos])?;
+            let (rows, hidden) = self.pass(rows, entry, blocks, &inside, &mut cache, tap)?;
             let hidden = self.normed(&hidden)?;
             let places: HashMap<(usize, usize), usize> = rows
                 .iter()
@@ -189,68 +169,6 @@ impl<'m> Runner<'m> {
         Ok(out)
     }
 
-    /// Runs all sequences through the blocks below `layer`; [`Runner::resume`] goes on from there.
-    /// An edit of block `layer` or a later one changes nothing below.
-    ///
-    /// # Errors
-    /// As [`Runner::run`].
-    pub fn begin(&self, sequences: Vec<Vec<u32>>, layer: usize) -> Result<Begun> {
-        self.check(&sequences, 0)?;
-        let limit = (self.memory / self.bytes_per_row()).max(1);
-        let mut parts = Vec::new();
-        for batch in batches(sequences.len(), |s| sequences[s].len(), limit) {
-            let alike = common_prefix(&sequences[batch.clone()]);
-            let mut cache = Cache::new(self.model, &sequences, &batch, 0, false, alike);
-            let rows = cache.rows(&sequences, &batch, self.edit);
-            let hidden = self.embed(&rows, |r| sequences[r.seq][r.pos])?;
-            let (_, hidden) = self.pass(rows, hidden, 0..layer, &[], &mut cache, &mut ())?;
-            parts.push((batch, alike, hidden));
-        }
-        Ok(Begun { sequences, layer, parts })
-    }
-
-    /// Runs `begun` on through the blocks below `layer`, as [`Runner::begin`] would have from the
-    /// start.
-    ///
-    /// # Errors
-    /// As [`Runner::run`].
-    pub fn advance(&self, begun: &Begun, layer: usize) -> Result<Begun> {
-        let part = |(batch, alike, hidden): &(std::ops::Range<usize>, usize, Vec<f32>)| {
-            let mut cache = Cache::new(self.model, &begun.sequences, batch, 0, false, *alike);
-            let rows = cache.rows(&begun.sequences, batch, self.edit);
-            let blocks = begun.layer..layer;
-            let (_, hidden) =
-                self.pass(rows, hidden.clone(), blocks, &[], &mut cache, &mut ())?;
-            Ok((batch.clone(), *alike, hidden))
-        };
-        let parts = begun.parts.iter().map(part).collect::<Result<_>>()?;
-        Ok(Begun { sequences: begun.sequences.clone(), layer, parts })
-    }
-
-    /// Runs the rest of the blocks, as [`Runner::run`] would have from the start. A wanted position
-    /// that all sequences share is that of the first one.
-    ///
-    /// # Errors
-    /// As [`Runner::run`].
-    pub fn resume(&self, begun: &Begun, wanted: &[(usize, usize)]) -> Result<Vec<f32>> {
-        let (d, blocks) = (self.model.spec.hidden, begun.layer..self.model.spec.layers);
-        let mut out = vec![0.0f32; wanted.len() * d];
-        for (batch, alike, hidden) in &begun.parts {
-            let mut cache = Cache::new(self.model, &begun.sequences, batch, 0, false, *alike);
-            let rows = cache.rows(&begun.sequences, batch, self.edit);
-            let (rows, hidden) =
-                self.pass(rows, hidden.clone(), blocks.clone(), &[], &mut cache, &mut ())?;
-            let places: HashMap<(usize, usize), usize> =
-                rows.iter().enumerate().map(|(at, r)| ((r.seq, r.pos), at)).collect();
-            for (i, &(seq, pos)) in wanted.iter().enumerate().filter(|(_, w)| batch.contains(&w.0))
-            {
-                let at = places[&(if pos < *alike { batch.start } else { seq }, pos)];
-                out[i * d..(i + 1) * d].copy_from_slice(&hidden[at * d..(at + 1) * d]);
-            }
-        }
-        self.normed(&out)
-    }
-
     /// Continues every sequence greedily by at most `max_new` tokens, until `is_end`.
     ///
     /// # Errors
@@ -267,7 +185,9 @@ impl<'m> Runner<'m> {
         let mut out = vec![Generated::default(); sequences.len()];
         // A row of a generating sequence keeps its keys and values in every layer.
         let delta_nets = (0..spec.layers).filter(|&l| spec.delta_in(l).is_some()).count();
-        let cached = spec.kv_heads * spec.head_dim * 2 * 4 * (spec.layers - delta_nets);
+        let keeps = |&l: &usize| spec.delta_in(l).is_none() && spec.blocks[l].shares.is_none();
+        let cached: usize =
+            (0..spec.layers).filter(keeps).map(|l| spec.blocks[l].kv_width() * 2 * 4).sum();
         let row = self.bytes_per_row() + cached;
         let limit = (self.memory / row).max(1);
         // A sequence's states, in rows.
@@ -287,9 +207,9 @@ impl<'m> Runner<'m> {
                         .copied()
                         .unwrap_or_else(|| out[r.seq].tokens[r.pos - prompt.len()])
                 };
-                let hidden = self.embed(&rows, token)?;
+                let entry = self.embed(&rows, token)?;
                 let (run, hidden) =
-                    silent.pass(rows, hidden, 0..spec.layers, &[], &mut cache, &mut ())?;
+                    silent.pass(rows, entry, 0..spec.layers, &[], &mut cache, &mut ())?;
                 // The last row of each sequence tells its next token.
                 let last: Vec<usize> = (0..run.len())
                     .filter(|&i| run.get(i + 1).is_none_or(|next| next.seq != run[i].seq))
@@ -324,7 +244,7 @@ impl<'m> Runner<'m> {
     }
 
     /// No text may be empty. With its answer it may not be longer than the model's context.
-    fn check(&self, sequences: &[Vec<u32>], more: usize) -> Result<()> {
+    pub(super) fn check(&self, sequences: &[Vec<u32>], more: usize) -> Result<()> {
         let context = match self.model.spec.context {
             0 => usize::MAX,
             n => n,
@@ -344,35 +264,44 @@ impl<'m> Runner<'m> {
         Ok(())
     }
 
-    fn bytes_per_row(&self) -> usize {
+    pub(super) fn bytes_per_row(&self) -> usize {
         let s = &self.model.spec;
         // The router's logits, and where it sends a row.
         let routed = s.experts.as_ref().map_or(0, |e| e.count + 4 * e.used);
         // A product of gate and up is there until it is split.
         let alternating = s.experts.as_ref().filter(|e| e.alternating).map_or(0, |e| 2 * e.ffn);
-        let split = if s.fused_gate_up { s.ffn } else { alternating };
+        let split = if s.fused_gate_up { s.widest_ffn() } else { alternating };
         let queries = if s.gated_attention { 4 } else { 2 };
-        let attention = queries * s.heads * s.head_dim + 4 * s.kv_heads * s.head_dim;
+        let kv = s.blocks.iter().map(Block::kv_width).max().unwrap_or(0);
+        let attention = queries * s.widest_heads() + 4 * kv;
         let delta = s.delta.as_ref().map_or(0, |d| d.channels() + 3 * d.values());
+        // Kept over the blocks: keys and values that later blocks read, and per-layer inputs.
+        let sources = s.sources().into_iter().zip(&s.blocks).filter(|(source, _)| *source);
+        let kept = sources.map(|(_, b)| 2 * b.kv_width()).sum::<usize>()
+            + s.per_layer.map_or(0, |p| (s.layers + 2) * p.width);
+        // The two sums of layers that stand side by side.
+        let beside = s.experts.as_ref().filter(|e| e.parallel).map_or(0, |_| 2 * s.hidden);
         4 * (3 * s.hidden + attention.max(delta) + 3 * s.widest_ffn() + split + routed)
+            + 4 * (kept + beside)
     }
 
     /// Final states after the last norm, as the head takes them.
-    fn normed(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+    pub(super) fn normed(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         Ok(rms_norm(hidden, &self.model.output_norm()?, self.model.spec.norm_eps))
     }
 
-    /// Runs `rows` with their states, `[rows, hidden]`, through some blocks. Forks join as rows at
-    /// the first layer of their edit. Returns all rows and their states.
-    fn pass<'e>(
+    /// Runs `rows` through some blocks. Forks join as rows at the first layer of their edit. Returns
+    /// all rows and their states.
+    pub(super) fn pass<'e>(
         &self,
         mut rows: Vec<Row<'e>>,
-        mut hidden: Vec<f32>,
+        entry: Entry,
         blocks: std::ops::Range<usize>,
         forks: &[(usize, &Fork<'e>)],
         cache: &mut Cache,
         tap: &mut dyn Tap,
     ) -> Result<(Vec<Row<'e>>, Vec<f32>)> {
+        let Entry { mut hidden, mut beside } = entry;
         let spec = &self.model.spec;
         let d = spec.hidden;
         let plain = rows.len();
@@ -392,6 +321,7 @@ impl<'m> Runner<'m> {
                     let parent = index[&(f.seq, f.pos)];
                     rows.push(Row { fork: Some(at), edit: Some(f.edit), ..rows[parent] });
                     hidden.extend_from_within(parent * d..(parent + 1) * d);
+                    beside.fork(parent);
                 }
             }
             self.compute.work().block(rows.len(), spec.layers);
@@ -399,7 +329,7 @@ impl<'m> Runner<'m> {
                 let mixed = self.delta_net(net, layer, &rows, plain, &hidden, cache)?;
                 (Writer::Delta, mixed)
             } else {
-                let turn = match spec.attends[layer].turn {
+                let turn = match spec.blocks[layer].turn {
                     Turn::Global => Some((&spec.rope, &global)),
                     Turn::Local => spec.local_rope.as_ref().zip(local.as_ref()),
                     Turn::Still => None,
@@ -409,15 +339,22 @@ impl<'m> Runner<'m> {
             };
             self.write(layer, writer, &rows, &mixed, &mut hidden, tap)?;
             drop(mixed);
-            let normed = self.read(Role::FfnNorm, layer, &hidden)?;
             match spec.experts.as_ref().filter(|_| spec.is_sparse(layer)) {
-                Some(experts) => self.mixture(layer, experts, &rows, &normed, &mut hidden, tap)?,
+                Some(experts) if experts.parallel => {
+                    self.side_by_side(layer, experts, &rows, &mut hidden, tap)?;
+                }
+                Some(experts) => {
+                    let normed = self.read(Role::FfnNorm, layer, &hidden)?;
+                    self.mixture(layer, experts, &rows, &normed, &mut hidden, tap)?;
+                }
                 None => {
+                    let normed = self.read(Role::FfnNorm, layer, &hidden)?;
                     let gated = self.feed_forward(layer, &normed, rows.len())?;
                     drop(normed);
                     self.write(layer, Writer::Ffn, &rows, &gated, &mut hidden, tap)?;
                 }
             }
+            self.end(layer, &rows, &beside, &mut hidden)?;
             if !hidden.par_iter().all(|x| x.is_finite()) {
                 return Err(Error::Model(format!(
                     "{}: block {layer} gives numbers that are not finite; the weights are \
@@ -435,24 +372,38 @@ impl<'m> Runner<'m> {
         Ok((rows, hidden))
     }
 
-    fn embed(&self, rows: &[Row], token: impl Fn(&Row) -> u32) -> Result<Vec<f32>> {
+    pub(super) fn embed(&self, rows: &[Row], token: impl Fn(&Row) -> u32) -> Result<Entry> {
         let embedding = self.model.embedding()?;
-        let mut out = vec![0.0f32; rows.len() * embedding.cols];
-        for (row, out) in rows.iter().zip(out.chunks_exact_mut(embedding.cols)) {
-            let token = token(row) as usize;
-            if token >= embedding.rows {
-                return Err(Error::Model(format!(
-                    "token {token} is outside of the model's vocabulary of {}; the tokenizer \
-                     belongs to another model",
-                    embedding.rows
-                )));
-            }
-            embedding.decode_row(token, out);
+        let tokens: Vec<u32> = rows.iter().map(token).collect();
+        let mut hidden = vec![0.0f32; rows.len() * embedding.cols];
+        for (&token, out) in tokens.iter().zip(hidden.chunks_exact_mut(embedding.cols)) {
+            self.token(token, &embedding, out)?;
         }
         let scale = self.model.spec.scales.embedding;
         if scale != 1.0 {
-            out.iter_mut().for_each(|x| *x *= scale);
+            hidden.iter_mut().for_each(|x| *x *= scale);
         }
-        Ok(out)
+        let beside = self.beside(&tokens, &hidden)?;
+        Ok(Entry { hidden, beside })
     }
+
+    /// Decodes a token's row of a table of embeddings.
+    pub(super) fn token(&self, token: u32, table: &Matrix, out: &mut [f32]) -> Result<()> {
+        if token as usize >= table.rows {
+            return Err(Error::Model(format!(
+                "token {token} is outside of the model's vocabulary of {}; the tokenizer belongs \
+                 to another model",
+                table.rows
+            )));
+        }
+        table.decode_row(token as usize, out);
+        Ok(())
+    }
+}
+
+/// What rows enter the first of their blocks with.
+pub(super) struct Entry {
+    /// Their states, `[rows, hidden]`.
+    pub hidden: Vec<f32>,
+    pub beside: Beside,
 }

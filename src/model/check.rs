@@ -26,17 +26,24 @@ impl Model {
                 },
             ));
         }
-        let (d, q, kv) = (s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim);
-        // Beside each head's query, its gate.
-        let queries = if s.gated_attention { 2 * q } else { q };
-        let norm_widths = match s.qk_norm {
-            QkNorm::Whole => (q, kv),
-            _ => (s.head_dim, s.head_dim),
-        };
-        for layer in 0..s.layers {
+        let d = s.hidden;
+        let per_layer = s.per_layer.map_or(0, |p| p.width);
+        for (layer, block) in s.blocks.iter().enumerate() {
+            let (q, kv) = (s.heads * block.head_dim, block.kv_width());
+            // Beside each head's query, its gate.
+            let queries = if s.gated_attention { 2 * q } else { q };
+            let norm_widths = match s.qk_norm {
+                QkNorm::Whole => (q, kv),
+                _ => (block.head_dim, block.head_dim),
+            };
             let delta = s.delta_in(layer);
-            let fused = delta.is_none() && self.has(Role::AttnQkv, layer)?;
-            for role in s.roles(layer) {
+            let roles = s.roles(layer);
+            let fused = roles.contains(&Role::AttnQkv) && self.has(Role::AttnQkv, layer)?;
+            for role in roles {
+                if role == Role::OutputScale {
+                    self.output_scale(layer)?;
+                    continue;
+                }
                 let separate = [Role::AttnQ, Role::AttnK, Role::AttnV].contains(&role);
                 if role.is_experts() || (separate && fused) || (role == Role::AttnQkv && !fused) {
                     continue;
@@ -46,9 +53,11 @@ impl Model {
                     Role::AttnK | Role::AttnV => (kv, d),
                     Role::AttnQkv => (queries + 2 * kv, d),
                     Role::AttnOutput => (d, q),
-                    Role::FfnGate | Role::FfnUp => (s.ffn, d),
-                    Role::FfnGateUp => (2 * s.ffn, d),
-                    Role::FfnDown => (d, s.ffn),
+                    Role::FfnGate | Role::FfnUp => (block.ffn, d),
+                    Role::FfnGateUp => (2 * block.ffn, d),
+                    Role::FfnDown => (d, block.ffn),
+                    Role::PerLayerGate => (per_layer, d),
+                    Role::PerLayerOutput => (d, per_layer),
                     Role::AttnQNorm => (norm_widths.0, 0),
                     Role::AttnKNorm => (norm_widths.1, 0),
                     Role::AttnSinks => (s.heads, 0),
@@ -70,6 +79,13 @@ impl Model {
             if let Some(experts) = s.experts.as_ref().filter(|_| s.is_sparse(layer)) {
                 self.check_experts(layer, experts)?;
             }
+        }
+        if let Some(p) = s.per_layer {
+            let [table, projection, norm] = self.names.per_layer();
+            let all = p.width.saturating_mul(s.layers);
+            self.expect(&table, p.vocab, all)?;
+            self.expect(&projection, all, d)?;
+            self.expect_len(&norm, self.per_layer_norm()?.len(), p.width)?;
         }
         self.expect(&self.names.embedding(), s.vocab, d)?;
         if !s.tied {
@@ -98,6 +114,7 @@ impl Model {
             return false;
         };
         let mut roles = self.spec.roles(layer);
+        roles.extend(self.spec.unread(layer));
         if self.spec.experts.is_some() {
             // In a model with experts, a block may have a feed-forward layer where experts are
             // expected, or the reverse. The error then names the tensor that is missing, not the
@@ -127,7 +144,8 @@ impl Model {
                 // The decoder would leave out an expert beyond the router's, and in most models
                 // biases of experts. Some packers write biases of zeros, which may be left out.
                 let applied = || {
-                    let exists = match own.split('.').nth(2).map(str::parse::<usize>) {
+                    let inside = own.strip_prefix(moe[0]).and_then(|own| own.split('.').nth(1));
+                    let exists = match inside.map(str::parse::<usize>) {
                         Some(Ok(n)) => experts.is_some_and(|e| n < e.count),
                         _ => experts.is_some(),
                     };
@@ -139,7 +157,7 @@ impl Model {
                     (
                         Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp | Role::ExpertDown,
                         _,
-                    ) => is_in(own, &format!("{moe}.experts")) && applied(),
+                    ) => is_in(own, moe[0]) && applied(),
                     (_, module) if r.ending().is_empty() => rest == module,
                     (_, module) if r.is_vector() => own == module && last == "weight",
                     (_, module) => is_in(own, &module) && (!r.is_experts() || applied()),

@@ -155,6 +155,53 @@ impl Model {
         self.matrix_named(&self.names.embedding())
     }
 
+    /// The factor of the whole residual stream after block `layer`; 1 if the block has none.
+    ///
+    /// # Errors
+    /// The tensor can't be read, or doesn't hold one number other than 0.
+    pub fn output_scale(&self, layer: usize) -> Result<f32> {
+        if !self.spec.output_scale {
+            return Ok(1.0);
+        }
+        let name = self.name(Role::OutputScale, layer);
+        match self.vector_named(&name)?.as_deref() {
+            None => Ok(1.0),
+            Some(&[scale]) if scale.is_finite() && scale != 0.0 => Ok(scale),
+            Some(found) => Err(Error::Model(format!(
+                "{}: tensor {name} holds {found:?}, expected one number other than 0",
+                self.path()
+            ))),
+        }
+    }
+
+    /// The factor of each expert's output in block `layer`; `None` if the block has none.
+    ///
+    /// # Errors
+    /// The tensor can't be read.
+    pub fn expert_scales(&self, layer: usize) -> Result<Option<Vec<f32>>> {
+        self.vector_named(&self.name(Role::ExpertScale, layer))
+    }
+
+    /// The table of per-layer embeddings, `[tokens, layers * width]`, and the matrix that projects
+    /// a token's embedding to the same width.
+    ///
+    /// # Errors
+    /// A tensor is missing or can't be read.
+    pub fn per_layer(&self) -> Result<[Matrix<'_>; 2]> {
+        let [table, projection, _] = self.names.per_layer();
+        Ok([self.matrix_named(&table)?, self.matrix_named(&projection)?])
+    }
+
+    /// The weight of the norm of projected embeddings, `[width]`.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read.
+    pub fn per_layer_norm(&self) -> Result<Vec<f32>> {
+        let [_, _, name] = self.names.per_layer();
+        let stored = self.vector_named(&name)?.ok_or_else(|| self.missing(&name))?;
+        Ok(self.with_norm_offset(stored))
+    }
+
     /// The final norm's weight, `[hidden]`.
     ///
     /// # Errors

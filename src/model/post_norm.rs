@@ -1,4 +1,4 @@
-//! The norm and the factor between a writer's matrix and the residual stream.
+//! The norms and the factors between a writer's matrix and the residual stream.
 
 use super::Model;
 use crate::arch::Writer;
@@ -9,27 +9,36 @@ use crate::error::Result;
 const RIDGE: f64 = 0.01;
 
 /// The map from a writer's product y = W x to what is added to the residual stream: factor · w ⊙ y
-/// / rms(y) with a norm of weight w, and factor · y without a norm.
+/// / rms(y) with a norm of weight w, and factor · y without a norm. Of two norms, one behind the
+/// other, w is the product of the weights, and rms(y) the product of what the norms divide by.
 #[derive(Clone, Debug)]
 pub struct PostNorm {
     /// The norm's weight w, `[hidden]`.
     norm: Option<Vec<f32>>,
-    /// Factor of the residual stream, [`Scales::residual`](crate::arch::Scales::residual).
+    /// [`Scales::residual`](crate::arch::Scales::residual), times the factor of the whole stream
+    /// at the block's end.
     factor: f32,
 }
 
 impl Model {
-    /// The norm and factor after a writer. `None` if its product is added to the residual stream
+    /// The norms and factors after a writer. `None` if its product is added to the residual stream
     /// unchanged.
     ///
     /// # Errors
-    /// The norm's weight is missing or can't be read.
+    /// A norm's weight is missing or can't be read.
     pub fn post_norm(&self, layer: usize, writer: Writer) -> Result<Option<PostNorm>> {
-        let (after, factor) = (self.spec.norms.after(), self.spec.scales.residual);
-        if !after && factor == 1.0 {
+        let factor = self.spec.scales.residual * self.output_scale(layer)?;
+        let mut norm: Option<Vec<f32>> = None;
+        for role in self.spec.post_norms(layer, writer) {
+            let mut weight = self.norm(*role, layer)?;
+            if let Some(inner) = norm {
+                weight.iter_mut().zip(inner).for_each(|(w, inner)| *w *= inner);
+            }
+            norm = Some(weight);
+        }
+        if norm.is_none() && factor == 1.0 {
             return Ok(None);
         }
-        let norm = if after { Some(self.norm(writer.post_norm(), layer)?) } else { None };
         Ok(Some(PostNorm { norm, factor }))
     }
 }
@@ -43,7 +52,7 @@ impl PostNorm {
 
     /// The direction along which a product is read: factor · w ⊙ `unit`. The dot product of this
     /// direction with y, divided by rms(y) if there is a norm, is what y adds along `unit` in the
-    /// residual stream.
+    /// residual stream after the block.
     pub fn read_direction(&self, unit: &[f32]) -> Vec<f32> {
         let weight = |i: usize| self.norm.as_ref().map_or(1.0, |w| w[i]);
         unit.iter().enumerate().map(|(i, r)| r * weight(i) * self.factor).collect()

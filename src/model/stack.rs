@@ -142,6 +142,13 @@ impl Model {
                 )));
             }
         }
+        if e.parallel {
+            let name = self.name(Role::RouterScale, layer);
+            self.expect_len(&name, self.vector(Role::RouterScale, layer)?.len(), d)?;
+            if let Some(scales) = self.expert_scales(layer)? {
+                self.expect_len(&self.name(Role::ExpertScale, layer), scales.len(), e.count)?;
+            }
+        }
         if e.shared > 0 {
             self.expect(&self.name(Role::SharedGate, layer), e.shared, d)?;
             self.expect(&self.name(Role::SharedUp, layer), e.shared, d)?;

@@ -120,11 +120,10 @@ fn families<'l>(
     settings: &Settings,
     routed: bool,
 ) -> Vec<Vec<Part<'l>>> {
-    // A block has a feed-forward layer or experts, never both.
     use Writer::*;
     let sets: [&[Writer]; 3] = match routed {
         false => [&[Ffn, Shared], &[Attention, Delta], &[Attention, Delta, Ffn, Shared]],
-        true => [&[Experts], &[Shared, Experts], &[Attention, Delta, Shared, Experts]],
+        true => [&[Experts], &[Ffn, Shared, Experts], &[Attention, Delta, Ffn, Shared, Experts]],
     };
     layers.sort_by(|a, b| b.promise().total_cmp(&a.promise()));
     let most = match (&settings.layers, method, settings.method) {
@@ -147,7 +146,10 @@ fn families<'l>(
     };
     let parts = |some: &'l [Layer], set: &[Writer]| -> Vec<Part<'l>> {
         let of = |layer: &'l Layer| {
-            let wanted = layer.ingredients.iter().filter(|i| set.contains(&i.writer));
+            // Among routed experts, a feed-forward layer counts where it stands beside some.
+            let alone = routed && layer.ingredients.iter().all(|i| i.writer != Experts);
+            let fits = move |w: Writer| set.contains(&w) && !(alone && w == Ffn);
+            let wanted = layer.ingredients.iter().filter(move |i| fits(i.writer));
             wanted.map(move |ingredient| Part { layer, ingredient }).collect::<Vec<_>>()
         };
         some.iter().flat_map(of).collect()

@@ -41,7 +41,7 @@ impl Gates {
         let spec = &baseline.evaluator.model.spec;
         let width = match (&spec.experts, routed) {
             (Some(e), true) => e.used * e.ffn,
-            _ => spec.widest_ffn() + spec.heads * spec.head_dim,
+            _ => spec.widest_ffn() + spec.widest_heads(),
         };
         let bytes = train.rows().max(held_out.rows()) * width * 4;
         let at_once = (baseline.evaluator.memory / 2 / bytes.max(1)).max(1);
@@ -53,7 +53,7 @@ impl Gates {
                     (Writer::Experts, Some(e)) => e.count,
                     _ => 1,
                 };
-                if let Some(all) = fit(&of, spec.columns(key.1) / parts, parts)? {
+                if let Some(all) = fit(&of, spec.columns(key.0, key.1) / parts, parts)? {
                     fits.insert(key, all);
                 }
             }
@@ -89,7 +89,8 @@ impl Gates {
         Ok(inputs)
     }
 
-    /// The length of a writer's product where its gate opens; 1 where no norm follows.
+    /// What the norms behind a writer divide its product by where its gate opens; 1 where no norm
+    /// follows.
     pub fn length(&self, layer: usize, writer: Writer) -> f64 {
         self.lengths.get(&(layer, writer)).copied().unwrap_or(1.0)
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::baseline::directions;
 use super::Settings;
+use crate::arch::Spec;
 use crate::compare::same_shape;
 use crate::direction::Direction;
 use crate::edit::Method;
@@ -114,8 +115,10 @@ fn path(evaluator: &Evaluator) -> String {
 fn same_writers(a: &Evaluator, b: &Evaluator) -> bool {
     let (a, b) = (&a.model.spec, &b.model.spec);
     // Delta nets have their columns in another order in GGUF files than in folders.
-    (a.ffn, a.heads * a.head_dim, &a.experts, &a.delta)
-        == (b.ffn, b.heads * b.head_dim, &b.experts, &b.delta)
+    let widths = |s: &Spec| -> Vec<(usize, usize)> {
+        s.blocks.iter().map(|b| (b.ffn, s.heads * b.head_dim)).collect()
+    };
+    (widths(a), &a.experts, &a.delta) == (widths(b), &b.experts, &b.delta)
 }
 
 /// # Errors

@@ -231,6 +231,31 @@ mod tests {
     }
 
     #[test]
+    fn what_gemma_4s_template_is_made_of_renders_as_in_jinja() {
+        // Macros that call themselves, namespaces, maps in order, ranges that count down, methods
+        // of texts and maps.
+        let source = r#"{%- macro show(x) -%}{%- if x is string -%}'{{ x }}'
+            {%- elif x is boolean -%}{{ 'yes' if x else 'no' }}
+            {%- elif x is mapping -%}{
+            {%- for key, value in x | dictsort -%}{{ key }}:{{ show(value) }}
+            {%- if not loop.last %},{% endif %}{%- endfor -%}}
+            {%- elif x is sequence -%}{%- for y in x -%}{{ show(y) }};{%- endfor -%}
+            {%- else -%}{{ x }}{%- endif -%}{%- endmacro -%}
+            {%- macro answer(text) -%}{%- set ns = namespace(all='') -%}
+            {%- for part in text.split('<channel|>') -%}{%- if '<|channel>' in part -%}
+            {%- set ns.all = ns.all + part.split('<|channel>')[0] -%}
+            {%- else -%}{%- set ns.all = ns.all + part -%}{%- endif -%}{%- endfor -%}
+            {{- ns.all | trim -}}{%- endmacro -%}
+            {{- show({'b': [1, 'x'], 'a': {'c': true}}) }}|
+            {{- answer('<|channel>thought
+<channel|> so be it ') }}|
+            {%- for i in range(2, -1, -1) -%}{{ i }}{%- endfor -%}|
+            {{- messages[0].get('tool_calls') or messages[0]['content'] | upper }}|
+            {%- if not enable_thinking | default(false) -%}plain{%- endif -%}"#;
+        assert_eq!(render(source).unwrap(), "{a:{c:yes},b:1;'x';}|so be it|210|HI|plain");
+    }
+
+    #[test]
     fn dates_are_pinned_and_a_wrong_format_is_an_error() {
         assert_eq!(render("{{ strftime_now('%d %b %Y') }}").unwrap(), "01 Jan 2026");
         assert_eq!(

@@ -4,13 +4,15 @@
 use serde::Serialize;
 
 /// The tags that open and close thinking blocks.
-pub const BLOCKS: [(&str, &str); 6] = [
+pub const BLOCKS: [(&str, &str); 7] = [
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel|>analysis", FINAL),
+    // Gemma 4; after the opening tag it writes `thought`.
+    ("<|channel>", "<channel|>"),
 ];
 
 /// What opens the channel of the answer in gpt-oss' format (harmony).

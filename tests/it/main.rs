@@ -13,6 +13,7 @@ mod read {
     mod gguf;
     mod packings;
     mod tokenizer;
+    mod uneven;
 }
 
 /// What is written is whole or absent, differs from the input only where it was patched, and never

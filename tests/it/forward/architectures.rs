@@ -4,22 +4,24 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use refusal_patch::arch::Writer;
+use refusal_patch::arch::{Role, Writer};
 use refusal_patch::edit::{Edit, RankOne};
 use refusal_patch::encoding::Encoding;
 use refusal_patch::forward::{Compute, Fork, Head, Row, Runner, Site, Tap};
-use refusal_patch::model::{Model, Replacement};
+use refusal_patch::model::{Model, Part, Replacement};
 use refusal_patch::num::dot;
 use refusal_patch::progress::Silent;
 use serde_json::Value;
 
 const MEMORY: usize = 1 << 30;
 /// Their activation is GELU, which llama.cpp looks up in a table of 16-bit floats.
-const WITH_GELU: [&str; 3] = ["gemma", "gemma2", "gemma3"];
-const ALL: [&str; 22] = [
+const WITH_GELU: [&str; 5] = ["gemma", "gemma2", "gemma3", "gemma4", "gemma4-moe"];
+const ALL: [&str; 24] = [
     "gemma",
     "gemma2",
     "gemma3",
+    "gemma4",
+    "gemma4-moe",
     "phi3",
     "llama-fused",
     "llama-yarn",
@@ -43,7 +45,8 @@ const ALL: [&str; 22] = [
 /// Without a GGUF file.
 const FOLDERS: [&str; 2] = ["exaone4-windows", "gpt-oss-mxfp4"];
 /// A norm or a factor follows their writers.
-const BEHIND: [&str; 6] = ["gemma2", "gemma3", "olmo2", "granite", "exaone4", "glm4"];
+const BEHIND: [&str; 8] =
+    ["gemma2", "gemma3", "gemma4", "gemma4-moe", "olmo2", "granite", "exaone4", "glm4"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/architectures").join(name)
@@ -178,8 +181,30 @@ fn wave(n: usize, f: f32) -> Vec<f32> {
 }
 
 fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
-    let (u, v) = (wave(model.spec.hidden, 0.7), wave(model.spec.columns(writer), 1.3));
+    let (u, v) = (wave(model.spec.hidden, 0.7), wave(model.spec.columns(layer, writer), 1.3));
     vec![RankOne { layer, writer, u, v }]
+}
+
+/// The writers of a block that hold one matrix.
+fn writers(model: &Model, layer: usize) -> Vec<Writer> {
+    let mut all = model.spec.writers(layer).to_vec();
+    all.retain(|w| *w != Writer::Experts);
+    all
+}
+
+/// A writer's tensors with an edit added.
+fn folded(model: &Model, term: &RankOne) -> Vec<Replacement> {
+    let new = |part: Part| {
+        let (mut bytes, mut row) = (Vec::new(), vec![0.0f32; part.stack.shape().1]);
+        for (w, v) in part.stack.iter().zip(part.gate(&term.v).chunks_exact(row.len())) {
+            for (i, u) in term.u.iter().enumerate() {
+                w.decode_row(i, &mut row);
+                bytes.extend(row.iter().zip(v).flat_map(|(x, v)| (x + u * v).to_le_bytes()));
+            }
+        }
+        Replacement { tensor: part.tensor, encoding: Some(Encoding::F32), bytes }
+    };
+    model.parts(term.layer, term.writer).unwrap().into_iter().map(new).collect()
 }
 
 #[test]
@@ -187,27 +212,13 @@ fn an_edit_equals_the_edited_weights_under_norms_and_biases_and_of_experts() {
     for name in ALL {
         let tokens = sequences(&golden(name));
         for mut model in both(name) {
-            let sites =
-                [0, 1].map(|layer| model.spec.writers(layer).iter().map(move |w| (layer, *w)));
-            for (layer, writer) in sites.into_iter().flatten() {
+            let layers = [0, 1, model.spec.layers - 1];
+            let all = layers.map(|l| model.spec.writers(l).iter().map(move |w| (l, *w)));
+            for (layer, writer) in all.into_iter().flatten() {
                 let edit = edit(&model, layer, writer);
                 let found = states(&model, Some(&edit), &tokens);
                 let plain = states(&model, None, &tokens);
-                let mut edited = Vec::new();
-                for part in model.parts(layer, writer).unwrap() {
-                    let (mut bytes, mut row) = (Vec::new(), vec![0.0f32; part.stack.shape().1]);
-                    let v = part.gate(&edit[0].v);
-                    for (w, v) in part.stack.iter().zip(v.chunks(row.len())) {
-                        for (i, u) in edit[0].u.iter().enumerate() {
-                            w.decode_row(i, &mut row);
-                            let new = row.iter().zip(v).map(|(x, v)| x + u * v);
-                            bytes.extend(new.flat_map(f32::to_le_bytes));
-                        }
-                    }
-                    let (tensor, encoding) = (part.tensor, Some(Encoding::F32));
-                    edited.push(Replacement { tensor, encoding, bytes });
-                }
-                model.replaced = edited;
+                model.replaced = folded(&model, &edit[0]);
                 let expected = states(&model, None, &tokens);
                 model.replaced.clear();
                 let (off, moved) = (worst(&found, &expected), worst(&plain, &expected));
@@ -217,11 +228,13 @@ fn an_edit_equals_the_edited_weights_under_norms_and_biases_and_of_experts() {
     }
 }
 
-/// The input of a writer of a block, and the residual stream after the block, at one token.
+/// The input of a writer of a block, what its norms read, and the residual stream after the block,
+/// at one token.
 struct Watch {
     at: (usize, Writer),
     pos: usize,
     read: Vec<f32>,
+    normed: Vec<(Role, Vec<f32>)>,
     stream: Vec<f32>,
 }
 
@@ -230,6 +243,12 @@ impl Tap for Watch {
         if (site.layer, site.writer) == self.at {
             let i = rows.iter().position(|r| r.pos == self.pos).unwrap();
             self.read = x[i * width..(i + 1) * width].to_vec();
+        }
+    }
+    fn norm_behind(&mut self, layer: usize, norm: Role, rows: &[Row], y: &[f32]) {
+        if layer == self.at.0 {
+            let i = rows.iter().position(|r| r.pos == self.pos).unwrap();
+            self.normed.push((norm, y.chunks_exact(y.len() / rows.len()).nth(i).unwrap().to_vec()));
         }
     }
     fn residual(&mut self, layer: usize, rows: &[Row], x: &[f32], width: usize) {
@@ -242,15 +261,16 @@ impl Tap for Watch {
 
 #[test]
 fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
-    for name in BEHIND {
+    // In the other model per-layer embeddings read what was written, and write after it.
+    for name in BEHIND.into_iter().filter(|name| *name != "gemma4") {
         let tokens = sequences(&golden(name))[1].clone();
         let [model, _] = both(name);
         let compute = Compute::cpu();
         // The last writer of the block: nothing else of the block moves.
         let (layer, writer) = (1, Writer::Ffn);
         let run = |edit: Option<&Edit>| {
-            let mut watch =
-                Watch { at: (layer, writer), pos: 9, read: Vec::new(), stream: Vec::new() };
+            let (read, normed, stream) = (Vec::new(), Vec::new(), Vec::new());
+            let mut watch = Watch { at: (layer, writer), pos: 9, read, normed, stream };
             let runner = Runner::new(&model, &compute, edit, MEMORY, &Silent);
             runner.run(std::slice::from_ref(&tokens), &[], &[], &mut watch).unwrap();
             watch
@@ -259,13 +279,24 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
         let post_norm = model.post_norm(layer, writer).unwrap().unwrap();
         let (_, w) = model.writer(layer, writer).unwrap();
         let y = compute.matmul(&before.read, 1, &w).unwrap();
-        let rms = (dot(&y, &y) / y.len() as f32).sqrt();
-        // A direction that keeps the product's length; else the norm takes a share back.
+        // What the norms divide by, and directions that change it.
+        let (mut rms, mut inner) = (1.0, vec![1.0; y.len()]);
+        let mut backs: Vec<Vec<f32>> = Vec::new();
+        let norms = model.spec.post_norms(layer, writer);
+        for norm in norms {
+            let (_, read) = before.normed.iter().find(|(role, _)| role == norm).unwrap();
+            rms *= (dot(read, read) / read.len() as f32).sqrt();
+            let weighed: Vec<f32> = read.iter().zip(&inner).map(|(x, w)| x * w).collect();
+            backs.push(post_norm.write_direction(&weighed, 1.0));
+            inner = model.norm(*norm, layer).unwrap();
+        }
+        // A direction that keeps these lengths; else the norms take a share back.
         let mut unit = wave(y.len(), 0.7);
-        if post_norm.has_norm() {
-            let back = post_norm.write_direction(&y, 1.0);
-            let share = dot(&unit, &back) / dot(&back, &back);
-            unit.iter_mut().zip(&back).for_each(|(u, b)| *u -= share * b);
+        for _ in 0..20 {
+            for back in &backs {
+                let share = dot(&unit, back) / dot(back, back);
+                unit.iter_mut().zip(back).for_each(|(u, b)| *u -= share * b);
+            }
         }
         let small: Vec<f32> = unit.iter().map(|u| 0.01 * u).collect();
         let open = dot(&before.read, &before.read);
@@ -276,7 +307,11 @@ fn the_vector_written_for_a_direction_adds_it_after_the_norm() {
             after.stream.iter().zip(&before.stream).map(|(a, b)| (a - b) / 0.01).collect();
         let (off, length) = (worst(&added, &unit), dot(&unit, &unit).sqrt());
         assert!(off < 0.05 * length, "{name}: {off} of {length}");
-        // `read_direction` gives the share of a direction of the stream in the product.
+        // `read_direction` gives the share of a direction of the stream in the product. Without the
+        // product a second norm would divide by something else.
+        if norms.len() > 1 {
+            continue;
+        }
         let seen = dot(&post_norm.read_direction(&unit), &y)
             / if post_norm.has_norm() { rms } else { 1.0 };
         let zero = vec![RankOne {
@@ -325,18 +360,27 @@ fn a_row_says_the_same_alone_after_a_shared_prefix_as_a_fork_and_half_way() {
             .flat_map(|i| runner.run(&texts[i..=i], &[], &[(0, last[i].1)], &mut ()).unwrap())
             .collect();
         // An edit of nothing, from the first block on.
-        let writer = model.spec.writers(0)[0];
-        let (u, v) = (vec![0.0; model.spec.hidden], vec![0.0; model.spec.columns(writer)]);
+        let writer = writers(&model, 0)[0];
+        let (u, v) = (vec![0.0; model.spec.hidden], vec![0.0; model.spec.columns(0, writer)]);
         let nothing = vec![RankOne { layer: 0, writer, u, v }];
         let forks: Vec<Fork> =
             last.iter().map(|&(seq, pos)| Fork { seq, pos, edit: &nothing }).collect();
         let both = runner.run(&texts, &forks, &last, &mut ()).unwrap();
-        let begun = runner.begin(texts.to_vec(), 2).unwrap();
-        let resumed = runner.resume(&begun, &last).unwrap();
         let (together, forked) = both.split_at(alone.len());
-        for (what, found) in [("together", together), ("fork", forked), ("resumed", &resumed)] {
+        for (what, found) in [("together", together), ("fork", forked)] {
             let off = worst(found, &alone);
             assert!(off < 1e-4, "{name}, {what}: {off}");
+        }
+        for layer in 1..model.spec.layers {
+            let begun = runner.begin(texts.to_vec(), layer).unwrap();
+            let off = worst(&runner.resume(&begun, &last).unwrap(), &alone);
+            assert!(off < 1e-4, "{name}, from {layer}: {off}");
+            let at_once = runner.resume(&begun, &last).unwrap();
+            for further in layer + 1..model.spec.layers {
+                let later = runner.advance(&begun, further).unwrap();
+                let found = runner.resume(&later, &last).unwrap();
+                assert_eq!(found, at_once, "{name}, from {layer}, then {further}");
+            }
         }
         let many = runner.generate(&texts, 12, &|_| false).unwrap();
         for (text, of_many) in texts.iter().zip(&many) {
@@ -356,12 +400,18 @@ fn windows_hold_for_forks_and_while_answering() {
         let edit = edit(&model, last, *model.spec.writers(last).last().unwrap());
         let under = |edit| Runner::new(&model, &compute, edit, MEMORY, &Silent);
         let runner = under(None);
-        let forks: Vec<Fork> =
-            (0..3).map(|seq| Fork { seq, pos: tokens[seq].len() - 1, edit: &edit }).collect();
+        // Forks that join at the first block go along with those that join at the last.
+        let writer = writers(&model, 0)[0];
+        let (u, v) = (vec![0.0; model.spec.hidden], vec![0.0; model.spec.columns(0, writer)]);
+        let nothing = vec![RankOne { layer: 0, writer, u, v }];
+        let forks: Vec<Fork> = (0..3)
+            .flat_map(|seq| [(seq, &edit), (seq, &nothing)])
+            .map(|(seq, edit)| Fork { seq, pos: tokens[seq].len() - 1, edit })
+            .collect();
         let found = runner.run(&tokens, &forks, &[], &mut ()).unwrap();
         for (f, found) in forks.iter().zip(found.chunks_exact(model.spec.hidden)) {
             let whole = tokens[f.seq].clone();
-            let expected = under(Some(&edit)).run(&[whole], &[], &[(0, f.pos)], &mut ()).unwrap();
+            let expected = under(Some(f.edit)).run(&[whole], &[], &[(0, f.pos)], &mut ()).unwrap();
             assert!(worst(found, &expected) < 1e-4, "{name}: {}", worst(found, &expected));
         }
         let head = Head::new(&model, &compute).unwrap();

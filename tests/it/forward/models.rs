@@ -150,7 +150,7 @@ fn edit(model: &Model, layer: usize, writer: Writer) -> Edit {
         layer,
         writer,
         u: wave(model.spec.hidden, 0.7),
-        v: wave(model.spec.columns(writer), 1.3),
+        v: wave(model.spec.columns(layer, writer), 1.3),
     }]
 }
 

@@ -139,12 +139,13 @@ fn with_key(dir: &Path, key: &str, value: Value) -> PathBuf {
 #[test]
 fn an_array_of_a_number_for_each_block_is_that_number_where_all_are_equal() {
     let dir = tempfile::tempdir().unwrap();
-    let plain = Model::open(&fixture("organism-broken-Q4_K_M.gguf")).unwrap().spec;
+    let plain = Model::open(&fixture("organism-broken-Q4_K_M.gguf")).unwrap().spec.blocks[0];
     for (key, n) in
         [("feed_forward_length", plain.ffn), ("attention.head_count_kv", plain.kv_heads)]
     {
         let (key, n) = (format!("llama.{key}"), n as u32);
-        let spec = Model::open(&with_key(dir.path(), &key, Value::u32s(&[n; 6]))).unwrap().spec;
+        let spec =
+            Model::open(&with_key(dir.path(), &key, Value::u32s(&[n; 6]))).unwrap().spec.blocks[0];
         assert_eq!((spec.ffn, spec.kv_heads), (plain.ffn, plain.kv_heads));
         let mut all = [n; 6];
         all[4] *= 2;

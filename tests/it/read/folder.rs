@@ -163,14 +163,14 @@ fn every_dialect_of_a_configuration_means_the_same() {
     let reference = format!("{old:?}");
     assert_eq!(format!("{new:?}"), reference);
     assert_eq!(format!("{nested:?}"), reference);
-    assert_eq!((old.rope.theta, old.head_dim, old.arch.as_str()), (5e5, 16, "llama"));
+    assert_eq!((old.rope.theta, old.blocks[0].head_dim, old.arch.as_str()), (5e5, 16, "llama"));
     assert!(old.rope.factors.unwrap()[7] == 8.0);
     let older = spec(with(json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }))).unwrap();
     assert_eq!((older.rope.scale, older.rope.theta), (0.25, 10000.0));
     let dim =
         spec(with(json!({ "model_type": "mistral", "head_dim": 32, "sliding_window": 4096 })))
             .unwrap();
-    assert_eq!((dim.head_dim, dim.context, dim.arch.as_str()), (32, 4096, "llama"));
+    assert_eq!((dim.blocks[0].head_dim, dim.context, dim.arch.as_str()), (32, 4096, "llama"));
     assert_eq!(
         spec(with(json!({ "sliding_window": 4096, "model_type": "qwen2" }))).unwrap().context,
         8192
@@ -187,12 +187,15 @@ fn what_a_configuration_leaves_out_is_as_its_class_has_it() {
         "sliding_window": 1024,
     });
     let s = spec(json!({ "model_type": "gemma3", "text_config": text })).unwrap();
-    assert_eq!((s.heads, s.kv_heads, s.head_dim, s.vocab, s.tied), (8, 4, 256, 262_208, true));
+    assert_eq!(
+        (s.heads, s.blocks[0].kv_heads, s.blocks[0].head_dim, s.vocab, s.tied),
+        (8, 4, 256, 262_208, true)
+    );
     let local = s.local_rope.as_ref().unwrap();
     assert_eq!((s.rope.theta, s.rope.scale, local.theta, local.scale), (1e6, 0.125, 1e4, 1.0));
-    let sees_all = (0..34).filter(|&l| s.attends[l].window.is_none()).collect::<Vec<_>>();
+    let sees_all = (0..34).filter(|&l| s.blocks[l].window.is_none()).collect::<Vec<_>>();
     assert_eq!(sees_all, [5, 11, 17, 23, 29]);
-    assert_eq!(s.attends[0].window, Some(1024));
+    assert_eq!(s.blocks[0].window, Some(1024));
     assert_eq!((s.scales.embedding, s.scales.attention), (2560f32.sqrt(), 0.0625));
     // Phi-3's older name of its rope, and the context that its short factors are for.
     let (short, long) = (vec![1.5; 8], vec![9.0; 8]);
@@ -379,7 +382,7 @@ fn blocks_without_experts_are_read_from_the_configuration() {
     });
     let s = spec(with(more)).unwrap();
     assert_eq!((0..6).filter(|&l| s.is_sparse(l)).collect::<Vec<_>>(), [1, 5]);
-    assert_eq!((s.writers(0), s.ffn), (&[Writer::Attention, Writer::Ffn][..], 96));
+    assert_eq!((s.writers(0), s.blocks[0].ffn), (&[Writer::Attention, Writer::Ffn][..], 96));
     assert_eq!(s.writers(1), [Writer::Attention, Writer::Experts]);
 }
 

@@ -27,7 +27,7 @@ fn wave(n: usize, f: f32, size: f32) -> Vec<f32> {
 /// An edit of all writers of block 1, with expert 1 left alone.
 fn edit_of(model: &Model) -> Edit {
     let term = |&writer: &Writer| {
-        let mut v = wave(model.spec.columns(writer), 1.3, 0.3);
+        let mut v = wave(model.spec.columns(1, writer), 1.3, 0.3);
         if let (Writer::Experts, Some(e)) = (writer, &model.spec.experts) {
             v[e.ffn..2 * e.ffn].fill(0.0);
         }
@@ -199,7 +199,7 @@ fn experts_of_gpt_oss_hold_an_edit_in_mxfp4_and_in_floats_with_a_row_for_each_in
         let part = &model.parts(1, Writer::Experts).unwrap()[0];
         let (u, mut v) = (
             wave(model.spec.hidden, 0.7, 0.05),
-            wave(model.spec.columns(Writer::Experts), 1.3, 1.0),
+            wave(model.spec.columns(1, Writer::Experts), 1.3, 1.0),
         );
         let width = part.stack.shape().1;
         v[width..2 * width].fill(0.0);

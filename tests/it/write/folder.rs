@@ -155,8 +155,9 @@ fn an_adapter_is_read_back_as_it_was_written_and_no_other_models_is() {
         u: vec![0.25; s.hidden],
         v: (0..n).map(|i| i as f32).collect(),
     };
-    let edit: Edit =
-        vec![term(1, Writer::Attention, s.heads * s.head_dim), term(3, Writer::Ffn, s.ffn)];
+    let edit: Edit = [(1, Writer::Attention), (3, Writer::Ffn)]
+        .map(|(l, w)| term(l, w, s.columns(l, w)))
+        .to_vec();
     let base_sha256 = refusal_patch::checkpoint::sha256_checkpoint(&model.file, &Silent).unwrap();
     let sidecar = Sidecar {
         kind: Kind::Lora,

@@ -41,7 +41,7 @@ fn modules(path: &Path) -> (Vec<String>, Vec<String>, String) {
     let model = Model::open(path).unwrap();
     let s = &model.spec;
     let (layer, u) = (2, vec![0.5; s.hidden]);
-    let edit = vec![RankOne { layer, writer: Writer::Ffn, u, v: vec![1.0; s.ffn] }];
+    let edit = vec![RankOne { layer, writer: Writer::Ffn, u, v: vec![1.0; s.blocks[layer].ffn] }];
     let base_sha256 = sha256_checkpoint(&model.file, &Silent).unwrap();
     let (kind, architecture) = (Kind::Lora, "llama".to_string());
     let sidecar =
